@@ -1,0 +1,1 @@
+"""The sweep launcher of ldmlab: one operating-system process per job."""

@@ -1,0 +1,113 @@
+"""The first stage, for every f: a network, a regulariser, and the standardisation of the latent.
+
+State-dict names: official name ↔ `network.` + official name, and `quantize.` ↔ `regulariser.`; `scale` and `shift` are
+ours.
+
+Shape letters: B batch, C channels, H W space.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ldmlab.autoencoders.network import Network
+from ldmlab.autoencoders.regularisers.base import Posterior, Regulariser
+from ldmlab.errors import ConfigError
+
+
+class Reconstruction(NamedTuple):
+    """Result of the training path."""
+
+    image_BCHW: Tensor  # not clamped
+    loss: Tensor  # the regulariser's, weighted, scalar
+    stats: dict[str, Tensor]  # the regulariser's, detached scalars
+    features_BCHW: Tensor  # what the decoder's last convolution read; the adaptive weight needs it
+
+
+class Autoencoder(nn.Module):
+    """Image [-1, 1] ↔ latent of c channels at 1/f of the size.
+
+    The *raw* latent is the regulariser's sample. The latent that leaves `sample`/`encode` and enters `decode` is
+    standardised: z = (raw − shift) · scale, with `shift` 0 and `scale` 1 until `set_scale` (paper App. G). The training
+    path, `forward`, is raw.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, network: Network, regulariser: Regulariser):
+        super().__init__()
+        self.network = network
+        self.regulariser = regulariser
+        self.register_buffer("scale", torch.ones(self.c, 1, 1))
+        self.register_buffer("shift", torch.zeros(self.c, 1, 1))
+
+    @property
+    def f(self) -> int:
+        """Down-sampling factor."""
+        return self.network.f
+
+    @property
+    def c(self) -> int:
+        """Latent channels."""
+        return self.network.c
+
+    @property
+    def last_layer(self) -> nn.Parameter | None:
+        """Weight of the decoder's last convolution; None for identity."""
+        return self.network.last_layer
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether `sample` makes use of noise."""
+        return self.regulariser.stochastic
+
+    def latent_shape(self, resolution: int) -> tuple[int, int, int]:
+        """(c, H, W) for square images of this size. Raises ConfigError when f does not divide it."""
+        if resolution % self.f or resolution < self.f:
+            below, above = resolution // self.f * self.f, -(-resolution // self.f) * self.f
+            valid = f"{below} or {above}" if below else f"{above}"
+            raise ConfigError(
+                f"data.resolution={resolution} is not a multiple of ae's f={self.f}; the nearest that is: {valid}."
+            )
+        return self.c, resolution // self.f, resolution // self.f
+
+    def moments(self, image_BCHW: Tensor) -> Tensor:
+        """What the encoder says: KL mean and log-variance (2c), VQ vectors not yet quantised, identity the image."""
+        return self.network.encode(image_BCHW)
+
+    def sample(self, moments_BCHW: Tensor, noise_BCHW: Tensor | None = None) -> Tensor:
+        """Moments → standardised latent; without noise the posterior's mean."""
+        return (self.regulariser.sample(moments_BCHW, noise_BCHW) - self.shift) * self.scale
+
+    def posterior(self, moments_BCHW: Tensor) -> Posterior:
+        """Mean and variance of the raw latent (for `scale.LatentStatistics`)."""
+        return self.regulariser.posterior(moments_BCHW)
+
+    def encode(self, image_BCHW: Tensor, noise_BCHW: Tensor | None = None) -> Tensor:
+        """Image → standardised latent; without noise the posterior's mean."""
+        return self.sample(self.moments(image_BCHW), noise_BCHW)
+
+    def decode(self, z_BCHW: Tensor) -> Tensor:
+        """Standardised latent → image, not clamped. VQ quantises first."""
+        raw_BCHW = self.regulariser.project(z_BCHW / self.scale + self.shift)
+        return self.network.to_image(self.network.decode_features(raw_BCHW))
+
+    def forward(self, image_BCHW: Tensor, noise_BCHW: Tensor | None = None) -> Reconstruction:
+        """The training path: encode, regularise, decode. The noise has the latent's shape; None takes the mean."""
+        z_BCHW, loss, stats = self.regulariser(self.moments(image_BCHW), noise_BCHW)
+        features_BCHW = self.network.decode_features(z_BCHW)
+        return Reconstruction(self.network.to_image(features_BCHW), loss, stats, features_BCHW)
+
+    def set_scale(self, scale: Tensor | float, shift: Tensor | float = 0.0) -> None:
+        """Set the standardisation: numbers, or tensors of shape [1, 1, 1], [c, 1, 1]; stored per channel and saved with
+        the weights.
+
+        Raises ValueError unless every scale is finite and positive and every shift finite.
+        """
+        for buffer, value in ((self.scale, scale), (self.shift, shift)):
+            new = torch.as_tensor(value, dtype=buffer.dtype, device=buffer.device).expand(buffer.shape)
+            if not new.isfinite().all() or (buffer is self.scale and not (new > 0).all()):
+                raise ValueError(f"latent scale must be finite and positive, and shift finite; got {scale} and {shift}")
+            buffer.copy_(new)

@@ -1,0 +1,39 @@
+"""f = 1: the image is the latent, so pixel-space diffusion is no special case.
+
+Shape letters: B batch, C channels, H W space.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from ldmlab.autoencoders.network import Network
+from ldmlab.errors import ConfigError
+
+
+class IdentityNetwork(Network):
+    """Both directions return their input; f = 1, c = 3, no parameters, nothing to train.
+
+    Raises ConfigError for c other than 3 and for a regulariser that wants other channels (take ae/regulariser=none).
+    """
+
+    f = 1
+
+    def __init__(self, channels_in: Callable[[int], int], c: int = 3):
+        super().__init__()
+        if c != 3:
+            raise ConfigError(f"ae.network.c={c}: the latent of ae=identity is the image, so c is 3.")
+        if channels_in(c) != c:
+            raise ConfigError(
+                f"ae=identity hands over {c} channels, ae.regulariser wants {channels_in(c)}; take ae/regulariser=none."
+            )
+        self.c = c
+
+    def encode(self, image_BCHW: Tensor) -> Tensor:
+        return image_BCHW
+
+    def decode_features(self, z_BCHW: Tensor) -> Tensor:
+        return z_BCHW
+
+    def to_image(self, features_BCHW: Tensor) -> Tensor:
+        return features_BCHW

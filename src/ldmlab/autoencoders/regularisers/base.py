@@ -1,0 +1,59 @@
+"""What every regulariser offers and returns, and the precision they all compute in.
+
+Shape letters: B batch, C channels, H W space.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Regularised(NamedTuple):
+    """Result of a regulariser in training."""
+
+    z_BCHW: Tensor  # what the decoder reads
+    loss: Tensor  # scalar, already weighted, to be added to the total
+    stats: dict[str, Tensor]  # detached scalars to log
+
+
+class Posterior(NamedTuple):
+    """Mean and variance of the latent given the image; a deterministic latent has variance None."""
+
+    mean_BCHW: Tensor
+    variance_BCHW: Tensor | None
+
+
+class Regulariser(nn.Module):
+    """How the encoder's output becomes a latent, and what that costs. One file each; the yaml's `_target_` names it."""
+
+    stochastic: bool  # whether `sample` and `forward` make use of noise
+
+    def channels_in(self, c: int) -> int:
+        """Channels wanted from the encoder for a latent of c channels."""
+        raise NotImplementedError
+
+    def forward(self, h_BCHW: Tensor, noise_BCHW: Tensor | None) -> Regularised:
+        """The training path. Noise is standard normal of the latent's shape; None takes the mean."""
+        raise NotImplementedError
+
+    def sample(self, h_BCHW: Tensor, noise_BCHW: Tensor | None) -> Tensor:
+        """The raw latent, as diffusion sees it before standardisation."""
+        raise NotImplementedError
+
+    def posterior(self, h_BCHW: Tensor) -> Posterior:
+        """Mean and variance of the raw latent."""
+        raise NotImplementedError
+
+    def project(self, z_BCHW: Tensor) -> Tensor:
+        """What the decoder does first with a raw latent."""
+        raise NotImplementedError
+
+    def counts(self, h_BCHW: Tensor) -> Tensor | None:
+        """How often each code is used, int64 [K]; None without a codebook."""
+        return None
+
+
+def widen(x: Tensor) -> Tensor:
+    """At least float32: a KL of large maps and a nearest-code search must not be done in half precision."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

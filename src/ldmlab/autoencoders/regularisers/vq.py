@@ -1,0 +1,102 @@
+"""Vector quantisation with a learned codebook (official taming/modules/vqvae/quantize.py, VectorQuantizer2).
+
+`embedding.weight` here is `quantize.embedding.weight` in the official checkpoints.
+
+Shape letters: B batch, C channels, H W space, M = B·H·W vectors, K codes.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from ldmlab.autoencoders.regularisers.base import Posterior, Regularised, Regulariser, widen
+from ldmlab.errors import ConfigError
+
+BLOCK_ELEMENTS = 1 << 22  # distances held at once in the search: 16 MiB of float32
+
+
+class VQ(Regulariser):
+    """Nearest code in Euclidean distance, straight-through gradient, codebook and commitment terms (means over
+    elements).
+
+    c       latent channels (passed by build, not an option)
+    codes   K, the size of the codebook |Z|
+    beta    the small one of the two terms' weights
+    legacy  True, as all released models: beta multiplies the *codebook* term ‖z_q − sg(z)‖² and the commitment term has
+            weight 1. False, as in the VQ-VAE paper: beta multiplies the *commitment* term ‖sg(z_q) − z‖². The authors
+            call the first a bug that they keep for compatibility
+    weight  multiplies both (official codebook_weight)
+
+    The latent that diffusion sees is the vector *before* quantisation; quantising is the decoder's first step (App. G).
+    """
+
+    stochastic = False
+
+    def __init__(self, c: int, codes: int, beta: float = 0.25, legacy: bool = True, weight: float = 1.0):
+        super().__init__()
+        if codes < 2:
+            raise ConfigError(f"ae.regulariser.codes={codes} must be at least 2.")
+        if beta < 0 or weight < 0:
+            raise ConfigError(f"ae.regulariser.beta={beta} and ae.regulariser.weight={weight} must not be negative.")
+        self.codes, self.beta, self.legacy, self.weight = codes, beta, legacy, weight
+        self.embedding = nn.Embedding(codes, c)
+        nn.init.uniform_(self.embedding.weight, -1 / codes, 1 / codes)
+
+    def channels_in(self, c: int) -> int:
+        """c: the vectors themselves."""
+        return c
+
+    def forward(self, h_BCHW: Tensor, noise_BCHW: Tensor | None = None) -> Regularised:
+        """Quantised vectors with the straight-through gradient, weighted loss, usage and perplexity in this batch."""
+        h_BCHW = widen(h_BCHW)
+        index_BHW = self.indices(h_BCHW)
+        q_BCHW = self.lookup(index_BHW)
+        codebook = (q_BCHW - h_BCHW.detach()).square().mean()
+        commitment = (q_BCHW.detach() - h_BCHW).square().mean()
+        loss = commitment + self.beta * codebook if self.legacy else codebook + self.beta * commitment
+        z_BCHW = h_BCHW + (q_BCHW - h_BCHW).detach()
+        return Regularised(z_BCHW, self.weight * loss, self._stats(index_BHW))
+
+    def sample(self, h_BCHW: Tensor, noise_BCHW: Tensor | None = None) -> Tensor:
+        """The vectors before quantisation."""
+        return h_BCHW
+
+    def posterior(self, h_BCHW: Tensor) -> Posterior:
+        return Posterior(h_BCHW, None)
+
+    def project(self, z_BCHW: Tensor) -> Tensor:
+        """Each vector replaced by its nearest code."""
+        return self.lookup(self.indices(widen(z_BCHW)))
+
+    def indices(self, h_BCHW: Tensor) -> Tensor:
+        """int64 [B, H, W] in 0..K−1."""
+        B, C, H, W = h_BCHW.shape
+        h_MC = h_BCHW.detach().permute(0, 2, 3, 1).reshape(-1, C)
+        with torch.autocast(h_MC.device.type, enabled=False):
+            return nearest(h_MC, widen(self.embedding.weight.detach())).view(B, H, W)
+
+    def counts(self, h_BCHW: Tensor) -> Tensor:
+        """How often each code is used, int64 [K]."""
+        return torch.bincount(self.indices(widen(h_BCHW)).flatten(), minlength=self.codes)
+
+    def lookup(self, index_BHW: Tensor) -> Tensor:
+        """Indices → their codes, [B, C, H, W]."""
+        return self.embedding(index_BHW).permute(0, 3, 1, 2)
+
+    @torch.no_grad()
+    def _stats(self, index_BHW: Tensor) -> dict[str, Tensor]:
+        count_K = torch.bincount(index_BHW.flatten(), minlength=self.codes).float()
+        p_K = count_K / count_K.sum()
+        entropy = -torch.special.xlogy(p_K, p_K).sum()
+        return {"codebook_usage": (count_K > 0).float().mean(), "perplexity": entropy.exp()}
+
+
+def nearest(h_MC: Tensor, code_KC: Tensor) -> Tensor:
+    """Index of the nearest code of each row, int64 [M]. Rows go in blocks, so memory depends on K alone, not on M."""
+    # ‖h − e‖² = ‖h‖² + (‖e‖² − 2 h·e); the first term does not move the minimum
+    norm_K = code_KC.square().sum(1)
+    code_CK = code_KC.t()
+    rows = max(1, BLOCK_ELEMENTS // len(code_KC))
+    blocks = [
+        torch.addmm(norm_K, block_RC, code_CK, alpha=-2).argmin(1) for block_RC in h_MC.to(code_KC.dtype).split(rows)
+    ]
+    return torch.cat(blocks)

@@ -1,0 +1,219 @@
+"""The one place that makes parts from options and checks that they fit each other. Nobody else calls Hydra's instantiate.
+
+Net 3 of the configuration (`config.py` has the first two): resolution against f and the network's levels, conditions against the fields
+that the data really has, batches against ranks.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import nn
+
+from ldmlab.autoencoders.autoencoder import Autoencoder
+from ldmlab.conditioning.class_label import class_index
+from ldmlab.diffusion.denoiser import Denoiser
+from ldmlab.diffusion.objectives import Objective
+from ldmlab.errors import ConfigError, UserError
+from ldmlab.loop import images_at
+from ldmlab.randomness import seed_of
+
+SHAPES = "ldmlab.data.shapes.Shapes"
+
+
+def part(node: DictConfig, **given: Any) -> Any:
+    """One part: its options, plus what follows from other parts. A part's own complaint comes out as it is."""
+    try:
+        made = instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise
+    return made(**given) if node.get("_partial_", False) else made
+
+
+@contextlib.contextmanager
+def seeded(*labels: int | str) -> Iterator[None]:
+    """Initial weights depend on (run seed, part) alone, whatever was built before; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(*labels))
+        yield
+
+
+def dataset(cfg: DictConfig, split: str, cache: Path | None) -> Any:
+    return part(cfg.data, split=split, cache=cache)
+
+
+def shapes(cfg: DictConfig, split: str, cache: Path | None) -> Any:
+    """The generated shapes at the run's resolution: the run's own data when it uses them, else the default set."""
+    if cfg.data["_target_"] == SHAPES:
+        return dataset(cfg, split, cache)
+    from ldmlab.data.shapes import Shapes
+
+    return Shapes(resolution=cfg.data.resolution, split=split, cache=cache)  # type: ignore[arg-type]
+
+
+def autoencoder(cfg: DictConfig) -> Autoencoder:
+    with seeded(cfg.seed, "autoencoder"):
+        node = cfg.ae.regulariser
+        regulariser = part(node, c=cfg.ae.network.c) if node.get("_partial_", False) else part(node)
+        network = part(cfg.ae.network, channels_in=regulariser.channels_in)
+        return Autoencoder(network, regulariser)
+
+
+def first_stage_loss(cfg: DictConfig, classifier: nn.Module | None) -> Any:
+    """`ae.loss` with its parts. `classifier` is the trained shapes classifier, for the perceptual distance that asks for it."""
+    with seeded(cfg.seed, "loss"):
+        node = cfg.ae.loss
+        if needs_classifier(cfg):
+            bare = cast(DictConfig, node.copy())
+            perceptual, bare.perceptual = bare.perceptual, None
+            bare["_partial_"] = True
+            return instantiate(bare, _convert_="all")(perceptual=part(perceptual, classifier=classifier))
+        return part(node)
+
+
+def needs_classifier(cfg: DictConfig) -> bool:
+    """Whether the first stage's perceptual distance looks through the shapes classifier."""
+    perceptual = cfg.ae.loss.perceptual if cfg.ae.loss is not None else None
+    return perceptual is not None and bool(perceptual.get("_partial_", False))
+
+
+def conditioner(cfg: DictConfig, data: Any) -> Any:
+    node = cfg.cond.conditioner
+    return part(node, n_classes=len(data.class_names)) if node.get("_partial_", False) else part(node)
+
+
+def denoiser(cfg: DictConfig, ae: Autoencoder, data: Any) -> Denoiser:
+    with seeded(cfg.seed, "denoiser"):
+        conditions = conditioner(cfg, data)
+        network = part(
+            cfg.ldm.network,
+            in_channels=ae.c + conditions.concat_channels,
+            out_channels=ae.c,
+            context_dim=conditions.context_dim,
+            vector_dim=conditions.vector_dim,
+            latent_size=ae.latent_shape(data.resolution)[1],
+        )
+        return Denoiser(network, conditions)
+
+
+def objective(cfg: DictConfig) -> Objective:
+    return cast(Objective, part(cfg.objective))
+
+
+def sampler(cfg: DictConfig) -> Any:
+    return part(cfg.sampler)
+
+
+def extractor(cfg: DictConfig) -> nn.Module:
+    """The configured feature extractor; one that is trained here comes untrained."""
+    with seeded("extractor"):
+        return cast(nn.Module, part(cfg.eval.extractor))
+
+
+def optimizer(module: nn.Module, fit: DictConfig) -> torch.optim.Optimizer:
+    """AdamW; with weight_decay 0 it is Adam. Learning rate per step comes from the loop."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    fused = bool(parameters) and all(p.device.type in ("cuda", "cpu") for p in parameters)
+    return torch.optim.AdamW(parameters, lr=fit.lr, betas=tuple(fit.betas), weight_decay=fit.weight_decay, fused=fused)
+
+
+# ---- net 3: do the parts fit? --------------------------------------------------------------------------------------------
+
+
+def ranks(cfg: DictConfig) -> int:
+    return int(os.environ.get("WORLD_SIZE", cfg.runtime.processes))
+
+
+def micro_batch(cfg: DictConfig, fit: DictConfig) -> int:
+    """Images per forward pass and rank: the largest divisor of the rank's share that runtime.micro_batch allows."""
+    share = fit.batch_size // ranks(cfg)
+    limit = min(cfg.runtime.micro_batch or share, share)
+    return next(size for size in range(limit, 0, -1) if share % size == 0)
+
+
+def check_fit(cfg: DictConfig, data: Any, val: Any) -> None:
+    """Refuse compositions whose parts do not fit. Networks are made on the meta device: no memory, no time.
+
+    Raises ConfigError naming the option and the way out.
+    """
+    for path in ("ae.fit", "ldm.fit", "eval.extractor_fit"):
+        group, name = path.split(".")
+        fit = cfg[group][name]
+        if fit is not None and fit.batch_size % ranks(cfg):
+            raise ConfigError(
+                f"{path}.batch_size={fit.batch_size} does not divide among {ranks(cfg)} processes; "
+                f"the nearest that does: {max(1, round(fit.batch_size / ranks(cfg))) * ranks(cfg)}."
+            )
+    with torch.device("meta"):
+        ae = autoencoder(cfg)
+        height = ae.latent_shape(data.resolution)[1]
+        if (cfg.ae.fit is None) != (cfg.ae.loss is None):
+            raise ConfigError(
+                "ae.fit and ae.loss go together: a first stage is trained with both or with neither (null)."
+            )
+        conditions = conditioner(cfg, data)
+        for field in conditions.needs:
+            if field not in data.fields:
+                raise ConfigError(
+                    f"cond={_choice(cfg)} needs the field '{field}', but the data has {', '.join(data.fields) or 'no fields'} "
+                    f"beside the image. Use cond=none, or data with '{field}'."
+                )
+        network = denoiser(cfg, ae, data).network
+    divisor = getattr(network, "divisor", 1)
+    if height % divisor:
+        raise ConfigError(
+            f"ldm.network.multipliers={list(cfg.ldm.network.multipliers)} halves the latent {divisor.bit_length() - 1} times, but it is "
+            f"{height}x{height} (data.resolution={data.resolution}, f={ae.f}). "
+            f"Use at most {(height & -height).bit_length()} multipliers, or data.resolution a multiple of {ae.f * divisor}."
+        )
+    if cfg.cond.label is not None:
+        if "label" not in conditions.needs:
+            raise ConfigError("cond.label asks for a class, but this denoiser takes no label. Use cond=class_label.")
+        class_index(cfg.cond.label, data.class_names)
+    chosen = sampler(cfg)
+    schedule = objective(cfg).schedule
+    chosen.times(schedule.T)
+    if chosen.guidance != 1 and not conditions.needs:
+        raise ConfigError(
+            f"sampler.guidance={chosen.guidance} needs a condition to guide with, and cond has none. Use sampler.guidance=1."
+        )
+    if chosen.guidance != 1 and cfg.cond.drop == 0:
+        raise ConfigError(
+            f"sampler.guidance={chosen.guidance} needs a denoiser that also knows the null condition, but cond.drop=0 "
+            "never trains it. Use cond.drop=0.1, or sampler.guidance=1."
+        )
+    if cfg.eval.weights == "ema" and cfg.ldm.fit.ema is None:
+        raise ConfigError("eval.weights=ema, but ldm.fit.ema=null keeps no averaged weights. Use eval.weights=raw.")
+    kept = {1.0, *cfg.ldm.fit.snapshots}
+    for fraction in cfg.eval.at:
+        if fraction not in kept:
+            raise ConfigError(
+                f"eval.at={fraction} is not among ldm.fit.snapshots={sorted(kept)}: no weights are kept there. "
+                f"Add it: ldm.fit.snapshots=[{','.join(str(f) for f in sorted(kept | {fraction}))}]."
+            )
+    if len({images_at(cfg.ldm.fit, f) for f in kept}) < len(kept):
+        raise ConfigError(
+            f"ldm.fit.snapshots={sorted(kept)} name the same step twice: {cfg.ldm.fit.images} images are only "
+            f"{-(-cfg.ldm.fit.images // cfg.ldm.fit.batch_size)} steps. Use fewer snapshots or more images."
+        )
+    from ldmlab.metrics.evaluate import check_metrics
+
+    check_metrics(list(cfg.eval.metrics))
+    if cfg.eval.label_mode == "from_data" and conditions.needs and "label" not in data.fields:
+        raise ConfigError("eval.label_mode=from_data needs data with labels.")
+    if len(val) == 0:
+        raise ConfigError(
+            "the data has no val images; reconstructions cannot be scored. Give data.val_fraction or a val split."
+        )
+
+
+def _choice(cfg: DictConfig) -> str:
+    return str(cfg.cond.conditioner["_target_"]).rpartition(".")[2]

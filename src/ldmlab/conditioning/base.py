@@ -1,0 +1,91 @@
+"""What a condition is, and what a conditioner promises.
+
+Shape letters: B batch, L tokens, D features, C channels, H W space.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Cond:
+    """A batch of conditions in the three forms a network understands; each may be None.
+
+    tokens_BLD: for cross-attention. concat_BCHW: extra input channels, at the latent's size. vector_BD: added to the
+    time embedding.
+    """
+
+    tokens_BLD: Tensor | None = None
+    concat_BCHW: Tensor | None = None
+    vector_BD: Tensor | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is asked."""
+        return self.tokens_BLD is None and self.concat_BCHW is None and self.vector_BD is None
+
+    def cat(self, other: "Cond") -> "Cond":
+        """The two batches one after the other, along B."""
+        return self._with(other, lambda mine, theirs: torch.cat([mine, theirs]))
+
+    def select(self, mask_B: Tensor, other: "Cond") -> "Cond":
+        """`other` where `mask_B` (bool) is true, this one elsewhere, per example."""
+
+        def choose(mine: Tensor, theirs: Tensor) -> Tensor:
+            return torch.where(mask_B.view(-1, *[1] * (mine.dim() - 1)), theirs, mine)
+
+        return self._with(other, choose)
+
+    def repeat(self, n: int) -> "Cond":
+        """Each example n times in a row, along B."""
+        return Cond(*(None if part is None else part.repeat_interleave(n, dim=0) for part in self._parts()))
+
+    def join(self, other: "Cond") -> "Cond":
+        """Both conditions for the same examples: tokens along L, concat along C, vectors added."""
+        return Cond(
+            _both(self.tokens_BLD, other.tokens_BLD, lambda a, b: torch.cat([a, b], dim=1)),
+            _both(self.concat_BCHW, other.concat_BCHW, lambda a, b: torch.cat([a, b], dim=1)),
+            _both(self.vector_BD, other.vector_BD, torch.add),
+        )
+
+    def _parts(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        return self.tokens_BLD, self.concat_BCHW, self.vector_BD
+
+    def _with(self, other: "Cond", combine: Callable[[Tensor, Tensor], Tensor]) -> "Cond":
+        mine, theirs = self._parts(), other._parts()
+        names = ("tokens", "concat", "vector")
+        differing = [n for n, a, b in zip(names, mine, theirs, strict=True) if (a is None) != (b is None)]
+        if differing:
+            raise ValueError(f"two conditions of different kinds: only one of them has {', '.join(differing)}")
+        return Cond(*(None if a is None or b is None else combine(a, b) for a, b in zip(mine, theirs, strict=True)))
+
+
+def _both(mine: Tensor | None, theirs: Tensor | None, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor | None:
+    if mine is None or theirs is None:
+        return theirs if mine is None else mine
+    return combine(mine, theirs)
+
+
+class Conditioner(Protocol):
+    """What each conditioner (an nn.Module) offers.
+
+    needs: batch fields that `forward` reads. context_dim, vector_dim: features of tokens and vector, None without them.
+    concat_channels: channels of the concatenated condition, 0 without one.
+    """
+
+    needs: tuple[str, ...]
+    context_dim: int | None
+    concat_channels: int
+    vector_dim: int | None
+
+    def __call__(self, batch: dict[str, Any]) -> Cond:
+        """The condition of each example of a batch."""
+        ...
+
+    def null(self, batch_size: int, device: torch.device | str) -> Cond:
+        """The condition "nothing asked", in the same form as `forward`'s."""
+        ...

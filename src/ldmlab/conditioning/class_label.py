@@ -1,0 +1,76 @@
+"""Class labels: one learned token per class (the paper's ImageNet models; ClassEmbedder of
+ldm/modules/encoders/modules.py).
+
+Shape letters: B batch, L tokens, D features.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldmlab.conditioning.base import Cond
+from ldmlab.errors import ConfigError, DataError
+
+
+class ClassLabel(nn.Module):
+    """Field "label" → one token [B, 1, dim] for cross-attention; one more learned row, the last, means "no class".
+
+    Args:
+        n_classes: classes of the data set (given by the assembly, never an option).
+        dim: features of the token; 512 in the paper.
+
+    The official guided model counts its null row the same way (1001 rows, row 1000; protocol.md §4).
+    """
+
+    needs = ("label",)
+    concat_channels = 0
+    vector_dim = None
+
+    def __init__(self, n_classes: int, dim: int = 512):
+        super().__init__()
+        if n_classes < 1:
+            raise ConfigError(
+                "cond=class_label needs data with classes, and this data set has none. "
+                "Use cond=none, or data with labels (data=folder: one sub-folder per class)."
+            )
+        if dim < 1:
+            raise ConfigError(f"cond.conditioner.dim must be at least 1; got {dim}.")
+        self.n_classes = n_classes
+        self.context_dim: int | None = dim
+        self.embedding = nn.Embedding(n_classes + 1, dim)
+
+    def forward(self, batch: dict[str, Any]) -> Cond:
+        """Tokens [B, 1, dim] of batch["label"] (int64 [B]).
+
+        Raises DataError for a label outside 0 … n_classes-1, where looking costs nothing: on a CPU. On an accelerator,
+        labels were checked when the data set counted them.
+        """
+        label_B: Tensor = batch["label"]
+        if label_B.device.type == "cpu" and not torch.compiler.is_compiling():
+            low, high = int(label_B.min()), int(label_B.max())
+            if low < 0 or high >= self.n_classes:
+                wrong = low if low < 0 else high
+                raise DataError(
+                    f"label {wrong} of a batch is outside 0 … {self.n_classes - 1}, the classes of this denoiser."
+                )
+        return Cond(tokens_BLD=self.embedding(label_B)[:, None])
+
+    def null(self, batch_size: int, device: torch.device | str) -> Cond:
+        """The learned null token for each example."""
+        null_B = torch.full((batch_size,), self.n_classes, dtype=torch.int64, device=device)
+        return Cond(tokens_BLD=self.embedding(null_B)[:, None])
+
+
+def class_index(label: int | str, class_names: Sequence[str]) -> int:
+    """The class that `cond.label` asks for, by number or by name; ConfigError listing the classes if it is none."""
+    if isinstance(label, str) and label in class_names:
+        return list(class_names).index(label)
+    if isinstance(label, str) and label.isdecimal():
+        label = int(label)
+    if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(class_names):
+        return label
+    shown = [f"{i} {name}" for i, name in enumerate(class_names)]
+    listed = ", ".join(shown) if len(shown) <= 20 else f"{', '.join(shown[:10])}, …, {shown[-1]}"
+    raise ConfigError(f"cond.label={label!r} is not a class of this data set. Give a number or a name: {listed}.")

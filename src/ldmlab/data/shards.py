@@ -1,0 +1,280 @@
+"""Local WebDataset tars as a map-style data set: random access through byte offsets, every shard checked at start.
+
+Shape letters: H W pixels, N images of the split.
+"""
+
+import hashlib
+import json
+import os
+import re
+import threading
+from collections import OrderedDict
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+from ldmlab.data.base import SPLITS, Sample, Split, digest
+from ldmlab.data.files import in_order, sha256_of, workers, write_json
+from ldmlab.data.manifest import NAME, Manifest, ShardRecord, parse_manifest
+from ldmlab.data.progress import progress
+from ldmlab.data.tarindex import index_tar
+from ldmlab.data.transforms import CROP_RULE, center_crop, read_rgb
+from ldmlab.errors import ConfigError, DataError
+
+REMOTE = ("pipe:", "http://", "https://", "s3://")
+
+
+class Shards:
+    """The tars `<split>-*.tar` in a local folder, made by `prepare` (with `manifest.json`) or elsewhere (with
+    `classes.json`).
+
+    With a manifest the shards must be the ones it lists, byte for byte. Without one every shard must be structurally
+    whole and its numbering without gaps; from the second start on (with `cache`) all shards of the first must be there
+    with the same content. A missing first or last shard cannot be noticed at the very first start without a manifest.
+    A shard is read in full when it is new or its size or mtime changed, otherwise its last check counts; `verify` reads
+    everything.
+
+    cache: folder for the index and the hashes; None makes them anew at every start.
+    """
+
+    def __init__(
+        self, root: str, resolution: int, split: Split = "train", flip: bool = True, cache: Path | None = None
+    ):
+        if resolution < 1:
+            raise ConfigError(f"data.resolution={resolution} must be 1 or more.")
+        if split not in SPLITS:
+            raise ConfigError(f"split must be one of {', '.join(SPLITS)}; got {split!r}.")
+        self.root = _folder(root)
+        self.resolution = resolution
+        self.split = split
+        self.flip = flip
+        manifest = read_manifest(self.root)
+        shards = _Check(self.root, split, manifest, cache)()
+        labelled = {shard.labels is not None for shard in shards}
+        if len(labelled) == 2:
+            bare = next(shard.name for shard in shards if shard.labels is None)
+            raise DataError(
+                f"{self.root / bare} has no labels (.cls members), other shards of {split!r} have. Make it again."
+            )
+        self.fields: tuple[str, ...] = ("label",) if labelled == {True} else ()
+        self._names = [shard.name for shard in shards]
+        self._sha256 = [shard.sha256 for shard in shards]
+        self._shard = np.repeat(np.arange(len(shards)), [shard.images for shard in shards])
+        self._offset = np.concatenate([np.array(shard.offsets, dtype=np.int64) for shard in shards])
+        self._size = np.concatenate([np.array(shard.sizes, dtype=np.int64) for shard in shards])
+        self._labels = np.concatenate([np.array(shard.labels or [], dtype=np.int64) for shard in shards])
+        self.class_names = _class_names(self.root, manifest, self._labels) if self.fields else ()
+        self._files = _OpenFiles()
+
+    def __len__(self) -> int:
+        return len(self._offset)
+
+    def __getitem__(self, i: int) -> Sample:
+        file = self.root / self._names[self._shard[i]]
+        try:
+            content = self._files.read(file, int(self._offset[i]), int(self._size[i]))
+            image = center_crop(read_rgb(content), self.resolution)
+        except Exception as error:
+            raise DataError(
+                f"{file}: the picture at byte {self._offset[i]} cannot be read: {error}. Make the shard again."
+            ) from error
+        return {"image": image, "label": int(self._labels[i])} if self.fields else {"image": image}
+
+    def __getitems__(self, indices: list[int]) -> list[Sample]:
+        return [self[i] for i in indices]
+
+    def labels(self) -> np.ndarray:
+        """int64 [N]."""
+        if not self.fields:
+            raise DataError(f"data.root={self.root}: the shards of {self.split!r} have no labels (.cls members).")
+        return self._labels
+
+    def split_record(self) -> dict[str, object]:
+        """How the splits were made, for cards: by the names of the shards."""
+        return {"rule": f"shards named {self.split}-*", "split": self.split, "images": len(self)}
+
+    def fingerprint(self) -> str:
+        """sha256 (hex) over the shards' contents in order, class names, crop rule and resolution."""
+        return digest(
+            {
+                "shards": self._sha256,
+                "class_names": self.class_names,
+                "split": self.split,
+                "crop": CROP_RULE,
+                "resolution": self.resolution,
+            }
+        )
+
+
+class _OpenFiles:
+    """Files opened at their first use in this process; the longest unused is closed when there are too many."""
+
+    LIMIT = 64
+
+    def __init__(self) -> None:
+        self._open: OrderedDict[Path, int] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, file: Path, offset: int, size: int) -> bytes:
+        with self._lock:
+            if file not in self._open:
+                if len(self._open) >= self.LIMIT:
+                    os.close(self._open.popitem(last=False)[1])
+                self._open[file] = os.open(file, os.O_RDONLY)
+            self._open.move_to_end(file)
+            # pread has no shared position, so a forked worker may use the descriptors that it inherits
+            content = os.pread(self._open[file], size, offset)
+        if len(content) != size:
+            raise OSError(f"the file ends {size - len(content)} bytes early")
+        return content
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__()  # type: ignore[misc]
+
+    def __del__(self) -> None:
+        for descriptor in self._open.values():
+            os.close(descriptor)
+
+
+class _Check:
+    """Finds the shards of one split and makes sure that they are what they were."""
+
+    def __init__(self, root: Path, split: Split, manifest: Manifest | None, cache: Path | None):
+        self.root, self.split = root, split
+        self.expected = None if manifest is None else {record.name: record for record in manifest.splits.get(split, [])}
+        place = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:16]
+        self.memory = None if cache is None else Path(cache) / f"shards-{split}-{place}.json"
+
+    def __call__(self) -> list[ShardRecord]:
+        """Records of all shards in order of name; DataError naming the first that is missing, cut off or altered."""
+        remembered = self._recall()
+        names = sorted(self.expected) if self.expected is not None else self._numbered()
+        if not names:
+            there = sorted({name.split("-")[0] for name in _tars(self.root)}) or ["no tar files at all"]
+            raise DataError(
+                f"data.root={self.root} has no shards {self.split}-*.tar; it has {', '.join(there)}. "
+                "Give a folder of WebDataset tars, or make one with src/prepare.py."
+            )
+        if self.expected is None and (lost := sorted(set(remembered) - set(names))):
+            raise DataError(f"{self.root / lost[0]} is missing: it was there before. {self._accept()}")
+        stamps = {name: self._stamp(name) for name in names}
+        jobs = [(name, stamps[name], remembered.get(name)) for name in names]
+        records: list[ShardRecord] = []
+        found = in_order(lambda job: self._one(*job), jobs, workers())
+        new = sum(remembered.get(name, {}).get("stamp") != stamps[name] for name in names)
+        if new:
+            with progress(f"checking {self.root}", len(names), "shards") as advance:
+                for record in found:
+                    records.append(record)
+                    advance(1)
+        else:
+            records = list(found)
+        memory = {name: {"stamp": stamps[name], "record": asdict(r)} for name, r in zip(names, records, strict=True)}
+        if self.memory is not None and memory != remembered:
+            self.memory.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{self.memory}.lock"):
+                write_json(self.memory, memory)
+        return records
+
+    def _one(self, name: str, stamp: list[int], known: dict[str, Any] | None) -> ShardRecord:
+        file = self.root / name
+        before = None if known is None else ShardRecord(**known["record"])
+        wanted = before if self.expected is None else self.expected[name]
+        if wanted is not None and stamp[0] != wanted.bytes:
+            how = "is cut off" if stamp[0] < wanted.bytes else "has grown"
+            raise DataError(f"{file} {how}: {stamp[0]} bytes instead of {wanted.bytes}. {self._accept()}")
+        if known is not None and known["stamp"] == stamp and before is not None and before == wanted:
+            return before
+        sha256 = sha256_of(file)
+        if wanted is not None and sha256 != wanted.sha256:
+            raise DataError(
+                f"{file} was altered: its sha256 is {sha256[:16]}…, not {wanted.sha256[:16]}…. {self._accept()}"
+            )
+        if wanted is not None:
+            return wanted
+        index = index_tar(file)
+        return ShardRecord(name, stamp[0], sha256, index.offsets, index.sizes, index.labels)
+
+    def _accept(self) -> str:
+        if self.expected is not None:
+            return f"Copy it again from where {NAME} came from, or run prepare again into a new folder."
+        return f"Copy it again; if the new content is meant, delete {self.memory} and repeat the command."
+
+    def _stamp(self, name: str) -> list[int]:
+        try:
+            stat = (self.root / name).stat()
+        except FileNotFoundError:
+            raise DataError(f"{self.root / name} is missing. {self._accept()}") from None
+        return [stat.st_size, stat.st_mtime_ns]
+
+    def _numbered(self) -> list[str]:
+        """The tars of the split by file name; DataError when their numbers leave a gap."""
+        names = sorted(name for name in _tars(self.root) if name.startswith(f"{self.split}-"))
+        numbers = {int(found[1]): name for name in names if (found := re.fullmatch(rf"{self.split}-(\d+)\.tar", name))}
+        for number in range(min(numbers, default=0), max(numbers, default=-1)):
+            if number not in numbers:
+                width = len(next(iter(numbers.values()))) - len(f"{self.split}-.tar")
+                lost = self.root / f"{self.split}-{number:0{width}d}.tar"
+                raise DataError(f"{lost} is missing, and shards after it are there. Copy it again.")
+        return names
+
+    def _recall(self) -> dict[str, Any]:
+        if self.memory is None or not self.memory.exists():
+            return {}
+        try:
+            return json.loads(self.memory.read_text())
+        except ValueError as error:
+            raise DataError(f"{self.memory} is damaged: {error}. Delete it: it will be made again.") from error
+
+
+def _tars(root: Path) -> list[str]:
+    return [entry.name for entry in os.scandir(root) if entry.name.endswith(".tar") and not entry.name.startswith(".")]
+
+
+def _folder(root: str) -> Path:
+    if str(root).startswith(REMOTE):
+        raise DataError(
+            f"data.root={root} is remote, and training needs random access. Copy the shards into a local folder; "
+            "ldmlab.data.remote.RemoteShards streams them in your own code."
+        )
+    place = Path(root).expanduser()
+    if not place.is_dir():
+        state = "is a file" if place.exists() else "does not exist"
+        raise DataError(f"data.root={root} {state}. Give the folder that holds the shards (<split>-*.tar).")
+    if not any(place.iterdir()):
+        raise DataError(f"data.root={root} is empty. Give the folder that holds the shards (<split>-*.tar).")
+    return place
+
+
+def read_manifest(root: Path) -> Manifest | None:
+    """The manifest of a prepared folder; None where there is none."""
+    file = root / NAME
+    return parse_manifest(file.read_text(), file) if file.exists() else None
+
+
+def _class_names(root: Path, manifest: Manifest | None, labels: np.ndarray) -> tuple[str, ...]:
+    """From the manifest, else from classes.json, else the numbers themselves."""
+    file = root / "classes.json"
+    highest = int(labels.max())
+    if manifest is not None:
+        names = list(manifest.class_names)
+    elif file.exists():
+        try:
+            names = json.loads(file.read_text())
+        except ValueError as error:
+            raise DataError(
+                f"{file} is not JSON: {error}. It should be a list of class names in label order."
+            ) from error
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise DataError(f"{file} should be a list of class names in label order.")
+    else:
+        names = [str(k) for k in range(highest + 1)]
+    if highest >= len(names):
+        raise DataError(f"data.root={root}: the label {highest} occurs, but there are only {len(names)} class names.")
+    return tuple(names)

@@ -1,0 +1,50 @@
+"""Network and conditioner as the one module that is trained, and the callable that samplers speak to.
+
+Shape letters: B batch, C channels, H W space.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from ldmlab.diffusion.objectives import Objective, Prediction
+
+Denoise = Callable[[Tensor, Tensor, Any], Prediction]  # (z_t [B, C, H, W], t_B whole times, condition) → Prediction
+
+
+class Denoiser(nn.Module):
+    """A network with its conditioner; call it, so that a distributed wrapper sees every gradient.
+
+    Args:
+        network: `forward(z_BCHW, t_B, cond) -> out_BCHW`.
+        conditioner: `forward(batch) -> cond`, `null(batch_size, device) -> cond` (ldmlab.conditioning.base).
+    """
+
+    def __init__(self, network: nn.Module, conditioner: nn.Module):
+        super().__init__()
+        self.network = network
+        self.conditioner: Any = conditioner
+
+    def forward(self, zt_BCHW: Tensor, t_B: Tensor, batch: dict[str, Any], drop_B: Tensor | None = None) -> Tensor:
+        """The network's answer for z_t under the batch's condition; the null one where `drop_B` (bool) is true."""
+        return self.network(zt_BCHW, t_B, self.condition(batch, drop_B))
+
+    def condition(self, batch: dict[str, Any], drop_B: Tensor | None = None) -> Any:
+        """The condition of a batch (`Cond`); dropped per example, as guidance training needs (Ho & Salimans 2022)."""
+        cond = self.conditioner(batch)
+        if drop_B is None:
+            return cond
+        return cond.select(drop_B, self.conditioner.null(len(drop_B), drop_B.device))
+
+
+def denoise_with(denoiser: Denoiser, objective: Objective) -> Denoise:
+    """The callable every sampler and guidance speaks: `denoise(z_t, t_B, cond) -> Prediction(z0, eps)`.
+
+    It takes a ready condition, so that a fixed one is encoded once per image and not once per step.
+    """
+
+    def denoise(zt_BCHW: Tensor, t_B: Tensor, cond: Any) -> Prediction:
+        return objective.prediction(denoiser.network(zt_BCHW, t_B, cond), zt_BCHW, t_B)
+
+    return denoise

@@ -1,0 +1,100 @@
+"""Noise schedules as tables: z_t = alpha(t) z_0 + sigma(t) eps, with alpha² + sigma² = 1.
+
+Times are whole: t = 0 … T-1 are the noisy ones, and t = -1 is the data itself (alpha 1, sigma 0). Tables are float64.
+
+Shape letters: B batch, C channels, H W space, T steps.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ldmlab.errors import ConfigError
+
+
+class Level(NamedTuple):
+    """Signal and noise of one time, float64 numbers."""
+
+    alpha: float
+    sigma: float
+
+
+class Schedule:
+    """A discrete schedule from its betas; beta_t = 1 - alpha_t² / alpha_{t-1}² (Ho et al. 2020; the paper's App. B).
+
+    `alpha_bar_T` is the cumulative product of 1 - beta, what other code calls `alphas_cumprod`; alpha = √alpha_bar.
+    """
+
+    def __init__(self, beta_T: Tensor):
+        self.T = len(beta_T)
+        self.alpha_bar_T = torch.cumprod(1 - beta_T.double(), dim=0)
+        ends = torch.ones(1, dtype=torch.float64)
+        alpha_bar = torch.cat([ends, self.alpha_bar_T])  # place t + 1 holds time t, so that place 0 is the data
+        self._alpha = {torch.device("cpu"): alpha_bar.sqrt()}
+        self._sigma = {torch.device("cpu"): (1 - alpha_bar).sqrt()}
+
+    def alpha(self, t_B: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Signal at times -1 … T-1, [B], on the device of `t_B`."""
+        return self._look_up(self._alpha, t_B).to(dtype)
+
+    def sigma(self, t_B: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Noise at times -1 … T-1, [B], on the device of `t_B`."""
+        return self._look_up(self._sigma, t_B).to(dtype)
+
+    def at(self, t: int) -> Level:
+        """Signal and noise of one time, -1 … T-1, in float64."""
+        if not -1 <= t < self.T:
+            raise ValueError(f"time {t} is outside -1 … {self.T - 1}")
+        cpu = torch.device("cpu")
+        return Level(float(self._alpha[cpu][t + 1]), float(self._sigma[cpu][t + 1]))
+
+    def zt(self, z0_BCHW: Tensor, eps_BCHW: Tensor, t_B: Tensor) -> Tensor:
+        """The noisy latent, in the dtype of `z0_BCHW`."""
+        alpha_B111 = self.alpha(t_B, z0_BCHW.dtype)[:, None, None, None]
+        sigma_B111 = self.sigma(t_B, z0_BCHW.dtype)[:, None, None, None]
+        return alpha_B111 * z0_BCHW + sigma_B111 * eps_BCHW
+
+    def _look_up(self, tables: dict[torch.device, Tensor], t_B: Tensor) -> Tensor:
+        if t_B.device not in tables:  # once per device: a copy to CUDA in each step would wait for the device
+            tables[t_B.device] = tables[torch.device("cpu")].to(t_B.device)
+        return tables[t_B.device][t_B + 1]
+
+
+class LinearSqrtBeta(Schedule):
+    """Betas that are the squares of a linear ramp between √beta_start and √beta_end: the paper's schedule.
+
+    The official code calls it "linear" (make_beta_schedule of ldm/modules/diffusionmodules/util.py; ldm_paper.yaml
+    D16), diffusers "scaled_linear". Raises ConfigError unless 0 < beta_start <= beta_end < 1.
+    """
+
+    def __init__(self, T: int = 1000, beta_start: float = 0.0015, beta_end: float = 0.0195):
+        check_steps(T)
+        if not 0 < beta_start <= beta_end < 1:
+            raise ConfigError(
+                f"objective.schedule needs 0 < beta_start <= beta_end < 1; got beta_start={beta_start}, "
+                f"beta_end={beta_end}."
+            )
+        super().__init__(torch.linspace(beta_start**0.5, beta_end**0.5, T, dtype=torch.float64) ** 2)
+
+
+class Cosine(Schedule):
+    """alpha_bar(t) = cos²((t/T + s) / (1 + s) · π/2), its betas cut at `max_beta` (Nichol & Dhariwal 2021, eq. 17).
+
+    Raises ConfigError unless s >= 0 and 0 < max_beta < 1.
+    """
+
+    def __init__(self, T: int = 1000, s: float = 0.008, max_beta: float = 0.999):
+        check_steps(T)
+        if s < 0 or not 0 < max_beta < 1:
+            raise ConfigError(f"objective.schedule needs s >= 0 and 0 < max_beta < 1; got s={s}, max_beta={max_beta}.")
+        alpha_bar = [math.cos((t / T + s) / (1 + s) * math.pi / 2) ** 2 for t in range(T + 1)]
+        beta_T = [min(1 - alpha_bar[t + 1] / alpha_bar[t], max_beta) for t in range(T)]
+        super().__init__(torch.tensor(beta_T, dtype=torch.float64))
+
+
+def check_steps(T: int) -> None:
+    """ConfigError unless there is at least one noisy time."""
+    if T < 1:
+        raise ConfigError(f"objective.schedule.T must be at least 1; got {T}.")

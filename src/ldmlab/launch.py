@@ -1,0 +1,96 @@
+"""Processes: how a command becomes ranks, and how a rank finds the others.
+
+Training is Accelerate's. What is here: starting `runtime.processes` ranks of the same command (what torchrun does, plus that our
+exit code 85 and a signal pass through unchanged), and the check that Accelerate sees as many ranks as were promised. On a machine
+without a GPU a plain `Accelerator()` under torchrun makes every rank believe that it is alone; two trainings would then write
+into one folder.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from typing import Any
+
+from ldmlab.errors import ConfigError, UserError
+
+
+def under_launcher() -> bool:
+    """Whether this process is one rank of several (torchrun, or `start_ranks` below)."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def start_ranks(processes: int, argv: list[str]) -> int:
+    """Run this command once per rank on this machine; the exit code of the first rank that fails, or 0.
+
+    When one rank ends badly the others are told to stop (SIGTERM), since they would wait for it forever. Signals go to all.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    base = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+    base |= {"LOCAL_WORLD_SIZE": str(processes)}
+    ranks = [
+        subprocess.Popen([sys.executable, *argv], env={**base, "RANK": str(r), "LOCAL_RANK": str(r)})
+        for r in range(processes)
+    ]
+
+    def forward(number: int, frame: Any) -> None:
+        for rank in ranks:
+            if rank.poll() is None:
+                rank.send_signal(number)
+
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, forward)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends Ctrl-C to the ranks as well
+    return _wait(ranks)
+
+
+def _wait(ranks: list["subprocess.Popen[bytes]"], grace: float = 60.0) -> int:
+    first, deadline = 0, float("inf")
+    while any(rank.poll() is None for rank in ranks):
+        codes = [rank.returncode for rank in ranks if rank.returncode]
+        if codes and not first:
+            first, deadline = codes[0], time.monotonic() + grace
+            for rank in ranks:
+                if rank.poll() is None:
+                    rank.terminate()
+        if time.monotonic() > deadline:
+            for rank in ranks:
+                if rank.poll() is None:
+                    rank.kill()
+        time.sleep(0.05)
+    first = first or next((rank.returncode for rank in ranks if rank.returncode), 0)
+    return first if first >= 0 else 128 - first  # killed by a signal: the shell's convention
+
+
+def make_accelerator(device: str) -> Any:
+    """Accelerate's view of this process, checked against what the launcher promised.
+
+    Raises ConfigError when `runtime.device=cuda` and there is none, UserError when ranks are missing.
+    """
+    import torch
+    from accelerate import Accelerator, InitProcessGroupKwargs
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("runtime.device=cuda, but torch sees no CUDA device. Use runtime.device=cpu or auto.")
+    cpu = device == "cpu" or not torch.cuda.is_available()
+    accelerator = Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=60))])
+    promised = int(os.environ.get("WORLD_SIZE", 1))
+    if accelerator.num_processes != promised:
+        raise UserError(
+            f"the launcher started {promised} processes, but Accelerate sees {accelerator.num_processes}. "
+            "Start with torchrun or runtime.processes=N, not with `accelerate launch --cpu`."
+        )
+    return accelerator
+
+
+def set_threads(threads: int | None) -> None:
+    """CPU threads of this rank: as told, else the cores divided by the ranks on this machine."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(threads or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))

@@ -1,0 +1,102 @@
+"""How much a first stage loses: PSNR, SSIM and a perceptual distance per image, mean and interval over images.
+
+Images and reconstructions are rounded to 8 bit first, as they would be when saved. Features for rFID go through
+`features.extract` and `evaluate.evaluate` like those of samples.
+
+Shape letters: B batch, N images, C channels, H W space.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ldmlab.errors import ConfigError
+from ldmlab.metrics.intervals import Score, mean_score
+
+SSIM_WINDOW = 11  # pixels a side, Gaussian with sigma 1.5 (Wang et al. 2004); the border of 5 pixels is left out
+
+
+def to_uint8(image_BCHW: Tensor) -> Tensor:
+    """Float images in [-1, 1] as 8-bit values 0..255, rounded to nearest; values outside are clamped."""
+    return ((image_BCHW.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def psnr(image_BCHW: Tensor, recon_BCHW: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB per image, float64 [B], of two uint8 batches; inf where they are identical."""
+    mse_B = (image_BCHW.double() - recon_BCHW.double()).square().mean(dim=(1, 2, 3))
+    return 10 * torch.log10(255.0**2 / mse_B)
+
+
+def highest_psnr(C: int, H: int, W: int) -> float:
+    """PSNR of two 8-bit images that differ by one level in one value: the highest finite one."""
+    return 10 * math.log10(255.0**2 * C * H * W)
+
+
+def ssim(image_BCHW: Tensor, recon_BCHW: Tensor) -> Tensor:
+    """Structural similarity per image, float32 [B], of two uint8 batches. Raises ConfigError below 16 pixels a side."""
+    if min(image_BCHW.shape[2:]) < 16:
+        raise ConfigError(
+            f"data.resolution={min(image_BCHW.shape[2:])}: SSIM needs images of at least 16 pixels a side."
+        )
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    value_B = structural_similarity_index_measure(
+        recon_BCHW.float(), image_BCHW.float(), sigma=1.5, kernel_size=SSIM_WINDOW, data_range=255.0, reduction="none"
+    )
+    assert isinstance(value_B, Tensor)
+    return value_B.reshape(-1)
+
+
+class Reconstruction:
+    """Collects one number per image over any batches; `compute` gives {"psnr", "ssim", "perceptual"}.
+
+    `perceptual`: a module (image, reconstruction), both float [B, 3, H, W] in [-1, 1] → [B], or None.
+    """
+
+    def __init__(self, perceptual: nn.Module | None = None):
+        self.perceptual = perceptual
+        self.rows: dict[str, list[np.ndarray]] = {}
+        self.identical = 0
+
+    @torch.no_grad()
+    def update(self, image_BCHW: Tensor, recon_BCHW: Tensor) -> None:
+        """One batch and its reconstruction, both float [B, C, H, W] in [-1, 1] (the second is clamped)."""
+        if image_BCHW.shape != recon_BCHW.shape:
+            raise ValueError(f"images {tuple(image_BCHW.shape)}, reconstructions {tuple(recon_BCHW.shape)}")
+        image8_BCHW, recon8_BCHW = to_uint8(image_BCHW), to_uint8(recon_BCHW)
+        psnr_B = psnr(image8_BCHW, recon8_BCHW)
+        self.identical += int(psnr_B.isinf().sum())
+        self._add("psnr", psnr_B.clamp(max=highest_psnr(*image_BCHW.shape[1:])))
+        self._add("ssim", ssim(image8_BCHW, recon8_BCHW))
+        if self.perceptual is not None:
+            rounded_BCHW = (image8_BCHW.float() / 127.5 - 1, recon8_BCHW.float() / 127.5 - 1)
+            self._add("perceptual", self.perceptual(*rounded_BCHW).reshape(-1))
+
+    def _add(self, name: str, value_B: Tensor) -> None:
+        self.rows.setdefault(name, []).append(value_B.double().cpu().numpy())
+
+    def values(self) -> dict[str, np.ndarray]:
+        """One number per image, float64 [N], by name, in the order of the updates."""
+        return {name: np.concatenate(rows) for name, rows in self.rows.items()}
+
+    def warnings(self) -> list[str]:
+        if not self.identical:
+            return []
+        n = sum(map(len, self.rows["psnr"]))
+        return [
+            f"PSNR: {self.identical} of {n} reconstructions equal their image after rounding to 8 bit; their infinite "
+            "PSNR is counted as that of a single value one level off."
+        ]
+
+    def compute(self, bootstrap: int, seed: int) -> dict[str, Score]:
+        """Means with 95 % bootstrap intervals over images. Raises ValueError when there was no image."""
+        if not self.rows:
+            raise ValueError("no reconstruction was given")
+        say = {
+            "psnr": "dB per image after rounding to 8 bit, mean over images",
+            "ssim": f"per image after rounding to 8 bit, Gaussian window of {SSIM_WINDOW} pixels, mean over images",
+            "perceptual": f"{type(self.perceptual).__name__} per image after rounding to 8 bit, mean over images",
+        }
+        return {name: mean_score(value_N, bootstrap, seed, say[name]) for name, value_N in self.values().items()}

@@ -1,0 +1,156 @@
+"""Attention over the positions of a feature map: plain, and with tokens of a condition.
+
+Module names and weight shapes are those of CompVis/latent-diffusion (ldm/modules/attention.py and the AttentionBlock of
+openaimodel.py), so that importing an official checkpoint is renaming only.
+
+Shape letters: B batch, C channels, H W space, L positions or tokens, N heads, D features of a head or token.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldmlab.networks.blocks import Norm, TokenNorm, zeroed
+
+
+def attend(q_BNLD: Tensor, k_BNLD: Tensor, v_BNLD: Tensor) -> Tensor:
+    """softmax(q kᵀ / √D) v per head, [B, N, L, D]; the kernel is chosen by device and dtype.
+
+    PyTorch's fused kernel everywhere except for low precision on a CPU, where it measured 0.81-0.90 times the speed of
+    two matrix products (design/performance.md). Both take the softmax in float32 or wider.
+    """
+    if q_BNLD.device.type == "cpu" and q_BNLD.dtype in (torch.bfloat16, torch.float16):
+        # q and k are scaled by D^-1/4 each: the product then cannot overflow in half precision (official comment
+        # agrees).
+        scale = q_BNLD.shape[-1] ** -0.25
+        score_BNLM = (q_BNLD * scale) @ (k_BNLD * scale).transpose(-1, -2)
+        return score_BNLM.float().softmax(dim=-1).to(v_BNLD.dtype) @ v_BNLD
+    return F.scaled_dot_product_attention(q_BNLD, k_BNLD, v_BNLD)
+
+
+class SelfAttention(nn.Module):
+    """Self-attention over all positions of a feature map, with residual: the block of networks without tokens.
+
+    The 3C outputs of `qkv` are ordered head by head, each head's q, k, v side by side ("legacy" order of ADM).
+    """
+
+    def __init__(self, channels: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norm = Norm(channels, eps=1e-5)
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
+
+    def forward(self, h_BCHW: Tensor, emb_BD: Tensor, tokens_BLD: Tensor | None) -> Tensor:
+        """h + proj(attention(norm(h))); embedding and tokens are not used."""
+        b, c, height, width = h_BCHW.shape
+        qkv_BCL = self.qkv(self.norm(h_BCHW).reshape(b, c, height * width))
+        qkv_BNDL = qkv_BCL.reshape(b, self.heads, 3 * c // self.heads, height * width)
+        q_BNLD, k_BNLD, v_BNLD = qkv_BNDL.transpose(-1, -2).chunk(3, dim=-1)
+        out_BNLD = attend(q_BNLD, k_BNLD, v_BNLD)
+        out_BCL = self.proj_out(out_BNLD.transpose(-1, -2).reshape(b, c, height * width))
+        return h_BCHW + out_BCL.reshape(b, c, height, width)
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from positions to tokens, or to themselves without `context_BLD`; q, k, v have no bias."""
+
+    def __init__(self, dim: int, heads: int, context_dim: int):
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(dim, dim, bias=False)
+        self.to_k = nn.Linear(context_dim, dim, bias=False)
+        self.to_v = nn.Linear(context_dim, dim, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(dim, dim), nn.Identity())  # official: Dropout(0), which holds no weights
+
+    def forward(self, x_BLD: Tensor, context_BLD: Tensor | None = None) -> Tensor:
+        """[B, L, dim] → [B, L, dim]."""
+        b, length, dim = x_BLD.shape
+        source_BLD = x_BLD if context_BLD is None else context_BLD
+        if source_BLD.shape[1] == 1 and not torch.is_grad_enabled():
+            # A softmax over one token is exactly 1, so the output is that token's value at each position. In training q
+            # and k are still evaluated: a parameter without a gradient would stop a distributed wrapper and escape
+            # weight decay.
+            return self.to_out(self.to_v(source_BLD)).expand(b, length, dim)
+        q_BNLD = self._split(self.to_q(x_BLD))
+        k_BNLD = self._split(self.to_k(source_BLD))
+        v_BNLD = self._split(self.to_v(source_BLD))
+        return self.to_out(attend(q_BNLD, k_BNLD, v_BNLD).transpose(1, 2).reshape(b, length, dim))
+
+    def _split(self, x_BLD: Tensor) -> Tensor:
+        return x_BLD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class GEGLU(nn.Module):
+    """Linear map to 2·inner features, one half gated by the GELU of the other (Shazeer 2020)."""
+
+    def __init__(self, dim: int, inner: int):
+        super().__init__()
+        self.proj = nn.Linear(dim, 2 * inner)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        """[B, L, dim] → [B, L, inner]."""
+        x_BLD, gate_BLD = self.proj(x_BLD).chunk(2, dim=-1)
+        return x_BLD * F.gelu(gate_BLD)
+
+
+class FeedForward(nn.Module):
+    """Gated MLP of 4 times the width."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.net = nn.Sequential(GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        """[B, L, dim] → [B, L, dim]."""
+        return self.net(x_BLD)
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention → cross-attention → gated MLP, each behind a LayerNorm and with a residual.
+
+    The order is the released code's; the paper's Table 16 prints another one (ldm_paper.yaml D15).
+    """
+
+    def __init__(self, dim: int, heads: int, context_dim: int):
+        super().__init__()
+        self.attn1 = CrossAttention(dim, heads, context_dim=dim)
+        self.ff = FeedForward(dim)
+        self.attn2 = CrossAttention(dim, heads, context_dim=context_dim)
+        self.norm1 = TokenNorm(dim)
+        self.norm2 = TokenNorm(dim)
+        self.norm3 = TokenNorm(dim)
+
+    def forward(self, x_BLD: Tensor, tokens_BLD: Tensor) -> Tensor:
+        """[B, L, dim] and tokens [B, M, context_dim] → [B, L, dim]."""
+        x_BLD = x_BLD + self.attn1(self.norm1(x_BLD))
+        x_BLD = x_BLD + self.attn2(self.norm2(x_BLD), tokens_BLD)
+        return x_BLD + self.ff(self.norm3(x_BLD))
+
+
+class SpatialTransformer(nn.Module):
+    """Feature map → positions as a sequence → `depth` transformer blocks → feature map, with an outer residual.
+
+    Its GroupNorm has eps 1e-6 where the residual blocks have 1e-5, as in the official code.
+    """
+
+    def __init__(self, channels: int, heads: int, context_dim: int, depth: int):
+        super().__init__()
+        self.norm = Norm(channels, eps=1e-6)
+        self.proj_in = nn.Conv2d(channels, channels, 1)
+        self.transformer_blocks = nn.ModuleList(TransformerBlock(channels, heads, context_dim) for _ in range(depth))
+        self.proj_out = zeroed(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, h_BCHW: Tensor, emb_BD: Tensor, tokens_BLD: Tensor | None) -> Tensor:
+        """h + proj_out(blocks(proj_in(norm(h)), tokens)); the embedding is not used.
+
+        Raises ValueError without tokens: falling back to self-attention, as the official code does, would hide a lost
+        condition.
+        """
+        if tokens_BLD is None:
+            raise ValueError("this network was built for tokens (context_dim), but the condition has none")
+        height, width = h_BCHW.shape[-2:]
+        x_BLC = self.proj_in(self.norm(h_BCHW)).flatten(2).transpose(1, 2)
+        for block in self.transformer_blocks:
+            x_BLC = block(x_BLC, tokens_BLD)
+        return h_BCHW + self.proj_out(x_BLC.transpose(1, 2).unflatten(2, (height, width)))

@@ -1,0 +1,241 @@
+"""The denoising UNet of the paper: ADM's "ablated UNet", with a spatial transformer wherever tokens are given.
+
+Facts: protocol.md §3; CompVis/latent-diffusion openaimodel.py (UNetModel). Module names and weight shapes are the
+official ones, so that importing a checkpoint is renaming only.
+
+Shape letters: B batch, C channels, H W space, L tokens, D features.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ldmlab.errors import ConfigError
+from ldmlab.networks.attention import SelfAttention, SpatialTransformer
+from ldmlab.networks.blocks import GROUPS, Downsample, InputConv, Norm, Pieces, ResBlock, Upsample, zeroed
+from ldmlab.networks.embeddings import sinusoidal
+
+
+class Condition(Protocol):
+    """What a network reads of a condition (`conditioning.base.Cond` in full); each may be None."""
+
+    @property
+    def tokens_BLD(self) -> Tensor | None: ...
+    @property
+    def concat_BCHW(self) -> Tensor | None: ...
+    @property
+    def vector_BD(self) -> Tensor | None: ...
+
+
+class UNet(nn.Module):
+    """z_t, t and a condition → an image-like prediction of the same size.
+
+    Args (those of the config; paths in messages are `ldm.network.*`):
+        width: channels of the first level, a multiple of 32 (every GroupNorm has 32 groups).
+        multipliers: each level's channels over `width`; n levels halve the latent n-1 times.
+        blocks: residual blocks per level on the way down ("depth" in the paper's tables); one more on the way up.
+        attention_factors: levels with attention, as down-sampling factors *of the latent*: 1 is full size, 2 half. (The
+            official key `attention_resolutions` means the same; the paper's tables print sizes.) The middle block
+            always has attention.
+        attention_sizes: the same as sizes of the feature map; give exactly one of the two.
+        heads: heads of each attention, or
+        head_channels: channels of each head; exactly one of the two. Weight shapes do not depend on it (ldm_paper.yaml
+        D12). transformer_depth: blocks in each spatial transformer; used only with tokens.
+        dropout: in residual blocks, before the last convolution.
+        scale_shift_norm: the time embedding scales and shifts the second norm instead of being added.
+        resblock_updown: residual blocks change the size, instead of a strided or repeating convolution.
+    Given by the assembly, never options:
+        in_channels: latent channels plus those of a concatenated condition; out_channels: latent channels.
+        context_dim: features of a token; None builds plain self-attention and takes no tokens.
+        vector_dim: features of a vector condition, added to the time embedding after a two-layer MLP; None for none.
+        latent_size: height of the latent; needed by attention_sizes only.
+
+    Raises ConfigError for options that do not fit each other.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        width: int,
+        multipliers: list[int],
+        blocks: int,
+        attention_factors: list[int] | None = None,
+        attention_sizes: list[int] | None = None,
+        heads: int | None = None,
+        head_channels: int | None = None,
+        transformer_depth: int = 1,
+        dropout: float = 0.0,
+        scale_shift_norm: bool = False,
+        resblock_updown: bool = False,
+        context_dim: int | None = None,
+        vector_dim: int | None = None,
+        latent_size: int | None = None,
+    ):
+        super().__init__()
+        check_widths(width, multipliers, blocks)
+        check_rates(transformer_depth, dropout)
+        factors = resolve_factors(attention_factors, attention_sizes, latent_size, levels=len(multipliers))
+        attended = sorted({width * m for i, m in enumerate(multipliers) if 2**i in factors} | {width * multipliers[-1]})
+        check_heads(heads, head_channels, attended)
+        self.width = width
+        self.divisor = 2 ** (len(multipliers) - 1)  # height and width of the latent must be multiples of it
+        emb_dim = 4 * width
+
+        def res(channels: int, out: int, resample: str = "none") -> ResBlock:
+            return ResBlock(channels, out, emb_dim, dropout, scale_shift_norm, resample)
+
+        def attention(channels: int) -> nn.Module:
+            n = heads if heads is not None else channels // (head_channels or channels)
+            if context_dim is None:
+                return SelfAttention(channels, n)
+            return SpatialTransformer(channels, n, context_dim, transformer_depth)
+
+        self.time_embed = mlp(width, emb_dim)
+        if vector_dim is not None:
+            self.vector_embed = mlp(vector_dim, emb_dim)
+
+        self.input_blocks = nn.ModuleList([Pieces(InputConv(in_channels, width))])
+        channels, skips = width, [width]
+        for level, multiplier in enumerate(multipliers):
+            for _ in range(blocks):
+                pieces: list[nn.Module] = [res(channels, width * multiplier)]
+                channels = width * multiplier
+                if 2**level in factors:
+                    pieces.append(attention(channels))
+                self.input_blocks.append(Pieces(*pieces))
+                skips.append(channels)
+            if level < len(multipliers) - 1:
+                down = res(channels, channels, "down") if resblock_updown else Downsample(channels)
+                self.input_blocks.append(Pieces(down))
+                skips.append(channels)
+
+        self.middle_block = Pieces(res(channels, channels), attention(channels), res(channels, channels))
+
+        self.output_blocks = nn.ModuleList()
+        for level, multiplier in reversed(list(enumerate(multipliers))):
+            for block in range(blocks + 1):
+                pieces = [res(channels + skips.pop(), width * multiplier)]
+                channels = width * multiplier
+                if 2**level in factors:
+                    pieces.append(attention(channels))
+                if level > 0 and block == blocks:
+                    pieces.append(res(channels, channels, "up") if resblock_updown else Upsample(channels))
+                self.output_blocks.append(Pieces(*pieces))
+
+        self.out = nn.Sequential(
+            Norm(channels, eps=1e-5), nn.SiLU(), zeroed(nn.Conv2d(channels, out_channels, 3, padding=1))
+        )
+
+    def forward(self, z_BCHW: Tensor, t_B: Tensor, cond: Condition) -> Tensor:
+        """Prediction [B, out_channels, H, W] at times `t_B` (0 … T-1, whole or fractional).
+
+        Raises ConfigError when H or W is not a multiple of `divisor`.
+        """
+        self.check_latent(z_BCHW.shape[-2], z_BCHW.shape[-1])
+        emb_BD = self.time_embed(sinusoidal(t_B, self.width).to(next(self.time_embed.parameters()).dtype))
+        if cond.vector_BD is not None:
+            emb_BD = emb_BD + self.vector_embed(cond.vector_BD)
+        h_BCHW = z_BCHW if cond.concat_BCHW is None else torch.cat([z_BCHW, cond.concat_BCHW], dim=1)
+        skips = []
+        for pieces in self.input_blocks:
+            h_BCHW = pieces(h_BCHW, emb_BD, cond.tokens_BLD)
+            skips.append(h_BCHW)
+        h_BCHW = self.middle_block(h_BCHW, emb_BD, cond.tokens_BLD)
+        for pieces in self.output_blocks:
+            h_BCHW = pieces(torch.cat([h_BCHW, skips.pop()], dim=1), emb_BD, cond.tokens_BLD)
+        return self.out(h_BCHW)
+
+    def check_latent(self, height: int, width: int) -> None:
+        """Raise ConfigError unless a latent of this size can be halved at each level."""
+        if height % self.divisor or width % self.divisor:
+            raise ConfigError(
+                f"ldm.network.multipliers has {self.divisor.bit_length()} levels, which need latents whose height "
+                f"and width are multiples of {self.divisor}; this latent is {height}x{width}. Change data.resolution (to "
+                f"a multiple of f·{self.divisor}), take a smaller f, or use fewer multipliers."
+            )
+
+    def recompute(self, on: bool) -> None:
+        """Turn gradient checkpointing on or off: less memory, a second forward pass; results are the same."""
+        for pieces in self.modules():
+            if isinstance(pieces, Pieces):
+                pieces.recompute = on
+
+
+def mlp(inputs: int, outputs: int) -> nn.Sequential:
+    """Linear, SiLU, Linear."""
+    return nn.Sequential(nn.Linear(inputs, outputs), nn.SiLU(), nn.Linear(outputs, outputs))
+
+
+def check_widths(width: int, multipliers: list[int], blocks: int) -> None:
+    """ConfigError unless every level is positive and its channels can be split into 32 groups."""
+    if width < 1 or width % GROUPS:
+        lower = width // GROUPS * GROUPS
+        near = " or ".join(str(w) for w in (lower, lower + GROUPS) if w > 0)
+        raise ConfigError(
+            f"ldm.network.width={width} cannot be split into the {GROUPS} groups of GroupNorm; "
+            f"it must be a multiple of {GROUPS}: {near}."
+        )
+    if not multipliers or min(multipliers) < 1:
+        raise ConfigError(f"ldm.network.multipliers must be one or more numbers from 1 up; got {multipliers}.")
+    if blocks < 1:
+        raise ConfigError(f"ldm.network.blocks must be at least 1; got {blocks}.")
+
+
+def check_rates(transformer_depth: int, dropout: float) -> None:
+    """ConfigError for a depth below 1 or a dropout outside [0, 1)."""
+    if transformer_depth < 1:
+        raise ConfigError(f"ldm.network.transformer_depth must be at least 1; got {transformer_depth}.")
+    if not 0 <= dropout < 1:
+        raise ConfigError(f"ldm.network.dropout must be at least 0 and below 1; got {dropout}.")
+
+
+def resolve_factors(
+    factors: list[int] | None, sizes: list[int] | None, latent_size: int | None, levels: int
+) -> set[int]:
+    """Down-sampling factors with attention, from one of factors and sizes; ConfigError when no level has such a one."""
+    if (factors is None) == (sizes is None):
+        raise ConfigError(
+            "ldm.network needs exactly one of attention_factors (down-sampling factors of the latent; [] for the "
+            f"middle block only) and attention_sizes (sizes of the feature map); got {factors} and {sizes}."
+        )
+    reached = [2**level for level in range(levels)]
+    if factors is not None:
+        lost = [f for f in factors if f not in reached]
+        if lost:
+            raise ConfigError(
+                f"ldm.network.attention_factors={factors}: no level reaches {lost}; the {levels} levels of this "
+                f"network have the factors {reached}. These are down-sampling factors of the latent, not sizes (for sizes "
+                "use attention_sizes). The official semantic-synthesis configs ask for [32, 16, 8] with three levels and "
+                "so get attention in the middle block only: write [] to mean that."
+            )
+        return set(factors)
+    if latent_size is None:
+        raise ConfigError(
+            "ldm.network.attention_sizes needs the latent's size; give attention_factors where it is unknown."
+        )
+    by_size = {latent_size // f: f for f in reached if latent_size % f == 0}
+    lost = [s for s in sizes or [] if s not in by_size]
+    if lost:
+        raise ConfigError(
+            f"ldm.network.attention_sizes={sizes}: no level has size {lost}; a latent of {latent_size} gives the "
+            f"levels {sorted(by_size, reverse=True)}. Change the sizes, or use attention_factors."
+        )
+    return {by_size[s] for s in sizes or []}
+
+
+def check_heads(heads: int | None, head_channels: int | None, attended: list[int]) -> None:
+    """ConfigError unless exactly one of the two is given and divides every attended width."""
+    if (heads is None) == (head_channels is None):
+        raise ConfigError(
+            f"ldm.network needs exactly one of heads and head_channels; got heads={heads}, "
+            f"head_channels={head_channels}. Write null for the other one."
+        )
+    name, n = ("heads", heads) if heads is not None else ("head_channels", head_channels)
+    assert n is not None
+    uneven = [width for width in attended if n < 1 or width % n]
+    if uneven:
+        raise ConfigError(
+            f"ldm.network.{name}={n} does not divide the channels of the levels with attention: {uneven}."
+        )

@@ -1,0 +1,319 @@
+"""What a command will do: the stages of one run, their ids, their state and what they cost. Builds nothing but meta tensors.
+
+Each stage's address is a function of its own completed options and of the ids it stands on (architecture §2); this file is the
+only place that says which option belongs to which stage. `VERSIONS` grows when a stage's code changes what it computes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from ldmlab import build
+from ldmlab.checkpoint import Checkpoints
+from ldmlab.loop import images_at, total_steps
+from ldmlab.metrics.features import Extractor
+from ldmlab.store import Address, Store, make_id
+from ldmlab.tracking import clock, number
+
+VERSIONS = {
+    "data": 1, "extractor": 1, "autoencoder": 1, "reconstructions": 1, "latents": 1, "denoiser": 1, "samples": 1,
+    "reference": 1, "scores": 1, "runs": 1,
+}  # fmt: skip
+
+
+@dataclass
+class Evaluation:
+    """Samples and scores of one snapshot of the denoiser."""
+
+    images: int  # training images the snapshot has seen
+    samples: Address
+    scores: Address
+
+
+@dataclass
+class Row:
+    """One line of the plan table."""
+
+    address: Address
+    what: str
+    images: int  # of work
+    flops: float = 0.0  # per image of work
+    megabytes: float = 0.0
+
+
+@dataclass
+class Plan:
+    """The addresses of a run. A stage that this composition does not have is None."""
+
+    data: Address
+    extractor: Address | None
+    autoencoder: Address
+    reconstructions: Address
+    latents: Address | None
+    denoiser: Address
+    reference: Address
+    evaluations: list[Evaluation]
+    run: Address
+    until: str
+    rows: list[Row] = field(default_factory=list)
+
+
+def options(node: Any) -> Any:
+    """A config node as plain data for an id."""
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+def make_plan(cfg: DictConfig, choices: dict[str, str], data: Any, val: Any, store_root: Path) -> Plan:
+    """Every stage of the run that `cfg` (completed and checked) describes."""
+
+    def address(stage: str, name: str, own: dict[str, Any], **upstream: Address | str) -> Address:
+        ids = {k: v if isinstance(v, str) else v.id for k, v in upstream.items()}
+        return Address(stage, name, VERSIONS[stage], {k: options(v) for k, v in own.items()}, ids)
+
+    data_at = address(
+        "data", choices["data"], {"train": data.fingerprint(), "val": val.fingerprint(), "flip": data.flip}
+    )
+    scoring = cfg.until in ("samples", "scores", "report")
+    extractor_at, extractor_id = _extractor(
+        cfg, choices, store_root, address, needed=scoring or build.needs_classifier(cfg)
+    )
+    classifier = {"classifier": extractor_id} if build.needs_classifier(cfg) else {}
+    autoencoder = address(
+        "autoencoder", choices["ae"], {"ae": _result_options(cfg.ae), "seed": cfg.seed}, data=data_at, **classifier
+    )
+    reconstructions = address(
+        "reconstructions", choices["ae"], {"images": cfg.eval.reconstructions, "bootstrap": cfg.eval.bootstrap},
+        autoencoder=autoencoder, data=data_at, extractor=extractor_id,
+    )  # fmt: skip
+    latents = None
+    if caches(cfg, data):
+        latents = address("latents", choices["ae"], {"dtype": cfg.latents.dtype}, autoencoder=autoencoder, data=data_at)
+    cond = options(cfg.cond)
+    cond.pop("label")
+    stands_on = {"latents": latents} if latents else {"autoencoder": autoencoder, "data": data_at}
+    denoiser = address(
+        "denoiser", f"{choices['ldm']}-{choices['ae']}",
+        {"ldm": cfg.ldm, "cond": cond, "objective": cfg.objective, "seed": cfg.seed}, **stands_on,
+    )  # fmt: skip
+    reference = address(
+        "reference", choices["data"], {"reference": cfg.eval.reference}, data=data_at, extractor=extractor_id
+    )
+    evaluations = []
+    for fraction in sorted(cfg.eval.at):
+        images = images_at(cfg.ldm.fit, fraction)
+        samples = address("samples", choices["sampler"], sample_options(cfg, images), denoiser=denoiser)
+        scores = address(
+            "scores", choices["eval"], {"metrics": cfg.eval.metrics, "bootstrap": cfg.eval.bootstrap},
+            samples=samples, reference=reference, extractor=extractor_id,
+        )  # fmt: skip
+        evaluations.append(Evaluation(images, samples, scores))
+    name = "-".join(choices[g] for g in ("data", "ae", "ldm", "cond"))
+    ends = {
+        "autoencoder": [reconstructions], "latents": [latents or autoencoder], "denoiser": [denoiser],
+        "samples": [e.samples for e in evaluations],
+    }.get(cfg.until, [reconstructions, *(e.scores for e in evaluations)])  # fmt: skip
+    run = address("runs", name, {}, **{f"{a.stage}{i}": a for i, a in enumerate(ends)})
+    plan = Plan(
+        data_at, extractor_at, autoencoder, reconstructions, latents, denoiser, reference, evaluations, run, cfg.until
+    )
+    plan.rows = _rows(cfg, plan, data, val)
+    return plan
+
+
+def sample_options(cfg: DictConfig, images: int) -> dict[str, Any]:
+    """What decides a set of samples beside the denoiser."""
+    return {
+        "snapshot": images, "weights": cfg.eval.weights, "sampler": cfg.sampler, "label_mode": cfg.eval.label_mode,
+        "label": cfg.cond.label, "n": cfg.eval.samples, "seed": cfg.eval.seed,
+    }  # fmt: skip
+
+
+def caches(cfg: DictConfig, data: Any) -> bool:
+    """Whether the denoiser trains from cached latents. Raises ConfigError when it was asked for and cannot be."""
+    from ldmlab.errors import ConfigError
+    from ldmlab.stages.latents import unsupported_fields
+
+    identity = cfg.ae.fit is None
+    if cfg.latents.cache == "never" or (identity and cfg.latents.cache == "auto"):
+        return False  # pixel space: a cache would be a copy of the data
+    if missing := unsupported_fields(data):
+        if cfg.latents.cache == "always":
+            raise ConfigError(
+                f"latents.cache=always, but the cache does not carry {', '.join(missing)}; use latents.cache=never."
+            )
+        return False
+    return True
+
+
+def _result_options(ae: DictConfig) -> dict[str, Any]:
+    """`ae` without what changes only memory or speed."""
+    plain: dict[str, Any] = options(ae)
+    plain["network"].pop("checkpointing", None)
+    return plain
+
+
+def _extractor(
+    cfg: DictConfig, choices: dict[str, str], root: Path, address: Callable[..., Address], needed: bool
+) -> tuple[Address | None, str]:
+    """The trained extractor's address, or None and the id of one that comes from a file."""
+    if cfg.eval.extractor_fit is not None:
+        train = build.shapes(cfg, "train", root / "data" / "cache")
+        own = {"extractor": cfg.eval.extractor, "fit": cfg.eval.extractor_fit}
+        at = address("extractor", choices["eval"], own, data=train.fingerprint())
+        return at, at.id
+    if not needed:
+        return None, make_id("extractor", 1, options(cfg.eval.extractor), {})
+    made = build.extractor(cfg)
+    assert isinstance(made, Extractor)
+    return None, made.fingerprint()[:12]
+
+
+# ---- what it is and what it costs ----------------------------------------------------------------------------------------
+
+
+def flops_of(call: Callable[[], Any]) -> float:
+    """Floating-point operations of one call (multiply and add counted as two), counted while it runs."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        call()
+    return float(counter.get_total_flops())
+
+
+def parameters_of(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def millions(count: float) -> str:
+    return f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count / 1e3:.0f} k"
+
+
+def _rows(cfg: DictConfig, plan: Plan, data: Any, val: Any) -> list[Row]:
+    size, n, r = data.resolution, len(data), len(val)
+    from torch._subclasses.fake_tensor import FakeTensorMode  # "meta" has no autocast, which the norms ask for
+
+    with FakeTensorMode():
+        ae = build.autoencoder(cfg)
+        c, h, w = ae.latent_shape(size)
+        image, z = torch.empty(1, 3, size, size), torch.empty(1, c, h, w)
+        moments = ae.moments(image)
+        encode = flops_of(lambda: ae.moments(image))
+        decode = flops_of(lambda: ae.decode(z))
+        model = build.denoiser(cfg, ae, data)
+        condition = model.conditioner.null(1, "cpu")
+        forward = flops_of(lambda: model.network(z, torch.zeros(1, dtype=torch.long), condition))
+    sampler = build.sampler(cfg)
+    evaluations = (sampler.steps if sampler.guidance == 1 else 2 * sampler.steps) * forward + decode
+    fields = f" · {', '.join(data.fields)}" if data.fields else ""
+    rows = [Row(plan.data, f"{number(n)} train · {number(r)} val · {size}x{size}{fields}", 0)]
+    if plan.extractor:
+        fit = cfg.eval.extractor_fit
+        net = build.extractor(cfg)
+        per_image = 3 * flops_of(lambda: net(torch.zeros(1, 3, size, size)))
+        what = f"{plan.extractor.name} classifier {millions(parameters_of(net))}"
+        rows.append(Row(plan.extractor, what, total_steps(fit) * fit.batch_size, per_image))
+    kind = type(ae.regulariser).__name__
+    what = (
+        f"{kind} f={ae.f} c={c} · {millions(parameters_of(ae))} · latent {h}x{w}x{c}"
+        if cfg.ae.fit
+        else f"f=1 · pixels {h}x{w}x{c}"
+    )
+    fit = cfg.ae.fit
+    rows.append(Row(plan.autoencoder, what, total_steps(fit) * fit.batch_size if fit else 0, 3 * (encode + decode)))
+    count = min(cfg.eval.reconstructions, r)
+    if plan.until in ("autoencoder", "report"):
+        rows.append(Row(plan.reconstructions, f"{number(count)} val images · PSNR SSIM rFID", count, encode + decode))
+    if plan.until == "autoencoder":
+        return rows
+    if plan.latents:
+        mirrors = 2 if data.flip else 1
+        megabytes = n * mirrors * moments.numel() * (2 if cfg.latents.dtype == "float16" else 4) / 1e6
+        what = f"{h}x{w}x{moments.shape[1]} moments{', both flips' if mirrors == 2 else ''}"
+        rows.append(Row(plan.latents, what, n * mirrors, encode, megabytes))
+    if plan.until == "latents":
+        return rows
+    fit = cfg.ldm.fit
+    work = total_steps(fit) * fit.batch_size
+    on_the_fly = 0 if plan.latents else encode
+    what = f"UNet {millions(parameters_of(model.network))} · {3 * forward / 1e9:.3g} GFLOP/img · {number(work)} img"
+    rows.append(Row(plan.denoiser, what, work, 3 * forward + on_the_fly, 20 * parameters_of(model) / 1e6))
+    if plan.until == "denoiser":
+        return rows
+    for e in plan.evaluations:
+        n_samples = cfg.eval.samples
+        what = (
+            f"{number(n_samples)} samples · {e.samples.name} {sampler.steps} · guidance {sampler.guidance:g}"
+            f" · after {number(e.images)} img"
+        )
+        rows.append(Row(e.samples, what, n_samples, evaluations, n_samples * size * size * 3 / 1e6))
+        if plan.until != "samples":
+            rows.append(Row(e.scores, " ".join(m.upper() for m in cfg.eval.metrics), n_samples))
+    return rows
+
+
+def state_of(row: Row, store: Store) -> str:
+    """done, resumes at n %, or will run."""
+    if row.address.stage == "data":
+        return "ready"
+    if store.done(row.address) is not None:
+        return "done"
+    folder = store.folder(row.address)
+    if last := Checkpoints(folder).last():
+        return f"resumes at {int(last.name) / max(row.images, 1):.0%}"
+    if parts := list(folder.glob("part-*.npy")) + list(folder.glob("moments-*.npy")):
+        return f"resumes ({len(parts)} parts)"
+    return "will run"
+
+
+def machine_speed() -> float:
+    """FLOP/s of a convolution on this machine, measured in a fraction of a second: enough for "about 4 min"."""
+    import time
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    x = torch.randn(16, 64, 32, 32, device=device)
+    conv = torch.nn.Conv2d(64, 64, 3, padding=1, device=device)
+    flops = 2 * 16 * 64 * 64 * 9 * 32 * 32
+    best = 0.0
+    with torch.no_grad():
+        for _ in range(6):
+            start = time.perf_counter()
+            conv(x)
+            if device == "cuda":
+                torch.cuda.synchronize()
+            best = max(best, flops / (time.perf_counter() - start))
+    return best
+
+
+UTILISATION = (
+    0.35  # of a bare convolution's speed that whole training steps reach on a CPU; a rule of thumb for "about"
+)
+
+
+def table(plan: Plan, store: Store, costs: bool) -> list[list[str]]:
+    """Rows of text: stage, id, state, what, cost (cost only when asked: it times this machine)."""
+    speed = machine_speed() * UTILISATION if costs else 0.0
+    lines = [["stage", "id", "state", "what", "cost"] if costs else ["stage", "id", "state", "what"]]
+    for row in plan.rows:
+        state = state_of(row, store)
+        line = [row.address.stage, row.address.id, state, row.what]
+        if costs:
+            parts = []
+            if state not in ("done", "ready") and row.flops:
+                parts.append(f"about {clock(row.images * row.flops / speed)}")
+            if row.megabytes >= 0.1:
+                parts.append(f"{row.megabytes:.3g} MB")
+            line.append(" · ".join(parts))
+        lines.append(line)
+    return lines
+
+
+def as_text(lines: list[list[str]]) -> str:
+    """Columns aligned with two spaces between them."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join(
+        " " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )

@@ -1,0 +1,42 @@
+"""What a sampler is handed. Samplers import no network, schedule or condition: they meet these shapes.
+
+Shape letters: B batch, C channels, H W space.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+class Level(Protocol):
+    """Signal and noise of one time."""
+
+    @property
+    def alpha(self) -> float: ...
+    @property
+    def sigma(self) -> float: ...
+
+
+class Schedule(Protocol):
+    """z_t = alpha z_0 + sigma eps for t = -1 (the data) … T-1."""
+
+    T: int
+
+    def at(self, t: int) -> Level: ...
+
+
+class Prediction(Protocol):
+    """What a denoiser believes of z_t."""
+
+    @property
+    def z0(self) -> Tensor: ...
+    @property
+    def eps(self) -> Tensor: ...
+
+
+Denoise = Callable[[Tensor, Tensor, Any], Prediction]  # (z_t [B, C, H, W], t_B int64, condition) → Prediction
+Noise = Callable[
+    [], Tensor
+]  # the next standard normal draw, [B, C, H, W]; randomness.ImageNoise has one stream per image
+Callback = Callable[[int, int, Tensor], None]  # (steps done, steps in all, z): progress bars and films

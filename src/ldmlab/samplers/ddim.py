@@ -1,0 +1,82 @@
+"""DDIM: Song et al. 2021, eq. 12 and 16. eta 0 is deterministic, eta 1 has the noise of ancestral sampling.
+
+Shape letters: B batch, C channels, H W space.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldmlab.errors import ConfigError
+from ldmlab.samplers.base import Callback, Denoise, Noise, Schedule
+from ldmlab.samplers.grid import Grid, check_guidance, times
+
+
+@torch.no_grad()
+def ddim(
+    denoise: Denoise,
+    zT_BCHW: Tensor,
+    times: list[int],
+    schedule: Schedule,
+    cond: Any,
+    noise: Noise,
+    eta: float = 0.0,
+    callback: Callback | None = None,
+) -> Tensor:
+    """From z_T down the list of times; z_0 is not clipped. `noise` is called once per step that adds any."""
+    z_BCHW = zT_BCHW
+    for done, (t, s) in enumerate(pairwise(times), start=1):
+        now, then = schedule.at(t), schedule.at(s)
+        predicted = denoise(z_BCHW, torch.full((len(z_BCHW),), t, device=z_BCHW.device), cond)
+        # eq. 16, written so that nothing cancels: 1 - alpha_bar_t / alpha_bar_s = 1 - (alpha_t / alpha_s)²
+        spread = eta * then.sigma / now.sigma * max(1 - (now.alpha / then.alpha) ** 2, 0.0) ** 0.5
+        towards = max(then.sigma**2 - spread**2, 0.0) ** 0.5
+        z_BCHW = then.alpha * predicted.z0 + towards * predicted.eps
+        if spread > 0:
+            z_BCHW = z_BCHW + spread * noise()
+        if callback is not None:
+            callback(done, len(times) - 1, z_BCHW)
+    return z_BCHW
+
+
+@dataclass(frozen=True)
+class DDIM:
+    """The options of DDIM; calling it samples.
+
+    Args:
+        steps: network evaluations, 1 … T.
+        eta: 0 (deterministic) … 1 (ancestral noise).
+        grid: "trailing" (from T-1 to the data) or "official" (the released code's times; samplers/grid.py).
+        guidance: classifier-free scale, at least 0; 1 is none. Applied by `diffusion.guidance.guided`, not here.
+
+    Raises ConfigError for values outside these ranges; for steps against T when it is called.
+    """
+
+    steps: int = 50
+    eta: float = 0.0
+    grid: Grid = "trailing"
+    guidance: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta <= 1:
+            raise ConfigError(f"sampler.eta must be from 0 to 1; got {self.eta}.")
+        check_guidance(self.guidance)
+
+    def times(self, T: int) -> list[int]:
+        """The times visited with a schedule of T steps; ConfigError when the steps do not fit."""
+        return times(T, self.steps, self.grid)
+
+    def __call__(
+        self,
+        denoise: Denoise,
+        zT_BCHW: Tensor,
+        schedule: Schedule,
+        cond: Any,
+        noise: Noise,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """z_0 from z_T ~ N(0, I)."""
+        return ddim(denoise, zT_BCHW, self.times(schedule.T), schedule, cond, noise, self.eta, callback)

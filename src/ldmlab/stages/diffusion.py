@@ -1,0 +1,93 @@
+"""How a batch becomes the loss of the denoiser (the paper's eq. 3).
+
+Shape letters: B batch, C channels, H W space.
+"""
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ldmlab.diffusion.denoiser import Denoiser
+from ldmlab.diffusion.objectives import Objective
+from ldmlab.errors import ConfigError
+from ldmlab.randomness import Draws
+
+BINS = 4  # of t, for the log
+
+
+class FirstStage(Protocol):
+    """What this stage asks of the autoencoder (an nn.Module)."""
+
+    @property
+    def c(self) -> int: ...
+    def moments(self, image_BCHW: Tensor) -> Tensor: ...
+    def sample(self, moments_BCHW: Tensor, noise_BCHW: Tensor | None = None) -> Tensor: ...
+    def eval(self) -> Any: ...
+    def requires_grad_(self, requires_grad: bool = True) -> Any: ...
+
+
+class DiffusionStage:
+    """Trains `denoiser` (network and conditioner together) on the latents of a frozen autoencoder.
+
+    Args:
+        denoiser: the module that learns.
+        autoencoder: frozen here, and put in eval mode.
+        objective: target, schedule, distance, distribution of t.
+        draws: random numbers by position; purposes "posterior", "t", "eps" and "drop".
+        drop: probability, per example, of training without its condition (`cond.drop`).
+
+    Raises ConfigError for a probability outside [0, 1].
+    """
+
+    players: tuple[str, ...] = ("denoiser",)
+
+    def __init__(
+        self, denoiser: Denoiser, autoencoder: FirstStage, objective: Objective, draws: Draws, drop: float = 0.0
+    ):
+        if not 0 <= drop <= 1:
+            raise ConfigError(f"cond.drop must be from 0 to 1; got {drop}.")
+        autoencoder.eval()
+        autoencoder.requires_grad_(False)
+        self.modules: dict[str, nn.Module] = {"denoiser": denoiser}
+        self.autoencoder = autoencoder
+        self.objective = objective
+        self.draws = draws
+        self.drop = drop
+
+    def active(self, player: str, images_seen: int) -> bool:
+        """The denoiser learns from each batch."""
+        return True
+
+    def loss(self, batch: dict[str, Any], player: str, images_seen: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean loss over the batch, and logs (detached): "loss", and "loss_t0" … "loss_t3" for the quarters of t.
+
+        The batch holds cached "moments" or an "image". A quarter's number is 4 · (sum of its losses) / B, so that its
+        mean over steps, micro-batches and ranks is the mean loss of that quarter even where a batch has no example of
+        it.
+        """
+        position_B = batch["position"]
+        z0_BCHW = self.latents(batch)
+        device = z0_BCHW.device
+        t_B = self.objective.t(self.draws.rand("t", position_B, (), "cpu")).to(device, non_blocking=True)
+        eps_BCHW = self.draws.randn("eps", position_B, z0_BCHW.shape[1:], device)
+        drop_B = None
+        if self.drop > 0:
+            drop_B = (self.draws.rand("drop", position_B, (), "cpu") < self.drop).to(device, non_blocking=True)
+        zt_BCHW = self.objective.schedule.zt(z0_BCHW, eps_BCHW, t_B)
+        out_BCHW = self.modules[player](zt_BCHW, t_B, batch, drop_B)
+        loss_B = self.objective.loss(out_BCHW, z0_BCHW, eps_BCHW, t_B)
+        loss = loss_B.mean()
+        return loss, {"loss": loss.detach(), **self._by_time(loss_B.detach(), t_B)}
+
+    @torch.no_grad()
+    def latents(self, batch: dict[str, Any]) -> Tensor:
+        """Standardised latents [B, c, H/f, W/f], float32: one sample of each posterior."""
+        moments_BCHW = batch["moments"] if "moments" in batch else self.autoencoder.moments(batch["image"])
+        shape = (self.autoencoder.c, *moments_BCHW.shape[2:])
+        noise_BCHW = self.draws.randn("posterior", batch["position"], shape, moments_BCHW.device)
+        return self.autoencoder.sample(moments_BCHW.float(), noise_BCHW)
+
+    def _by_time(self, loss_B: Tensor, t_B: Tensor) -> dict[str, Tensor]:
+        bin_B = t_B * BINS // self.objective.schedule.T
+        return {f"loss_t{i}": BINS * (loss_B * (bin_B == i)).mean() for i in range(BINS)}

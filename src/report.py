@@ -1,0 +1,25 @@
+"""One page of runs that are in the store: plan, curves, reconstructions, samples, scores with intervals and protocol cards.
+
+    python src/report.py                         every run in the store
+    python src/report.py runs='shapes-*'         the runs whose names match
+    python src/report.py out=results             write the page there
+
+The page is one HTML file that opens from disk without a network; beside it Markdown, CSV and the figures.
+"""
+
+from pathlib import Path
+
+from ldmlab.cli import command
+from ldmlab.config import Composed
+
+
+def report(composed: Composed, words: str) -> None:
+    from ldmlab.publish import find_runs, make_report
+
+    cfg = composed.cfg
+    folders = find_runs(Path(cfg.store), cfg.runs)
+    print(f" {len(folders)} runs\n   page  {make_report(folders, Path(cfg.out) if cfg.out else None, Path(cfg.store))}")
+
+
+if __name__ == "__main__":
+    command(report)

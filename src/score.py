@@ -1,0 +1,23 @@
+"""Score a trained run under any protocol; nothing is retrained.
+
+    python src/score.py ae=kl_f8 ldm=unet_base sampler.steps=50 eval.samples=5000
+    python src/score.py … sampler.guidance=1.5 eval.label_mode=random
+
+Say the same words as for training, and change what belongs to the protocol: sampler.*, eval.*.
+"""
+
+from ldmlab.cli import command
+from ldmlab.config import Composed
+
+
+def score(composed: Composed, words: str) -> None:
+    from ldmlab.publish import headline, make_page, on_main
+    from ldmlab.run import execute
+
+    folder = execute(composed, words, may_train=False)
+    if folder is not None and on_main():
+        print(f"{headline(folder)}\n   {'page':<24}{make_page(folder)}")
+
+
+if __name__ == "__main__":
+    command(score, ranks=True)

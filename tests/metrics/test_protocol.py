@@ -1,0 +1,82 @@
+"""Protocol cards: what differs, what may be joined, what is said."""
+
+import dataclasses
+import json
+
+import pytest
+
+from ldmlab.metrics.protocol import ProtocolCard, comparable, count, protocol_differences
+
+CARD = ProtocolCard(
+    reference="9f31c2",
+    reference_split="train",
+    reference_images=50_000,
+    resolution=32,
+    samples=5_000,
+    label_mode="uniform",
+    sampler="ddim",
+    steps=50,
+    eta=0.0,
+    guidance=1.5,
+    weights="ema",
+    snapshot_images=400_000,
+    extractor="shapes",
+    extractor_hash="8c1d0123",
+    resize="none",
+)
+
+
+def test_short():
+    assert CARD.short() == "5k·ddim50·eta0·w1.5·uniform·shapes-8c1d"
+    assert (
+        dataclasses.replace(CARD, weights="raw", samples=50_000).short().startswith("50k·ddim50·eta0·w1.5·uniform·raw·")
+    )
+    recon = dataclasses.replace(
+        CARD, sampler=None, steps=None, eta=None, guidance=None, label_mode=None, weights=None, samples=360
+    )
+    assert recon.short() == "360·reconstruction·shapes-8c1d"
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"steps": 100}, "steps"),
+        ({"guidance": 1.0}, "guidance"),
+        ({"samples": 4_999}, "samples"),
+        ({"weights": "raw"}, "weights"),
+        ({"extractor_hash": "0000"}, "extractor_hash"),
+        ({"reference": "other"}, "reference"),
+        ({"rounding": "none"}, "rounding"),
+        ({"versions": {**CARD.versions, "torch": "0.0"}}, "versions.torch"),
+    ],
+)
+def test_each_field_keeps_scores_apart(change, name):
+    other = dataclasses.replace(CARD, **change)
+    assert CARD.differences(other) == [name] == other.differences(CARD)
+    assert not comparable(CARD, other) and protocol_differences(CARD, other) == [name]
+
+
+def test_snapshots_and_seeds_are_joined():
+    other = dataclasses.replace(CARD, snapshot_images=20_000, seed=7)
+    assert CARD.differences(other) == ["snapshot_images", "seed"]
+    assert comparable(CARD, other) and comparable(CARD, CARD)
+
+
+def test_json_round_trip():
+    assert ProtocolCard.from_dict(json.loads(json.dumps(CARD.to_dict()))) == CARD
+    assert set(CARD.versions) >= {"torch", "torch-fidelity", "python"}
+    with pytest.raises(ValueError, match="unknown fields on a protocol card: colour"):
+        ProtocolCard.from_dict({**CARD.to_dict(), "colour": "red"})
+
+
+def test_warnings():
+    assert any("customary number is 50 000 (the paper's" in text for text in CARD.warnings())
+    few = dataclasses.replace(CARD, samples=100).warnings()
+    assert any(text.startswith("100 samples") and "paper" not in text for text in few)
+    full = dataclasses.replace(CARD, samples=50_000, extractor="inception")
+    assert full.warnings() == []
+    assert any("at random" in text for text in dataclasses.replace(full, label_mode="random").warnings())
+
+
+def test_count():
+    assert [count(n) for n in (500, 5_000, 2_500, 50_000, 1_281_167)] == ["500", "5k", "2.5k", "50k", "1.28M"]

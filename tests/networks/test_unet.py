@@ -1,0 +1,299 @@
+"""The UNet: exact sizes of the paper's networks, official names, seams for conditions, honest complaints."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from ldmlab.errors import ConfigError
+from ldmlab.networks.unet import UNet
+
+CIN = {"blocks": 2, "heads": 1, "context_dim": 512}
+# name: options, exact parameters, millions in ldm_paper.yaml (derived.parameter_counts_millions), row there
+NETWORKS = {
+    "celebahq_f4": (
+        dict(
+            c=3,
+            width=224,
+            multipliers=[1, 2, 3, 4],
+            attention_factors=[8, 4, 2],
+            blocks=2,
+            heads=None,
+            head_channels=32,
+        ),
+        274_056_163,
+        274.06,
+        "CelebA/FFHQ/Bedrooms LDM-4",
+    ),
+    "churches_f8": (
+        dict(
+            c=4,
+            width=192,
+            multipliers=[1, 2, 2, 4, 4],
+            attention_factors=[1, 2, 4, 8],
+            blocks=2,
+            heads=8,
+            scale_shift_norm=True,
+            resblock_updown=True,
+        ),
+        294_966_916,
+        294.97,
+        "Churches released config (scale-shift norm, resblock up/down)",
+    ),
+    "churches_plain": (
+        dict(c=4, width=192, multipliers=[1, 2, 2, 4, 4], attention_factors=[1, 2, 4, 8], blocks=2, heads=8),
+        256_401_796,
+        256.40,
+        "Churches without scale-shift norm and resblock up/down",
+    ),
+    "imagenet_f4": (
+        dict(c=3, width=192, multipliers=[1, 2, 3, 5], attention_factors=[8, 4, 2], **CIN),
+        400_920_579,
+        400.92,
+        "ImageNet LDM-4",
+    ),
+    "imagenet_f8": (
+        dict(c=4, width=256, multipliers=[1, 2, 4], attention_factors=[4, 2, 1], **CIN),
+        394_984_196,
+        394.98,
+        "ImageNet LDM-8",
+    ),
+    "txt2img_f8": (
+        dict(
+            c=4, width=320, multipliers=[1, 2, 4, 4], attention_factors=[4, 2, 1], blocks=2, heads=8, context_dim=1280
+        ),
+        872_300_484,
+        872.30,
+        "txt2img UNet",
+    ),
+    "semantic": (
+        dict(c=3, width=128, multipliers=[1, 4, 8], attention_factors=[], blocks=2, heads=8),
+        215_225_859,
+        215.23,
+        "inpainting / semantic base UNet",
+    ),
+}
+
+
+def build(c: int = 4, **options: object) -> UNet:
+    given = {"width": 32, "multipliers": [1, 2], "blocks": 1, "attention_factors": [2], "heads": 2} | options
+    return UNet(c, c, **given)  # type: ignore[arg-type]
+
+
+def stirred(net: UNet) -> UNet:
+    """Zero-initialised layers replaced, so that every branch speaks."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if not parameter.any():
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return net
+
+
+def cond(tokens: Tensor | None = None, concat: Tensor | None = None, vector: Tensor | None = None) -> SimpleNamespace:
+    return SimpleNamespace(tokens_BLD=tokens, concat_BCHW=concat, vector_BD=vector)
+
+
+def inputs(b: int = 3, c: int = 4, size: int = 8) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(b, c, size, size, generator=generator), torch.tensor([0, 500, 999][:b])
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_parameter_counts_are_those_of_the_paper(name: str) -> None:
+    options, exact, millions, _ = NETWORKS[name]
+    with torch.device("meta"):
+        net = build(**options)  # type: ignore[arg-type]
+    count = sum(p.numel() for p in net.parameters())
+    assert count == exact
+    assert round(count / 1e6, 2) == millions
+
+
+def test_the_counts_above_are_those_of_the_reference_file() -> None:
+    file = Path(__file__).resolve().parents[3] / "shared" / "paper" / "ldm_paper.yaml"
+    if not file.is_file():
+        pytest.skip(f"no reference data at {file}")
+    rows = yaml.safe_load(file.read_text())["derived"]["parameter_counts_millions"]["rows"]
+    counted = {row["model"]: row["counted"] for row in rows}
+    assert {row: millions for _, _, millions, row in NETWORKS.values()}.items() <= counted.items()
+
+
+def test_shipped_networks_are_what_their_yaml_says() -> None:
+    conf = Path(__file__).resolve().parents[2] / "conf" / "ldm"
+    counts = {}
+    for name in ("unet_base", "unet_tiny"):
+        options = {
+            k: v for k, v in yaml.safe_load((conf / f"{name}.yaml").read_text())["network"].items() if k[0] != "_"
+        }
+        with torch.device("meta"):
+            counts[name] = sum(p.numel() for p in UNet(4, 4, context_dim=512, **options).parameters())
+    assert counts["unet_base"] == 394_984_196
+    assert counts["unet_tiny"] == 2_649_412
+
+
+def test_names_are_the_official_ones() -> None:
+    shapes = {k: tuple(v.shape) for k, v in build(context_dim=16).state_dict().items()}
+    official = {
+        "time_embed.0.weight": (128, 32),
+        "time_embed.2.bias": (128,),
+        "input_blocks.0.0.weight": (32, 4, 3, 3),
+        "input_blocks.1.0.in_layers.0.weight": (32,),
+        "input_blocks.1.0.emb_layers.1.weight": (32, 128),
+        "input_blocks.1.0.out_layers.3.weight": (32, 32, 3, 3),
+        "input_blocks.2.0.op.weight": (32, 32, 3, 3),
+        "input_blocks.3.0.skip_connection.weight": (64, 32, 1, 1),
+        "input_blocks.3.1.norm.weight": (64,),
+        "input_blocks.3.1.proj_in.weight": (64, 64, 1, 1),
+        "input_blocks.3.1.transformer_blocks.0.attn1.to_q.weight": (64, 64),
+        "input_blocks.3.1.transformer_blocks.0.attn2.to_k.weight": (64, 16),
+        "input_blocks.3.1.transformer_blocks.0.attn2.to_out.0.bias": (64,),
+        "input_blocks.3.1.transformer_blocks.0.ff.net.0.proj.weight": (512, 64),
+        "input_blocks.3.1.transformer_blocks.0.ff.net.2.weight": (64, 256),
+        "input_blocks.3.1.transformer_blocks.0.norm3.bias": (64,),
+        "middle_block.1.proj_out.weight": (64, 64, 1, 1),
+        "middle_block.2.in_layers.2.weight": (64, 64, 3, 3),
+        "output_blocks.0.0.in_layers.2.weight": (64, 128, 3, 3),
+        "output_blocks.1.2.conv.weight": (64, 64, 3, 3),
+        "output_blocks.3.0.skip_connection.weight": (32, 64, 1, 1),
+        "out.0.weight": (32,),
+        "out.2.weight": (4, 32, 3, 3),
+    }
+    assert official.items() <= shapes.items()
+    assert "input_blocks.3.1.transformer_blocks.0.attn1.to_q.bias" not in shapes
+    plain = {k: tuple(v.shape) for k, v in build().state_dict().items()}
+    assert plain["middle_block.1.qkv.weight"] == (192, 64, 1)
+    assert plain["middle_block.1.proj_out.weight"] == (64, 64, 1)
+
+
+def test_a_new_network_answers_zero() -> None:
+    z, t = inputs()
+    assert not build()(z, t, cond()).any()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"scale_shift_norm": True, "resblock_updown": True}, {"attention_factors": []}]
+)
+def test_every_parameter_learns(options: dict[str, object]) -> None:
+    net = stirred(build(context_dim=16, vector_dim=5, **options))
+    z, t = inputs()
+    tokens = torch.randn(3, 4, 16, generator=torch.Generator().manual_seed(2))
+    net(z, t, cond(tokens, vector=torch.ones(3, 5))).square().mean().backward()
+    silent = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()]
+    assert silent == []
+
+
+def test_examples_do_not_see_each_other() -> None:
+    net = stirred(build(context_dim=16)).double()
+    z, t = inputs()
+    tokens = torch.randn(3, 2, 16, dtype=torch.float64)
+    together = net(z.double(), t, cond(tokens))
+    alone = torch.cat([net(z[i : i + 1].double(), t[i : i + 1], cond(tokens[i : i + 1])) for i in range(3)])
+    torch.testing.assert_close(together, alone, rtol=1e-6, atol=1e-8)  # the sinusoid is float32
+
+
+def test_each_condition_matters_and_lands_where_it_should() -> None:
+    z, t = inputs()
+    net = stirred(UNet(7, 4, 32, [1, 2], 1, attention_factors=[2], heads=2, context_dim=16, vector_dim=5))
+    tokens, concat, vector = torch.randn(3, 2, 16), torch.randn(3, 3, 8, 8), torch.randn(3, 5)
+    out = net(z, t, cond(tokens, concat, vector))
+    assert out.shape == z.shape
+    for other in (cond(-tokens, concat, vector), cond(tokens, -concat, vector), cond(tokens, concat, -vector)):
+        assert not torch.allclose(out, net(z, t, other))
+    swapped = net(z, t, cond(tokens.flip(1), concat, vector))
+    torch.testing.assert_close(out, swapped, rtol=1e-4, atol=1e-5)  # cross-attention has no order of tokens
+
+
+def test_tokens_are_not_forgotten_silently() -> None:
+    z, t = inputs()
+    with pytest.raises(ValueError, match="built for tokens"):
+        build(context_dim=16)(z, t, cond())
+
+
+def test_one_token_shortcut_of_sampling_is_exact() -> None:
+    net = stirred(build(context_dim=16)).double()
+    z, t = inputs()
+    tokens = torch.randn(3, 1, 16, dtype=torch.float64)
+    with torch.no_grad():
+        short = net(z.double(), t, cond(tokens))
+    torch.testing.assert_close(short, net(z.double(), t, cond(tokens)).detach(), rtol=1e-12, atol=1e-12)
+
+
+def test_recomputation_changes_memory_and_nothing_else() -> None:
+    net = stirred(build(context_dim=16))
+    z, t = inputs()
+    tokens = torch.randn(3, 2, 16)
+
+    def gradients() -> list[Tensor]:
+        net.zero_grad()
+        net(z, t, cond(tokens)).square().mean().backward()
+        return [p.grad.clone() for p in net.parameters() if p.grad is not None]
+
+    plain = gradients()
+    net.recompute(True)
+    for mine, other in zip(gradients(), plain, strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_channels_last_and_bfloat16_agree_with_float32() -> None:
+    net = stirred(build(context_dim=16))
+    z, t = inputs()
+    tokens = torch.randn(3, 2, 16)
+    out = net(z, t, cond(tokens))
+    with torch.autocast("cpu", torch.bfloat16):
+        low = net(z, t, cond(tokens))
+    assert low.dtype == torch.bfloat16
+    assert (low.float() - out).norm() / out.norm() < 0.05
+    last = net.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(last(z, t, cond(tokens)), out, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow  # the compiler alone takes seconds to import
+def test_compiles_as_one_graph_for_any_time() -> None:
+    net = stirred(build(context_dim=16))
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    z, t = inputs()
+    tokens = torch.randn(3, 1, 16)
+    torch._dynamo.utils.counters.clear()
+    for shift in range(3):
+        time = (t - shift).clamp(min=0)
+        torch.testing.assert_close(compiled(z, time, cond(tokens)), net(z, time, cond(tokens)))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_sizes_and_factors_are_two_words_for_one_network() -> None:
+    by_size = build(attention_factors=None, attention_sizes=[4], latent_size=8).state_dict()
+    assert by_size.keys() == build(attention_factors=[2]).state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"width": 48}, ["ldm.network.width=48", "32 or 64"]),
+        ({"width": 16}, ["ldm.network.width=16", "32."]),
+        ({"multipliers": []}, ["ldm.network.multipliers"]),
+        ({"blocks": 0}, ["ldm.network.blocks"]),
+        ({"dropout": 1.0}, ["ldm.network.dropout"]),
+        ({"transformer_depth": 0}, ["ldm.network.transformer_depth"]),
+        ({"attention_factors": [32, 16, 8]}, ["attention_factors=[32, 16, 8]", "[1, 2]", "semantic", "write []"]),
+        ({"attention_factors": None}, ["exactly one of attention_factors"]),
+        ({"attention_sizes": [4], "latent_size": 8}, ["exactly one of attention_factors"]),
+        ({"attention_factors": None, "attention_sizes": [3], "latent_size": 8}, ["attention_sizes=[3]", "[8, 4]"]),
+        ({"attention_factors": None, "attention_sizes": [4]}, ["needs the latent's size"]),
+        ({"head_channels": 32}, ["exactly one of heads and head_channels"]),
+        ({"heads": None}, ["exactly one of heads and head_channels"]),
+        ({"heads": 3}, ["heads=3", "[64]"]),
+        ({"heads": None, "head_channels": 48}, ["head_channels=48", "[64]"]),
+    ],
+)
+def test_options_that_do_not_fit_are_named(options: dict[str, object], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        build(**options)
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_latents_that_cannot_be_halved_are_refused() -> None:
+    with pytest.raises(ConfigError, match="multiples of 2; this latent is 7x8"):
+        build()(torch.zeros(1, 4, 7, 8), torch.zeros(1), cond())

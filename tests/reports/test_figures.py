@@ -1,0 +1,118 @@
+import csv
+import io
+import json
+import xml.etree.ElementTree as ET
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from conftest import FakeStore
+
+from ldmlab.reports import figures
+from ldmlab.reports.collect import Run, read_runs
+from ldmlab.reports.figures import Figure, data_csv, logged, over_training, png, smooth, svg
+from ldmlab.reports.tables import SAMPLE_METRICS
+
+FID = SAMPLE_METRICS[0]
+
+
+def rows_of(figure: Figure) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(data_csv(figure))))
+
+
+@pytest.fixture
+def runs(fake_store: FakeStore) -> list[Run]:
+    return read_runs([fake_store.finished()])
+
+
+@pytest.mark.parametrize(
+    ("stage", "folder", "quantity"),
+    [("denoiser", "denoiser/unet_tiny-c01fe9aa", "loss"), ("autoencoder", "autoencoder/kl_f4-4ab07e11", "loss")],
+)
+def test_csv_equals_the_rows_of_the_store(
+    fake_store: FakeStore, runs: list[Run], stage: str, folder: str, quantity: str
+) -> None:
+    figure = logged(runs, stage, quantity)
+    assert figure is not None
+    lines = (fake_store.root / folder / "metrics.jsonl").read_text().splitlines()
+    written: list[Any] = [row for row in map(json.loads, lines) if quantity in row]
+    drawn = rows_of(figure)
+    assert {(row["split"], int(row["images"]), float(row["value"])) for row in drawn} == {
+        (row["split"], row["images"], row[quantity]) for row in written
+    }
+    assert len(drawn) == len(written) and {row["source"] for row in drawn} == {folder}
+
+
+def test_fid_over_training_has_every_snapshot_with_its_interval(runs: list[Run]) -> None:
+    figure = over_training(runs, FID)
+    assert figure is not None
+    drawn = rows_of(figure)
+    scores = [s.scores.scores["fid"] for s in runs[0].snapshots if s.scores]
+    assert [(float(r["value"]), float(r["low"]), float(r["high"])) for r in drawn] == [
+        (s.value, s.low, s.high) for s in scores
+    ]
+    assert [r["images"] for r in drawn] == ["2000", "40000"]
+    assert [r["source"] for r in drawn] == ["scores/shapes-a15c", "scores/shapes-a25c"]
+
+
+def test_another_protocol_is_not_joined(fake_store: FakeStore) -> None:
+    snapshots = [*fake_store.snapshot("a", 1, 90.0), *fake_store.snapshot("b", 2, 50.0)]
+    snapshots += fake_store.snapshot("c", 3, 20.0, card={"guidance": 4.0})
+    figure = over_training(read_runs([fake_store.run(snapshots)]), FID)
+    assert figure is not None and figure.series[0].loose == [False, False, True]
+    assert "Hollow" in figure.note and [row["other_protocol"] for row in rows_of(figure)] == ["no", "no", "yes"]
+    svg(figure)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_drawings_are_reproducible_and_whole(runs: list[Run], scheme: Any) -> None:
+    figure = over_training(runs, FID)
+    assert figure is not None
+    first = svg(figure, scheme)
+    assert first == svg(figure, scheme)
+    ET.fromstring(first)
+    assert "<dc:date>" not in first and "FID" in first
+    assert png(figure) == png(figure)
+
+
+def test_a_name_is_text_and_never_markup_or_mathematics(fake_store: FakeStore) -> None:
+    stages = fake_store.snapshot("a", 2000, 90.0)
+    folders = [fake_store.run(stages, f"i{i}", name) for i, name in enumerate([r"$\frac{$<b>", "plain"])]
+    figure = over_training(read_runs(folders), FID)
+    assert figure is not None
+    texts = "".join(ET.fromstring(svg(figure)).itertext())
+    assert r"$\frac{$<b>" in texts and "plain" in texts
+
+
+def test_a_shared_stage_is_drawn_once(fake_store: FakeStore) -> None:
+    stages = [fake_store.autoencoder()]
+    figure = logged(
+        read_runs([fake_store.run(stages, "a", "a"), fake_store.run(stages, "b", "b")]), "autoencoder", "psnr"
+    )
+    assert figure is not None and len(figure.series) == 1
+
+
+def test_smoothing_keeps_constants_lines_and_the_first_value() -> None:
+    assert smooth([3.0] * 9, 5) == [3.0] * 9
+    line = [float(i) for i in range(9)]
+    assert smooth(line, 5)[:7] == line[:7]  # exact where the mean is centred
+    assert smooth([9.0, 1.0, 1.0], 3)[0] == 9.0
+    assert smooth(line, 1) == line
+
+
+def test_line_names_do_not_touch() -> None:
+    placed = figures._spread([50.0, 50.5, 51.0, 10.0], gap=12, low=0, high=100)
+    assert sorted(range(4), key=placed.__getitem__) == [3, 0, 1, 2]
+    ordered = sorted(placed)
+    assert all(b - a >= 12 - 1e-9 for a, b in pairwise(ordered))
+    assert ordered[0] >= 0 and ordered[-1] <= 100
+
+
+def test_matplotlib_is_left_as_it_was(runs: list[Run]) -> None:
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    figure = over_training(runs, FID)
+    assert figure is not None
+    svg(figure)
+    assert dict(matplotlib.rcParams) == before
