@@ -3,6 +3,9 @@
 from pathlib import Path
 
 import pytest
+import torch
+
+torch.set_num_threads(1)  # tests run side by side; threads that fight for two cores are ten times slower
 
 
 @pytest.fixture

@@ -476,6 +476,8 @@ def _signature(target: str, path: str) -> tuple[dict[str, inspect.Parameter], di
         found: Callable[..., Any] = get_object(target)
     except Exception as error:
         raise ConfigError(f"{path}._target_={target}: cannot be imported ({error}).") from None
+    if inspect.isclass(found) and found.__init__.__module__.startswith("torch.nn"):  # type: ignore[misc]
+        return {}, {}  # a module without a constructor of its own has no options
     parameters = dict(inspect.signature(found).parameters)
     for parameter in parameters.values():
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):

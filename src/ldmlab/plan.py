@@ -179,7 +179,7 @@ def flops_of(call: Callable[[], Any]) -> float:
     """Floating-point operations of one call (multiply and add counted as two), counted while it runs."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter:  # with gradients: sampling takes short cuts that training cannot
         call()
     return float(counter.get_total_flops())
 

@@ -137,25 +137,25 @@ def test_equals_diffusers():
     common = dict(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(32, 64, 64),
+        block_out_channels=(128, 256, 256),
         layers_per_block=1,
     )
-    image = torch.randn(2, 3, 32, 32)
+    image = torch.randn(2, 3, 16, 16)
     theirs = diffusers.AutoencoderKL(latent_channels=3, norm_num_groups=32, **common).eval()
-    ours = kl(c=3, multipliers=[1, 2, 2], width=32, blocks=1)
+    ours = kl(c=3, multipliers=[1, 2, 2], blocks=1)
     same_weights(ours, theirs)
     with torch.no_grad():
         posterior = theirs.encode(image).latent_dist
         assert close(ours.moments(image), posterior.parameters)
         assert close(ours.encode(image), posterior.mode())
-        z = torch.randn(2, 3, 8, 8)
+        z = torch.randn(2, 3, 4, 4)
         assert close(ours.decode(z), theirs.decode(z).sample)
 
     theirs = diffusers.VQModel(latent_channels=4, num_vq_embeddings=32, norm_num_groups=32, **common).eval()
     regulariser = VQ(4, 32)
-    ours = Autoencoder(ConvNetwork(4, [1, 2, 2], regulariser.channels_in, width=32, blocks=1), regulariser)
+    ours = Autoencoder(ConvNetwork(4, [1, 2, 2], regulariser.channels_in, blocks=1), regulariser)
     same_weights(ours, theirs)
     with torch.no_grad():
         assert close(ours.encode(image), theirs.encode(image).latents)
-        z = torch.randn(2, 4, 8, 8) / 32
+        z = torch.randn(2, 4, 4, 4) / 32
         assert close(ours.decode(z), theirs.decode(z).sample)

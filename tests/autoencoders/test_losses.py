@@ -119,7 +119,8 @@ def test_discriminator_does_not_depend_on_the_micro_batch():
 
 def test_patchgan_is_the_official_network():
     disc = PatchGAN()
-    assert sum(p.numel() for p in disc.parameters()) == 2_764_737  # NLayerDiscriminator, 3 layers, BatchNorm
+    convolutions = 16 * (3 * 64 + 64 * 128 + 128 * 256 + 256 * 512 + 512 * 1)  # 4x4; biases in the first and last only
+    assert sum(p.numel() for p in disc.parameters()) == convolutions + 64 + 1 + 2 * (128 + 256 + 512)
     assert disc(torch.randn(1, 3, 64, 64), [1]).shape == (1, 1, 6, 6)
     assert sorted(n for n, _ in disc.named_parameters()) == sorted(
         f"main.{n}" for n in ("0.weight", "0.bias", "2.weight", "3.weight", "3.bias", "5.weight", "6.weight", "6.bias",

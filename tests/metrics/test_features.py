@@ -111,8 +111,8 @@ def test_a_weights_file_cannot_run_code(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_squeezenet_knows_photographs(squeezenet, shared_data):
-    """Real weights on real photographs: two astronaut portraits and so on are named with confidence, noise is not."""
+def test_squeezenet_is_torchvisions_on_photographs(squeezenet, shared_data):
+    """Real weights on real photographs: the same answers as torchvision's network behind torchvision's own transforms."""
     from PIL import Image
 
     files = sorted((shared_data / "photos").glob("kodim*.png"))[:6]
@@ -126,12 +126,12 @@ def test_squeezenet_knows_photographs(squeezenet, shared_data):
     assert found.features.shape == (len(files), 512) and found.logits is not None
     assert found.logits.shape == (len(files), 1000)
     import torchvision
+    from torchvision.transforms.v2 import functional
 
     oracle = torchvision.models.squeezenet1_1(weights=None)
     oracle.load_state_dict(torch.load(shared_data / "weights" / "squeezenet1_1_imagenet.pth", weights_only=True))
-    transform = torchvision.transforms.v2
-    x = transform.functional.resize(torch.stack(stack).float() / 255, [224, 224], antialias=True)
-    x = transform.functional.normalize(x, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    x = functional.resize(torch.stack(stack).float() / 255, [224, 224], antialias=True)
+    x = functional.normalize(x, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     with torch.no_grad():
         np.testing.assert_allclose(found.logits, oracle.eval()(x), rtol=1e-3, atol=2e-3)
 

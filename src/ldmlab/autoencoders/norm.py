@@ -11,16 +11,22 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 MAX_GROUPS = 32
+MIN_CHANNELS = 4  # per group, as at the official network's narrowest level
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Official `Normalize` (model.py): 32 groups, eps 1e-6. A width 32 does not divide: its largest divisor."""
+    """Official `Normalize` (model.py): 32 groups, eps 1e-6; `groups_of` says what narrower layers get."""
     return nn.GroupNorm(groups_of(channels), channels, eps=1e-6)
 
 
 def groups_of(channels: int) -> int:
-    """The number of groups: the largest divisor of `channels` that is at most 32."""
-    return max(g for g in range(1, MAX_GROUPS + 1) if channels % g == 0)
+    """The largest divisor of `channels` that is at most 32 and leaves 4 channels to a group.
+
+    32 for the official widths (128 up). Narrow layers with 32 groups would have one channel in each, and that instance
+    normalisation takes away the absolute colour: at width 32 it held reconstructions of data=shapes at 18 dB.
+    """
+    most = min(MAX_GROUPS, max(1, channels // MIN_CHANNELS))
+    return max(g for g in range(1, most + 1) if channels % g == 0)
 
 
 class NormSwish(nn.GroupNorm):

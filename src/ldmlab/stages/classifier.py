@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ldmlab.errors import ConfigError
+from ldmlab.metrics.shapes_classifier import ShapesClassifier
 from ldmlab.randomness import Draws
 
 
@@ -19,10 +20,10 @@ class ClassifierStage:
 
     players = ("classifier",)
 
-    def __init__(self, classifier: nn.Module, draws: Draws):
+    def __init__(self, classifier: ShapesClassifier, draws: Draws):
         self.modules: dict[str, nn.Module] = {"classifier": classifier}
         self.draws = draws
-        self.n_classes: int | None = getattr(classifier, "logit_dim", None)
+        self.n_classes = classifier.logit_dim
 
     def active(self, player: str, images_seen: int) -> bool:
         return True
@@ -35,7 +36,7 @@ class ClassifierStage:
             )
         image_BCHW, label_B = batch["image"], batch["label"].to(batch["image"].device)
         K = self.n_classes
-        if K is not None and int(label_B.max()) >= K:
+        if int(label_B.max()) >= K:
             raise ConfigError(
                 f"eval.extractor.n_classes={K}, but the data has a label {int(label_B.max())}; set it to the number of "
                 "classes of the data."

@@ -119,6 +119,7 @@ def encode_all(
     barrier()
 
 
+@torch.no_grad()
 def encode(dataset: Any, indices: list[int], moments: Callable[[Tensor], Tensor], device: torch.device) -> np.ndarray:
     """Moments of some images, float32 [N, M, C, H, W]."""
     image_BCHW = to_float(to_batch(dataset.__getitems__(indices))["image"].to(device))
@@ -152,7 +153,7 @@ def _fits(block: np.ndarray, dtype: str) -> None:
     largest = float(np.abs(block).max())
     if not np.isfinite(largest):
         raise DataError("a latent is not finite: the autoencoder has diverged. Train it with a smaller ae.fit.lr.")
-    if largest > np.finfo(dtype).max:
+    if largest > float(np.finfo(dtype).max):
         raise DataError(
             f"a latent of {largest:.3g} does not fit into latents.dtype={dtype}; use latents.dtype=float32."
         )
