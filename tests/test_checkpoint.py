@@ -11,7 +11,9 @@ from ldmlab.errors import DataError, WeightsError
 
 def save(checkpoints: Checkpoints, images: int) -> Path:
     tensors = {"a/w": torch.full((3,), float(images)), "ema.a/w": torch.zeros(2)}
-    optimizers = {"a": {"state": {0: {"step": torch.tensor(float(images))}}, "param_groups": [{"lr": 0.1, "params": [0]}]}}
+    optimizers = {
+        "a": {"state": {0: {"step": torch.tensor(float(images))}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
+    }
     return checkpoints.save(tensors, optimizers, {"images": images, "steps": images // 2, "seconds": 1.0})
 
 

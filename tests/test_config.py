@@ -25,7 +25,10 @@ PICTURES = {"data=folder": "data.root=/nowhere", "data=shards": "data.root=/nowh
         ("ae.wieght=1", ["ae.wieght", "Did you mean 'ae.regulariser.weight'", "regulariser, loss"]),
         ("+ae.wieght=1", ["ae.wieght", "Did you mean 'ae.regulariser.weight'"]),
         ("+ae.regulariser.wieght=1", ["ae.regulariser.wieght", "Did you mean 'weight'", "KL takes: weight"]),
-        ("ae.regulariser.weight=big", ["ae.regulariser.weight must be a number", "'big'", "conf/ae/regulariser/kl.yaml"]),
+        (
+            "ae.regulariser.weight=big",
+            ["ae.regulariser.weight must be a number", "'big'", "conf/ae/regulariser/kl.yaml"],
+        ),
         ("seed=a", ["seed must be a whole number", "'a'"]),
         ("ae.fit.images=1.5", ["ae.fit.images must be a whole number", "1.5"]),
         ("ldm.fit.image=3", ["ldm.fit.image", "Did you mean 'images'"]),
@@ -56,8 +59,12 @@ def test_misspelling_is_named(words: str, parts: list[str]) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("group", ["ae", "ae/regulariser", "ae/loss", "data", "ldm", "cond", "objective", "sampler", "eval"])
-def test_wrong_key_in_any_yaml_is_named_with_file_and_line(group: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "group", ["ae", "ae/regulariser", "ae/loss", "data", "ldm", "cond", "objective", "sampler", "eval"]
+)
+def test_wrong_key_in_any_yaml_is_named_with_file_and_line(
+    group: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The shipped file with one more key, in a copy of conf/."""
     import shutil
 
@@ -79,7 +86,9 @@ def test_wrong_key_in_any_yaml_is_named_with_file_and_line(group: str, tmp_path:
 
 def options() -> list[list[str]]:
     """Every option of every group alone, and every first stage with every denoiser."""
-    alone = [[f"{group}={name}"] for group in groups() if group not in ("sweeps", "debug") for name in group_options(group)]
+    alone = [
+        [f"{group}={name}"] for group in groups() if group not in ("sweeps", "debug") for name in group_options(group)
+    ]
     nested = [["ae=kl_f8", f"{sub.relative_to(CONF)}={name}"] for sub in sorted((CONF / "ae").rglob("*")) if sub.is_dir()
               for name in group_options(str(sub.relative_to(CONF)))]  # fmt: skip
     pairs = itertools.product(group_options("ae"), group_options("ldm"), group_options("cond"))
@@ -167,7 +176,10 @@ CASES = {
 def test_parts_that_do_not_fit(words: str, tmp_path: Path) -> None:
     from ldmlab.run import prepare
 
-    cfg = load(_filled(words, tmp_path) + [f"store={tmp_path / 'store'}", "data.resolution=32"][: 1 + ("data.resolution" not in words)])
+    cfg = load(
+        _filled(words, tmp_path)
+        + [f"store={tmp_path / 'store'}", "data.resolution=32"][: 1 + ("data.resolution" not in words)]
+    )
     with pytest.raises((ConfigError, DataError)) as caught:
         prepare(cfg)
     for part in CASES[words]:

@@ -78,10 +78,22 @@ def test_no_config_is_read_behind_its_schema() -> None:
         for line in file.read_text().splitlines()
         if re.search(r"\bcfg(\.\w+)*\.get\((?!\"_)", line) or "hasattr(cfg" in line
     ]
-    assert wrong == ["ldmlab/config.py: if cfg.hydra.sweeper.get(\"params\") and \"LDMLAB_SWEEP_CHILD\" not in os.environ:"], wrong
+    assert wrong == [
+        'ldmlab/config.py: if cfg.hydra.sweeper.get("params") and "LDMLAB_SWEEP_CHILD" not in os.environ:'
+    ], wrong
 
 
-HEAVY = ("transformers", "wandb", "torchmetrics", "torch_fidelity", "matplotlib", "torchvision", "diffusers", "scipy", "webdataset")
+HEAVY = (
+    "transformers",
+    "wandb",
+    "torchmetrics",
+    "torch_fidelity",
+    "matplotlib",
+    "torchvision",
+    "diffusers",
+    "scipy",
+    "webdataset",
+)
 
 
 @pytest.mark.parametrize("module", ["ldmlab.run", "ldmlab.cli", "ldmlab.publish"])

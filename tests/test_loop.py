@@ -58,7 +58,9 @@ class Regression:
         return loss, {"loss": loss.detach(), "psnr": -loss.detach()}
 
 
-def train(folder: Path, stage: Regression, images: int = 40, batch: int = 8, micro: int = 8, **kwargs: Any) -> tuple[Progressed, EMA]:
+def train(
+    folder: Path, stage: Regression, images: int = 40, batch: int = 8, micro: int = 8, **kwargs: Any
+) -> tuple[Progressed, EMA]:
     budget = Fit(images=images, batch_size=batch, lr=0.05, **kwargs)
     optimizers = {p: torch.optim.AdamW(m.parameters(), lr=1.0) for p, m in stage.modules.items()}
     average = EMA(stage.modules["main"], 0.9)
@@ -120,7 +122,9 @@ def test_non_finite_loss_names_step_term_and_checkpoint(tmp_path: Path) -> None:
         train(tmp_path, Regression(poison_at=16))
     with pytest.raises(Stopped):
         train(tmp_path / "b", Regression(signal_at=8))
-    with pytest.raises(TrainingError, match=r"'gradient_norm' is nan at step 3 .*last good checkpoint is .*000000000016"):
+    with pytest.raises(
+        TrainingError, match=r"'gradient_norm' is nan at step 3 .*last good checkpoint is .*000000000016"
+    ):
         train(tmp_path / "b", Regression(poison_at=16))
 
 

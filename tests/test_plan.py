@@ -104,7 +104,15 @@ def test_table_names_every_stage_with_state_and_cost(tmp_path: Path) -> None:
         store.seal(plan.autoencoder, 1.0)
     lines = table(plan, store, costs=True)
     stages = [line[0] for line in lines[1:]]
-    assert stages == ["data", "extractor", "autoencoder", "reconstructions", "latents", "denoiser", *["samples", "scores"] * 2]
+    assert stages == [
+        "data",
+        "extractor",
+        "autoencoder",
+        "reconstructions",
+        "latents",
+        "denoiser",
+        *["samples", "scores"] * 2,
+    ]
     assert [line[2] for line in lines[1:]] == ["ready", "will run", "done", *["will run"] * 7]
     assert "about" in lines[6][4] and "GFLOP/img" in lines[6][3]
     assert len({len(line) for line in as_text(lines).splitlines()}) > 1

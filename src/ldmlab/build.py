@@ -132,11 +132,20 @@ def ranks(cfg: DictConfig) -> int:
     return int(os.environ.get("WORLD_SIZE", cfg.runtime.processes))
 
 
-def micro_batch(cfg: DictConfig, fit: DictConfig) -> int:
-    """Images per forward pass and rank: the largest divisor of the rank's share that runtime.micro_batch allows."""
+def micro_batch(cfg: DictConfig, fit: DictConfig, group: int = 1) -> int:
+    """Images per forward pass and rank: the largest divisor of the rank's share that runtime.micro_batch allows.
+
+    `group`: images that must stay together (a discriminator's statistics), so that cutting the batch changes no result.
+    """
     share = fit.batch_size // ranks(cfg)
-    limit = min(cfg.runtime.micro_batch or share, share)
-    return next(size for size in range(limit, 0, -1) if share % size == 0)
+    limit = max(group, min(cfg.runtime.micro_batch or share, share))
+    return next(size for size in range(limit, 0, -1) if share % size == 0 and size % group == 0)
+
+
+def group_of(cfg: DictConfig) -> int:
+    """Consecutive images of the first stage's batch that belong together: the discriminator's `norm_images`, else 1."""
+    adversarial = cfg.ae.loss is not None and cfg.ae.loss.discriminator is not None
+    return int(cfg.ae.loss.norm_images) if adversarial else 1
 
 
 def check_fit(cfg: DictConfig, data: Any, val: Any) -> None:
@@ -152,7 +161,20 @@ def check_fit(cfg: DictConfig, data: Any, val: Any) -> None:
                 f"{path}.batch_size={fit.batch_size} does not divide among {ranks(cfg)} processes; "
                 f"the nearest that does: {max(1, round(fit.batch_size / ranks(cfg))) * ranks(cfg)}."
             )
+    if cfg.ae.fit is not None and (cfg.ae.fit.batch_size // ranks(cfg)) % group_of(cfg):
+        raise ConfigError(
+            f"ae.fit.batch_size={cfg.ae.fit.batch_size} over {ranks(cfg)} processes is not a multiple of "
+            f"ae.loss.norm_images={group_of(cfg)}, the images that share the discriminator's statistics. "
+            f"Set ae.loss.norm_images to a divisor of {cfg.ae.fit.batch_size // ranks(cfg)}, or change the batch."
+        )
     with torch.device("meta"):
+        if group_of(cfg) > 1:
+            smallest = part(cfg.ae.loss.discriminator).min_resolution
+            if data.resolution < smallest:
+                raise ConfigError(
+                    f"data.resolution={data.resolution} is too small for the discriminator, which needs {smallest}. "
+                    "Use ae/loss/discriminator=none, or patchgan_2 (12 pixels)."
+                )
         ae = autoencoder(cfg)
         height = ae.latent_shape(data.resolution)[1]
         if (cfg.ae.fit is None) != (cfg.ae.loss is None):

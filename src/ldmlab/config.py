@@ -367,7 +367,7 @@ def _deeper(word: str, node: DictConfig, path: str) -> str:
 
     def walk(inner: DictConfig, prefix: str) -> None:
         for key in inner:
-            name = f"{prefix}.{key}".lstrip(".")
+            name = f"{prefix}.{key!s}".lstrip(".")
             if not str(key).startswith("_") and key != word:
                 found.setdefault(str(key), name)
             if not OmegaConf.is_missing(inner, key) and isinstance(inner[key], DictConfig):
@@ -408,7 +408,7 @@ def _refuse_unknown(cfg: DictConfig, path: str = "") -> None:
             raise ConfigError(
                 f"{path}{name}: no such option.{near} {path.rstrip('.') or 'The top level'} takes: {_words(names)}."
             )
-        if not OmegaConf.is_missing(cfg, key) and not OmegaConf.is_interpolation(cfg, key):
+        if not OmegaConf.is_missing(cfg, key) and not OmegaConf.is_interpolation(cfg, name):
             node = cfg._get_node(key)
             if isinstance(node, DictConfig) and not node._is_none():
                 _refuse_unknown(node, f"{path}{name}.")
@@ -432,7 +432,7 @@ def _complete_node(node: Any, path: str, choices: dict[str, str]) -> None:
     if isinstance(node, DictConfig):
         for key in node:
             if OmegaConf.is_missing(node, key):
-                where = f"{path}.{key}".lstrip(".")
+                where = f"{path}.{key!s}".lstrip(".")
                 raise ConfigError(f"{where} is not set. Give it as {where}=… or choose a group option that sets it.")
         if "_target_" in node:
             _complete_part(node, path, choices)
@@ -476,7 +476,7 @@ def _signature(target: str, path: str) -> tuple[dict[str, inspect.Parameter], di
         found: Callable[..., Any] = get_object(target)
     except Exception as error:
         raise ConfigError(f"{path}._target_={target}: cannot be imported ({error}).") from None
-    if inspect.isclass(found) and found.__init__.__module__.startswith("torch.nn"):  # type: ignore[misc]
+    if inspect.isclass(found) and found.__init__.__module__.startswith("torch.nn"):
         return {}, {}  # a module without a constructor of its own has no options
     parameters = dict(inspect.signature(found).parameters)
     for parameter in parameters.values():
@@ -485,7 +485,7 @@ def _signature(target: str, path: str) -> tuple[dict[str, inspect.Parameter], di
                 f"{path}._target_={target} takes **{parameter.name}, so a misspelling could not be found. "
                 "Wrap it in a function with a closed signature."
             )
-    init = found.__init__ if inspect.isclass(found) else found  # type: ignore[misc]
+    init = found.__init__ if inspect.isclass(found) else found
     return parameters, typing.get_type_hints(init)
 
 

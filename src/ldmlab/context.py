@@ -63,7 +63,7 @@ class Context:
         if self.ranks == 1:
             return value
         flag = torch.tensor([float(value and self.main)], device=self.device)
-        return bool(self.accelerator.reduce(flag, "sum").item())  # type: ignore[union-attr]
+        return bool(self.accelerator.reduce(flag, "sum").item())
 
     def progress(self, name: str, total: int) -> Callable[[int], None]:
         """A callable that takes how many more are done (of this rank's share)."""
@@ -111,16 +111,17 @@ class Context:
         dataset: Any,
         budget: DictConfig,
         validate: Callable[[], dict[str, float]] | None = None,
+        group: int = 1,
     ) -> Progressed:
         """Train a stage with the one loop; leaves weights, averages and snapshots in `folder`.
 
-        The first player is the one that is kept and averaged; another player's weights are kept under its own name.
+        `group` images of a batch must stay in one micro-batch. The first player is the one that is kept and averaged; another player's weights are kept under its own name.
         """
         runtime = self.cfg.runtime
         for module in stage.modules.values():
             module.to(self.device)
             if runtime.channels_last:
-                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                module.to(memory_format=torch.channels_last)
         first = stage.players[0]
         raw = stage.modules[first]
         optimizers = {player: build.optimizer(module, budget) for player, module in stage.modules.items()}
@@ -149,7 +150,7 @@ class Context:
             log_seconds=runtime.log_seconds,
         )
         batches = Batches(
-            dataset, budget.batch_size, build.micro_batch(self.cfg, budget), self.cfg.seed, self.device,
+            dataset, budget.batch_size, build.micro_batch(self.cfg, budget, group), self.cfg.seed, self.device,
             self.rank, self.ranks, runtime.workers,
         )  # fmt: skip
         try:

@@ -295,7 +295,7 @@ def _mean(
         steps = [(done.steps - len(pending) + i + 1, logs[key]) for i, logs in enumerate(pending) if key in logs]
         stacked = torch.stack([value.float() for _, value in steps])
         if accelerator.num_processes > 1:
-            stacked = accelerator.reduce(stacked, "mean")  # type: ignore[assignment]
+            stacked = accelerator.reduce(stacked, "mean")
         numbers = stacked.tolist()
         for (step, _), value in zip(steps, numbers, strict=True):
             if not math.isfinite(value):

@@ -113,9 +113,9 @@ def make_data(ctx: Context) -> Path:
     return ctx.make(ctx.plan.data, work)
 
 
-def make_extractor(ctx: Context) -> nn.Module:
+def make_extractor(ctx: Context) -> Any:
     """The feature extractor, trained first when it is the kind that is trained here."""
-    net = build.extractor(ctx.cfg)
+    net: Any = build.extractor(ctx.cfg)
     if ctx.plan.extractor is None:
         return frozen(net, ctx.device)
     caches = ctx.store.root / "data" / "cache"
@@ -149,11 +149,11 @@ def make_autoencoder(ctx: Context) -> Autoencoder:
         if fit is not None:
             classifier = make_extractor(ctx) if build.needs_classifier(ctx.cfg) else None
             loss = build.first_stage_loss(ctx.cfg, classifier).to(ctx.device)
-            mean = (lambda t: ctx.accelerator.reduce(t, "mean")) if ctx.ranks > 1 else None
-            stage = AutoencoderStage(ae, loss, Draws(ctx.cfg.seed), *([mean] if mean else []))
+            stage = AutoencoderStage(ae, loss, Draws(ctx.cfg.seed))
             images = [_image(ctx, ctx.val, i) for i in _spread(len(ctx.val), VALIDATION_IMAGES)]
             seconds = ctx.train(
-                ctx.plan.autoencoder, folder, stage, ctx.data, fit, lambda: _psnr(ctx, ae, images)
+                ctx.plan.autoencoder, folder, stage, ctx.data, fit, lambda: _psnr(ctx, ae, images),
+                build.group_of(ctx.cfg),
             ).seconds
             if fit.ema is not None:
                 ae.load_state_dict(load_tensors(folder / "ema.safetensors"))
@@ -305,7 +305,7 @@ def make_samples(ctx: Context, evaluation: Evaluation) -> Path:
     return ctx.make(evaluation.samples, work)
 
 
-def make_reference(ctx: Context, extractor: nn.Module) -> FeatureSet:
+def make_reference(ctx: Context, extractor: Any) -> FeatureSet:
     """Features of the real images, through the same loader as training, once for all runs on this data."""
 
     def work(folder: Path) -> None:
@@ -361,7 +361,7 @@ def protocol_card(ctx: Context, evaluation: Evaluation, extractor: Any, referenc
         resolution=ctx.data.resolution, samples=cfg.eval.samples, label_mode=mode, sampler=evaluation.samples.name,
         steps=sampler.steps, eta=getattr(sampler, "eta", None), guidance=sampler.guidance, weights=cfg.eval.weights,
         snapshot_images=evaluation.images, extractor=extractor.name, extractor_hash=extractor.fingerprint(),
-        resize=extractor.preprocessing, grid=getattr(sampler, "grid", None), seed=cfg.eval.seed,
+        resize=extractor.resize_text, grid=getattr(sampler, "grid", None), seed=cfg.eval.seed,
         bootstrap=cfg.eval.bootstrap, bootstrap_seed=cfg.eval.seed,
     )  # fmt: skip
 

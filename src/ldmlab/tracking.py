@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ldmlab.errors import UserError
 
@@ -40,19 +40,26 @@ class Tracker:
     def log(self, values: dict[str, float], images: int, step: int, split: str, seconds: float) -> None:
         if self.path is None:
             return
-        row = {"images": images, "step": step, "split": split, "time": round(seconds, 3)}
-        row |= {k: v if isinstance(v, int) else float(f"{v:.7g}") for k, v in values.items()}
+        numbers = {k: v if isinstance(v, int) else float(f"{v:.7g}") for k, v in values.items()}
+        row = {"images": images, "step": step, "split": split, "time": round(seconds, 3), **numbers}
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
         if self.mirror:
-            self.mirror.log({f"{split}/{k}": v for k, v in row.items() if k not in ("split",)}, images)
+            self.mirror.log({f"{split}/{k}": v for k, v in {**numbers, "step": step}.items()}, images)
 
 
 class WandbMirror:
     """Weights & Biases run of one stage. It is a mirror: when it fails, it says so once and training goes on."""
 
     def __init__(
-        self, folder: Path, mode: str, project: str, entity: str | None, name: str, id: str, config: dict[str, Any]
+        self,
+        folder: Path,
+        mode: Literal["offline", "online"],
+        project: str,
+        entity: str | None,
+        name: str,
+        id: str,
+        config: dict[str, Any],
     ):
         self.run: Any = None
         try:

@@ -6,7 +6,10 @@ from torch.nn import functional as F
 from ldmlab.autoencoders.norm import NormSwish, groups_of
 
 
-@pytest.mark.parametrize(("channels", "groups"), [(128, 32), (512, 32), (64, 16), (32, 8), (16, 4), (40, 10), (160, 32), (37, 1), (6, 1), (2, 1)])
+@pytest.mark.parametrize(
+    ("channels", "groups"),
+    [(128, 32), (512, 32), (64, 16), (32, 8), (16, 4), (40, 10), (160, 32), (37, 1), (6, 1), (2, 1)],
+)
 def test_groups_are_the_largest_divisor_up_to_32_with_4_channels_each(channels, groups):
     assert groups_of(channels) == groups
 

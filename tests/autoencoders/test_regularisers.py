@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from ldmlab.autoencoders.autoencoder import Autoencoder
+from ldmlab.autoencoders.conv import ConvNetwork
 from ldmlab.autoencoders.regularisers import vq as vq_module
 from ldmlab.autoencoders.regularisers.kl import KL
 from ldmlab.autoencoders.regularisers.none import NoRegulariser
@@ -31,6 +33,19 @@ def test_kl_of_the_prior_is_zero_and_noise_is_an_argument():
     zeros, noise = torch.zeros(2, 6, 4, 4), torch.randn(2, 3, 4, 4)
     z, loss, _ = KL()(zeros, noise)
     assert loss == 0 and torch.equal(z, noise)
+
+
+def test_initial_logvar_is_the_untrained_encoders():
+    torch.manual_seed(0)
+    plain, low = (
+        Autoencoder(ConvNetwork(2, [1, 2], KL().channels_in, width=8, blocks=1), KL(initial_logvar=v))
+        for v in (0.0, -6.0)
+    )
+    image = torch.rand(4, 3, 16, 16) * 2 - 1
+    for model, want in ((plain, 0), (low, -6)):
+        mean, logvar = model.moments(image).chunk(2, 1)
+        assert logvar.mean().item() == pytest.approx(want, abs=1)
+        assert mean.mean().item() == pytest.approx(0, abs=1)
 
 
 def test_kl_clamps_the_log_variance():
@@ -130,6 +145,6 @@ def test_none_passes_through():
 
 
 def test_impossible_options():
-    for make in (lambda: KL(-1.0), lambda: VQ(4, 1), lambda: VQ(4, 8, beta=-0.1)):
+    for make in (lambda: KL(-1.0), lambda: KL(initial_logvar=-40.0), lambda: VQ(4, 1), lambda: VQ(4, 8, beta=-0.1)):
         with pytest.raises(ConfigError, match=r"ae\.regulariser\."):
             make()

@@ -72,7 +72,7 @@ def test_disc_start_gates_both_players():
     assert "generator" not in stage.loss(batch(), "autoencoder", 7)[1]
     logs = stage.loss(batch(), "autoencoder", 8)[1]
     assert {"loss", "rec", "nll", "regulariser", "kl", "kl_bits", "generator", "adaptive_weight"} <= set(logs)
-    assert {"disc_loss", "logits_real", "logits_fake"} == set(stage.loss(batch(), "discriminator", 8)[1])
+    assert {"loss", "logits_real", "logits_fake"} == set(stage.loss(batch(), "discriminator", 8)[1])
 
 
 def test_one_player_without_a_discriminator():

@@ -18,7 +18,9 @@ from ldmlab.stages import latents
 from ldmlab.stages.latents import LatentCache, encode_all, verify
 
 
-def make(folder: Path, monkeypatch: pytest.MonkeyPatch, dtype: str = "float16", ranks: int = 1, n: int = 70) -> tuple[LatentCache, Autoencoder]:
+def make(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, dtype: str = "float16", ranks: int = 1, n: int = 70
+) -> tuple[LatentCache, Autoencoder]:
     monkeypatch.setattr(latents, "BLOCK", 32)
     torch.manual_seed(0)
     regulariser = KL()
@@ -31,7 +33,9 @@ def make(folder: Path, monkeypatch: pytest.MonkeyPatch, dtype: str = "float16", 
 
 
 @pytest.mark.parametrize("dtype,tolerance", [("float16", 2e-3), ("float32", 1e-5)])
-def test_cached_moments_are_the_encoder_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, tolerance: float) -> None:
+def test_cached_moments_are_the_encoder_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, tolerance: float
+) -> None:
     cache, ae = make(tmp_path, monkeypatch, dtype)
     assert len(cache) == 70 and len(list(tmp_path.glob("moments-*.npy"))) == 3
     indices = [69, 0, 31, 32, 5]
@@ -69,7 +73,9 @@ def test_ranks_and_restarts_write_the_same_bytes(tmp_path: Path, monkeypatch: py
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
 
 
-def test_verify_accepts_its_own_and_refuses_another_autoencoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_accepts_its_own_and_refuses_another_autoencoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache, ae = make(tmp_path, monkeypatch)
     assert verify(cache, ae.moments, torch.device("cpu")) < 2e-3 * 10
     with torch.no_grad():

@@ -24,7 +24,9 @@ def test_seed_belongs_to_the_image() -> None:
 
 
 @pytest.mark.parametrize("ranks,batch", [(1, 4), (2, 3), (3, 100)])
-def test_parts_of_any_cut_make_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks: int, batch: int) -> None:
+def test_parts_of_any_cut_make_the_same_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks: int, batch: int
+) -> None:
     monkeypatch.setattr(sampling, "PART", 5)
     drawn: list[int] = []
 
@@ -35,7 +37,9 @@ def test_parts_of_any_cut_make_the_same_file(tmp_path: Path, monkeypatch: pytest
     for rank in reversed(range(ranks)):
         sample_all(draw, 17, tmp_path, batch, rank, ranks, lambda: None, lambda n: None)
     images = np.load(tmp_path / "images.npy")
-    assert images.dtype == np.uint8 and images[:, 0, 0, 0].tolist() == list(range(17)) and sorted(drawn) == list(range(17))
+    assert (
+        images.dtype == np.uint8 and images[:, 0, 0, 0].tolist() == list(range(17)) and sorted(drawn) == list(range(17))
+    )
     assert [p.name for p in tmp_path.iterdir()] == ["images.npy"]
 
 

@@ -40,6 +40,8 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.network = network
         self.regulariser = regulariser
+        if network.moments_layer is not None:
+            regulariser.initialise(network.moments_layer)
         self.register_buffer("scale", torch.ones(self.c, 1, 1))
         self.register_buffer("shift", torch.zeros(self.c, 1, 1))
 

@@ -70,6 +70,11 @@ class ConvNetwork(Network):
         assert isinstance(weight, nn.Parameter)
         return weight
 
+    @property
+    def moments_layer(self) -> nn.Conv2d:
+        """The 1×1 convolution after the encoder."""
+        return self.quant_conv
+
     def encode(self, image_BCHW: Tensor) -> Tensor:
         """[B, 3, H, W] in [-1, 1] → [B, channels_in(c), H/f, W/f]."""
         return self.quant_conv(self.encoder(image_BCHW))

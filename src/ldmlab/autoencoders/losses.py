@@ -129,7 +129,7 @@ class FirstStageLoss(nn.Module):
         both = torch.cat([real_BCHW, recon_BCHW.detach()])
         logits_real, logits_fake = discriminate(both, 2 * self.groups(len(real_BCHW))).chunk(2)
         loss = 0.5 * (F.relu(1 - logits_real).mean() + F.relu(1 + logits_fake).mean())
-        logs = {"disc_loss": loss, "logits_real": logits_real.mean(), "logits_fake": logits_fake.mean()}
+        logs = {"loss": loss, "logits_real": logits_real.mean(), "logits_fake": logits_fake.mean()}
         return Terms(loss, {name: value.detach() for name, value in logs.items()})
 
 

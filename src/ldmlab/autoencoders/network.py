@@ -17,6 +17,11 @@ class Network(nn.Module):
         """Weight of the last convolution, where the adaptive weight compares gradients; None when there is none."""
         return None
 
+    @property
+    def moments_layer(self) -> nn.Conv2d | None:
+        """The layer whose output the regulariser gets, for it to initialise; None when there is none."""
+        return None
+
     def encode(self, image_BCHW: Tensor) -> Tensor:
         """[B, 3, H, W] in [-1, 1] → [B, channels_in(c), H/f, W/f]."""
         raise NotImplementedError

@@ -22,8 +22,8 @@ def group_norm(channels: int) -> nn.GroupNorm:
 def groups_of(channels: int) -> int:
     """The largest divisor of `channels` that is at most 32 and leaves 4 channels to a group.
 
-    32 for the official widths (128 up). Narrow layers with 32 groups would have one channel in each, and that instance
-    normalisation takes away the absolute colour: at width 32 it held reconstructions of data=shapes at 18 dB.
+    32 for the official widths (128 up). Narrow layers with 32 groups would have one channel in each: instance
+    normalisation, which takes the mean and contrast of every channel away.
     """
     most = min(MAX_GROUPS, max(1, channels // MIN_CHANNELS))
     return max(g for g in range(1, most + 1) if channels % g == 0)

@@ -77,7 +77,8 @@ class Batches:
         self.dataset, self.batch_size, self.micro = dataset, batch_size, micro
         self.rank, self.ranks, self.workers, self.device = rank, ranks, workers, device
         self.order, self.draws = Order(len(dataset), seed), Draws(seed)
-        self._next, self._source = -1, iter(())  # type: ignore[var-annotated]
+        self._next = -1
+        self._source: Iterator[dict[str, Any]] = iter(())
 
     def step(self, images_seen: int) -> list[dict[str, Any]]:
         if images_seen != self._next:

@@ -85,7 +85,8 @@ class Census:
     """What a regulariser says of its latents, gathered over batches: KL in bits per latent element, or use of the codebook."""
 
     def __init__(self) -> None:
-        self.images, self.sums, self.counts_K = 0, dict[str, float](), None
+        self.images, self.sums = 0, dict[str, float]()
+        self.counts_K: Tensor | None = None
 
     def update(self, images: int, stats: dict[str, Tensor], counts_K: Tensor | None) -> None:
         """One batch's regulariser stats (means over the batch) and counts per code."""

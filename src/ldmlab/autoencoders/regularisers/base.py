@@ -33,6 +33,9 @@ class Regulariser(nn.Module):
         """Channels wanted from the encoder for a latent of c channels."""
         raise NotImplementedError
 
+    def initialise(self, moments_layer: nn.Conv2d) -> None:
+        """Adjust the fresh layer that emits the moments; nothing by default."""
+
     def forward(self, h_BCHW: Tensor, noise_BCHW: Tensor | None) -> Regularised:
         """The training path. Noise is standard normal of the latent's shape; None takes the mean."""
         raise NotImplementedError

@@ -6,7 +6,7 @@ Shape letters: B batch, C channels, H W space.
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldmlab.autoencoders.regularisers.base import Posterior, Regularised, Regulariser, widen
 from ldmlab.errors import ConfigError
@@ -19,19 +19,30 @@ class KL(Regulariser):
 
     The encoder emits 2c channels: mean and log-variance (clamped to [-30, 20]). `weight` 1e-6 is the paper's and
     belongs to a reconstruction term that is summed over elements too (ae.loss.reduction=sum).
+
+    initial_logvar   the log-variance an untrained encoder emits. Officially about 0: noise as large as any latent, which
+                     the first thousands of steps go into overcoming. Short trainings start below, say at -6
     """
 
     stochastic = True
 
-    def __init__(self, weight: float = 1e-6):
+    def __init__(self, weight: float = 1e-6, initial_logvar: float = 0.0):
         super().__init__()
         if weight < 0:
             raise ConfigError(f"ae.regulariser.weight={weight} must not be negative.")
-        self.weight = weight
+        if not LOGVAR_RANGE[0] <= initial_logvar <= LOGVAR_RANGE[1]:
+            raise ConfigError(f"ae.regulariser.initial_logvar={initial_logvar} must lie in {list(LOGVAR_RANGE)}.")
+        self.weight, self.initial_logvar = weight, initial_logvar
 
     def channels_in(self, c: int) -> int:
         """2c: mean and log-variance."""
         return 2 * c
+
+    def initialise(self, moments_layer: nn.Conv2d) -> None:
+        """Add `initial_logvar` to the log-variances' biases."""
+        assert moments_layer.bias is not None
+        with torch.no_grad():
+            moments_layer.bias[len(moments_layer.bias) // 2 :] += self.initial_logvar
 
     def forward(self, h_BCHW: Tensor, noise_BCHW: Tensor | None) -> Regularised:
         """Posterior sample, weighted KL, and its size in nats per image (`kl`) and bits per element (`kl_bits`)."""
