@@ -105,6 +105,9 @@ def test_nothing_heavy_before_it_is_needed(module: str) -> None:
 
 def test_command_line_words_need_no_torch() -> None:
     """A misspelt group option is said before torch is imported: that is what makes it quick."""
-    code = "import sys\nfrom ldmlab.config import load\nfrom ldmlab.errors import ConfigError\ntry: load(['ae=kl_f7'])\nexcept ConfigError: print('torch' in sys.modules)"
+    code = (
+        "import sys\nfrom ldmlab.config import load\nfrom ldmlab.errors import ConfigError\n"
+        "try: load(['ae=kl_f7'])\nexcept ConfigError: print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=SRC, check=True)
     assert done.stdout.strip() == "False"

@@ -171,7 +171,7 @@ class RunConfig:
     runtime: Runtime = field(default_factory=Runtime)
     tracking: Tracking = field(default_factory=Tracking)
     prepare: Prepare = field(default_factory=Prepare)
-    debug: Any = None  # {path: value}, set where the composition has that path and the command line does not
+    where_present: Any = None  # {path: value}, set where the composition has that path and the command line does not
 
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -252,15 +252,15 @@ def load(overrides: Sequence[str]) -> Composed:
 
 
 def finish(cfg: DictConfig, choices: dict[str, str], overrides: Sequence[str]) -> Composed:
-    """The checks after composition: keys behind `+`, debug values, parts, words and ranges."""
+    """The checks after composition: keys behind `+`, `where_present`, parts, words and ranges."""
     _refuse_unknown(cfg)
     typed = {override.split("=")[0].lstrip("+~") for override in overrides}
     plain = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
     assert isinstance(plain, DictConfig)
-    for path, value in (plain.debug or {}).items():
+    for path, value in (plain.where_present or {}).items():
         if path not in typed and _has(plain, path):
             OmegaConf.update(plain, path, value, merge=False)
-    plain.debug = None
+    plain.where_present = None
     _complete_node(plain, "", choices)
     _check_values(plain)
     return Composed(plain, choices)
@@ -384,7 +384,7 @@ def _type_hint(path: str) -> str:
 
 def groups() -> list[str]:
     """The configuration groups a user can choose from."""
-    return sorted(p.name for p in CONF.iterdir() if p.is_dir() and p.name != "hydra") + ["sweeps"]
+    return [*sorted(p.name for p in CONF.iterdir() if p.is_dir() and p.name != "hydra"), "sweeps"]
 
 
 def group_options(group: str) -> list[str]:

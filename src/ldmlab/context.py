@@ -115,7 +115,8 @@ class Context:
     ) -> Progressed:
         """Train a stage with the one loop; leaves weights, averages and snapshots in `folder`.
 
-        `group` images of a batch must stay in one micro-batch. The first player is the one that is kept and averaged; another player's weights are kept under its own name.
+        `group` images of a batch must stay in one micro-batch.
+        The first player is the one that is kept and averaged; another player's weights are kept under its own name.
         """
         runtime = self.cfg.runtime
         for module in stage.modules.values():

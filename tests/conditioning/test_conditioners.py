@@ -111,3 +111,15 @@ def test_a_wish_is_a_number_or_a_name() -> None:
     many = tuple(f"kind{i}" for i in range(1000))
     with pytest.raises(ConfigError, match=r"0 kind0, .*, 9 kind9, …, 999 kind999"):
         class_index(1000, many)
+
+
+def test_a_class_as_vector_joins_the_time_embedding() -> None:
+    token, vector = ClassLabel(3, dim=8), ClassLabel(3, dim=8, form="vector")
+    vector.load_state_dict(token.state_dict())
+    batch = {"label": torch.tensor([2, 0])}
+    assert (token.context_dim, token.vector_dim) == (8, None)
+    assert (vector.context_dim, vector.vector_dim) == (None, 8)
+    as_token, as_vector = token(batch), vector(batch)
+    assert as_vector.tokens_BLD is None and as_token.vector_BD is None
+    assert torch.equal(as_vector.vector_BD, as_token.tokens_BLD[:, 0])
+    assert torch.equal(vector.null(2, "cpu").vector_BD, vector.embedding.weight[3:].expand(2, -1))

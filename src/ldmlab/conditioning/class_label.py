@@ -1,11 +1,11 @@
-"""Class labels: one learned token per class (the paper's ImageNet models; ClassEmbedder of
-ldm/modules/encoders/modules.py).
+"""Class labels: one learned embedding per class, as a token for cross-attention (the paper's ImageNet models;
+ClassEmbedder of ldm/modules/encoders/modules.py) or as a vector that joins the time embedding (ADM's way).
 
 Shape letters: B batch, L tokens, D features.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,20 +15,21 @@ from ldmlab.errors import ConfigError, DataError
 
 
 class ClassLabel(nn.Module):
-    """Field "label" → one token [B, 1, dim] for cross-attention; one more learned row, the last, means "no class".
+    """Field "label" → one learned embedding; one more row, the last, means "no class".
 
     Args:
         n_classes: classes of the data set (given by the assembly, never an option).
-        dim: features of the token; 512 in the paper.
+        dim: features of the embedding; 512 in the paper.
+        form: "token", [B, 1, dim] for cross-attention, as the paper; "vector", [B, dim], which reaches every residual
+            block through the time embedding (Dhariwal & Nichol 2021) and builds a network without cross-attention.
 
     The official guided model counts its null row the same way (1001 rows, row 1000; protocol.md §4).
     """
 
     needs = ("label",)
     concat_channels = 0
-    vector_dim = None
 
-    def __init__(self, n_classes: int, dim: int = 512):
+    def __init__(self, n_classes: int, dim: int = 512, form: Literal["token", "vector"] = "token"):
         super().__init__()
         if n_classes < 1:
             raise ConfigError(
@@ -38,11 +39,12 @@ class ClassLabel(nn.Module):
         if dim < 1:
             raise ConfigError(f"cond.conditioner.dim must be at least 1; got {dim}.")
         self.n_classes = n_classes
-        self.context_dim: int | None = dim
+        self.context_dim: int | None = dim if form == "token" else None
+        self.vector_dim: int | None = dim if form == "vector" else None
         self.embedding = nn.Embedding(n_classes + 1, dim)
 
     def forward(self, batch: dict[str, Any]) -> Cond:
-        """Tokens [B, 1, dim] of batch["label"] (int64 [B]).
+        """Tokens [B, 1, dim], or vectors [B, dim], of batch["label"] (int64 [B]).
 
         Raises DataError for a label outside 0 … n_classes-1, where looking costs nothing: on a CPU. On an accelerator,
         labels were checked when the data set counted them.
@@ -55,12 +57,16 @@ class ClassLabel(nn.Module):
                 raise DataError(
                     f"label {wrong} of a batch is outside 0 … {self.n_classes - 1}, the classes of this denoiser."
                 )
-        return Cond(tokens_BLD=self.embedding(label_B)[:, None])
+        return self._cond(label_B)
 
     def null(self, batch_size: int, device: torch.device | str) -> Cond:
-        """The learned null token for each example."""
+        """The learned null embedding for each example."""
         null_B = torch.full((batch_size,), self.n_classes, dtype=torch.int64, device=device)
-        return Cond(tokens_BLD=self.embedding(null_B)[:, None])
+        return self._cond(null_B)
+
+    def _cond(self, row_B: Tensor) -> Cond:
+        embedding_BD = self.embedding(row_B)
+        return Cond(tokens_BLD=embedding_BD[:, None]) if self.vector_dim is None else Cond(vector_BD=embedding_BD)
 
 
 def class_index(label: int | str, class_names: Sequence[str]) -> int:
