@@ -18,7 +18,8 @@ def report(composed: Composed, words: str) -> None:
 
     cfg = composed.cfg
     folders = find_runs(Path(cfg.store), cfg.runs)
-    print(f" {len(folders)} runs\n   page  {make_report(folders, Path(cfg.out) if cfg.out else None, Path(cfg.store))}")
+    many = "" if len(folders) == 1 else "s"
+    print(f" {len(folders)} run{many}\n   page  {make_report(folders, Path(cfg.out) if cfg.out else None, Path(cfg.store))}")
 
 
 if __name__ == "__main__":

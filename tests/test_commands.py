@@ -120,7 +120,7 @@ def test_score_changes_the_protocol_without_training(whole: Path) -> None:
 
 def test_report_joins_runs(whole: Path) -> None:
     text = run("report", whole, f"out={whole / 'report'}")
-    assert "2 runs" in text or "3 runs" in text
+    assert re.search(r"\d runs?\n", text)
     page = (whole / "report" / "index.html").read_text()
     assert "steps" in page  # the unequal protocol field is named
     text = run("report", whole, "runs=nothing*", code=1)

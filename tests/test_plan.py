@@ -98,7 +98,7 @@ def test_identity_trains_on_images_and_text_fields_go_past_the_cache(tmp_path: P
 
 
 def test_table_names_every_stage_with_state_and_cost(tmp_path: Path) -> None:
-    plan = plan_of("eval.at=[0.5,1.0]", root=tmp_path)
+    plan = plan_of("eval.at=[0.5,1.0]", "dry_run=true", root=tmp_path)
     store = Store(tmp_path)
     with store.building(plan.autoencoder):
         store.seal(plan.autoencoder, 1.0)
@@ -119,7 +119,14 @@ def test_table_names_every_stage_with_state_and_cost(tmp_path: Path) -> None:
 
 
 def test_parameters_of_the_plan_are_those_of_the_paper(tmp_path: Path) -> None:
-    words = ["ae=vq_f8", "ldm=unet_base", "data.resolution=256", "until=denoiser", "ae.loss.perceptual=null"]
+    words = [
+        "ae=vq_f8",
+        "ldm=unet_base",
+        "data.resolution=256",
+        "until=denoiser",
+        "ae.loss.perceptual=null",
+        "dry_run=true",
+    ]
     plan = plan_of("ldm.fit.snapshots=[1.0]", *words, root=tmp_path)
     rows = {row.address.stage: row for row in plan.rows}
     assert "395.0 M" in rows["denoiser"].what and "67.7 M" in rows["autoencoder"].what

@@ -46,6 +46,26 @@ def seeded(*labels: int | str) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def shapes_only() -> Iterator[None]:
+    """Modules made inside are on the meta device and not initialised: shapes and counts, no memory, no time.
+
+    (Initialising meta tensors would load PyTorch's compiler, which takes 5 s.)
+    """
+    from torch.nn import init
+
+    names = [name for name in vars(init) if name.endswith("_") and not name.startswith("_")]
+    before = {name: getattr(init, name) for name in names}
+    try:
+        for name in names:
+            setattr(init, name, lambda tensor, *args, **kwargs: tensor)
+        with torch.device("meta"):
+            yield
+    finally:
+        for name, function in before.items():
+            setattr(init, name, function)
+
+
 def dataset(cfg: DictConfig, split: str, cache: Path | None) -> Any:
     return part(cfg.data, split=split, cache=cache)
 
@@ -167,7 +187,7 @@ def check_fit(cfg: DictConfig, data: Any, val: Any) -> None:
             f"ae.loss.norm_images={group_of(cfg)}, the images that share the discriminator's statistics. "
             f"Set ae.loss.norm_images to a divisor of {cfg.ae.fit.batch_size // ranks(cfg)}, or change the batch."
         )
-    with torch.device("meta"):
+    with shapes_only():
         if group_of(cfg) > 1:
             smallest = part(cfg.ae.loss.discriminator).min_resolution
             if data.resolution < smallest:

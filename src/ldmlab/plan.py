@@ -16,7 +16,7 @@ from ldmlab import build
 from ldmlab.checkpoint import Checkpoints
 from ldmlab.loop import images_at, total_steps
 from ldmlab.metrics.features import Extractor
-from ldmlab.store import Address, Store, make_id
+from ldmlab.store import Address, Store
 from ldmlab.tracking import clock, number
 
 VERSIONS = {
@@ -77,10 +77,7 @@ def make_plan(cfg: DictConfig, choices: dict[str, str], data: Any, val: Any, sto
     data_at = address(
         "data", choices["data"], {"train": data.fingerprint(), "val": val.fingerprint(), "flip": data.flip}
     )
-    scoring = cfg.until in ("samples", "scores", "report")
-    extractor_at, extractor_id = _extractor(
-        cfg, choices, store_root, address, needed=scoring or build.needs_classifier(cfg)
-    )
+    extractor_at, extractor_id = _extractor(cfg, choices, store_root, address)
     classifier = {"classifier": extractor_id} if build.needs_classifier(cfg) else {}
     autoencoder = address(
         "autoencoder", choices["ae"], {"ae": _result_options(cfg.ae), "seed": cfg.seed}, data=data_at, **classifier
@@ -157,7 +154,7 @@ def _result_options(ae: DictConfig) -> dict[str, Any]:
 
 
 def _extractor(
-    cfg: DictConfig, choices: dict[str, str], root: Path, address: Callable[..., Address], needed: bool
+    cfg: DictConfig, choices: dict[str, str], root: Path, address: Callable[..., Address]
 ) -> tuple[Address | None, str]:
     """The trained extractor's address, or None and the id of one that comes from a file."""
     if cfg.eval.extractor_fit is not None:
@@ -165,8 +162,6 @@ def _extractor(
         own = {"extractor": cfg.eval.extractor, "fit": cfg.eval.extractor_fit}
         at = address("extractor", choices["eval"], own, data=train.fingerprint())
         return at, at.id
-    if not needed:
-        return None, make_id("extractor", 1, options(cfg.eval.extractor), {})
     made = build.extractor(cfg)
     assert isinstance(made, Extractor)
     return None, made.fingerprint()[:12]
@@ -192,66 +187,90 @@ def millions(count: float) -> str:
     return f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count / 1e3:.0f} k"
 
 
+@dataclass
+class Costs:
+    """Floating-point operations per image of each network's forward pass; zeros when nobody asked."""
+
+    encode: float = 0.0
+    decode: float = 0.0
+    forward: float = 0.0
+
+
+def _count(ae: Any, model: Any, resolution: int) -> Costs:
+    """Runs the networks on the meta device (whose kernels load PyTorch's compiler: 5 s, so only a dry run asks)."""
+    image = torch.empty(1, 3, resolution, resolution, device="meta")
+    z, t = torch.empty(1, *ae.latent_shape(resolution), device="meta"), torch.zeros(1, dtype=torch.long, device="meta")
+    condition = model.conditioner.null(1, "meta")
+    return Costs(
+        flops_of(lambda: ae.moments(image)),
+        flops_of(lambda: ae.decode(z)),
+        flops_of(lambda: model.network(z, t, condition)),
+    )
+
+
 def _rows(cfg: DictConfig, plan: Plan, data: Any, val: Any) -> list[Row]:
     size, n, r = data.resolution, len(data), len(val)
-    from torch._subclasses.fake_tensor import FakeTensorMode  # "meta" has no autocast, which the norms ask for
-
-    with FakeTensorMode():
+    with build.shapes_only():
         ae = build.autoencoder(cfg)
-        c, h, w = ae.latent_shape(size)
-        image, z = torch.empty(1, 3, size, size), torch.empty(1, c, h, w)
-        moments = ae.moments(image)
-        encode = flops_of(lambda: ae.moments(image))
-        decode = flops_of(lambda: ae.decode(z))
         model = build.denoiser(cfg, ae, data)
-        condition = model.conditioner.null(1, "cpu")
-        forward = flops_of(lambda: model.network(z, torch.zeros(1, dtype=torch.long), condition))
-    sampler = build.sampler(cfg)
-    evaluations = (sampler.steps if sampler.guidance == 1 else 2 * sampler.steps) * forward + decode
+    c, h, w = ae.latent_shape(size)
+    costs = _count(ae, model, size) if cfg.dry_run else Costs()
     fields = f" · {', '.join(data.fields)}" if data.fields else ""
     rows = [Row(plan.data, f"{number(n)} train · {number(r)} val · {size}x{size}{fields}", 0)]
     if plan.extractor:
         fit = cfg.eval.extractor_fit
         net = build.extractor(cfg)
-        per_image = 3 * flops_of(lambda: net(torch.zeros(1, 3, size, size)))
+        per_image = 3 * flops_of(lambda: net(torch.zeros(1, 3, size, size))) if cfg.dry_run else 0.0
         what = f"{plan.extractor.name} classifier {millions(parameters_of(net))}"
         rows.append(Row(plan.extractor, what, total_steps(fit) * fit.batch_size, per_image))
-    kind = type(ae.regulariser).__name__
-    what = (
-        f"{kind} f={ae.f} c={c} · {millions(parameters_of(ae))} · latent {h}x{w}x{c}"
-        if cfg.ae.fit
-        else f"f=1 · pixels {h}x{w}x{c}"
-    )
-    fit = cfg.ae.fit
-    rows.append(Row(plan.autoencoder, what, total_steps(fit) * fit.batch_size if fit else 0, 3 * (encode + decode)))
-    count = min(cfg.eval.reconstructions, r)
-    if plan.until in ("autoencoder", "report"):
-        rows.append(Row(plan.reconstructions, f"{number(count)} val images · PSNR SSIM rFID", count, encode + decode))
+    rows += _first_stage_rows(cfg, plan, ae, (c, h, w), costs, min(cfg.eval.reconstructions, r))
     if plan.until == "autoencoder":
         return rows
     if plan.latents:
-        mirrors = 2 if data.flip else 1
-        megabytes = n * mirrors * moments.numel() * (2 if cfg.latents.dtype == "float16" else 4) / 1e6
-        what = f"{h}x{w}x{moments.shape[1]} moments{', both flips' if mirrors == 2 else ''}"
-        rows.append(Row(plan.latents, what, n * mirrors, encode, megabytes))
+        mirrors, channels = 2 if data.flip else 1, ae.regulariser.channels_in(c)
+        megabytes = n * mirrors * channels * h * w * (2 if cfg.latents.dtype == "float16" else 4) / 1e6
+        what = f"{h}x{w}x{channels} moments{', both flips' if mirrors == 2 else ''}"
+        rows.append(Row(plan.latents, what, n * mirrors, costs.encode, megabytes))
     if plan.until == "latents":
         return rows
     fit = cfg.ldm.fit
     work = total_steps(fit) * fit.batch_size
-    on_the_fly = 0 if plan.latents else encode
-    what = f"UNet {millions(parameters_of(model.network))} · {3 * forward / 1e9:.3g} GFLOP/img · {number(work)} img"
-    rows.append(Row(plan.denoiser, what, work, 3 * forward + on_the_fly, 20 * parameters_of(model) / 1e6))
-    if plan.until == "denoiser":
-        return rows
+    per_image = 3 * costs.forward + (0 if plan.latents else costs.encode)
+    gigaflops = f" · {3 * costs.forward / 1e9:.3g} GFLOP/img" if costs.forward else ""
+    what = f"UNet {millions(parameters_of(model.network))}{gigaflops} · {number(work)} img"
+    rows.append(Row(plan.denoiser, what, work, per_image, 20 * parameters_of(model) / 1e6))
+    return rows if plan.until == "denoiser" else [*rows, *_evaluation_rows(cfg, plan, size, costs)]
+
+
+def _first_stage_rows(
+    cfg: DictConfig, plan: Plan, ae: Any, shape: tuple[int, int, int], costs: Costs, count: int
+) -> list[Row]:
+    c, h, w = shape
+    fit = cfg.ae.fit
+    what = f"f=1 · pixels {h}x{w}x{c}"
+    if fit is not None:
+        kind = type(ae.regulariser).__name__
+        what = f"{kind} f={ae.f} c={c} · {millions(parameters_of(ae))} · latent {h}x{w}x{c}"
+    work = total_steps(fit) * fit.batch_size if fit is not None else 0
+    both = costs.encode + costs.decode
+    return [
+        Row(plan.autoencoder, what, work, 3 * both),
+        Row(plan.reconstructions, f"{number(count)} val images · PSNR SSIM rFID", count, both),
+    ]
+
+
+def _evaluation_rows(cfg: DictConfig, plan: Plan, size: int, costs: Costs) -> list[Row]:
+    sampler, n = build.sampler(cfg), cfg.eval.samples
+    passes = sampler.steps if sampler.guidance == 1 else 2 * sampler.steps
+    rows = []
     for e in plan.evaluations:
-        n_samples = cfg.eval.samples
         what = (
-            f"{number(n_samples)} samples · {e.samples.name} {sampler.steps} · guidance {sampler.guidance:g}"
+            f"{number(n)} samples · {e.samples.name} {sampler.steps} · guidance {sampler.guidance:g}"
             f" · after {number(e.images)} img"
         )
-        rows.append(Row(e.samples, what, n_samples, evaluations, n_samples * size * size * 3 / 1e6))
+        rows.append(Row(e.samples, what, n, passes * costs.forward + costs.decode, n * size * size * 3 / 1e6))
         if plan.until != "samples":
-            rows.append(Row(e.scores, " ".join(m.upper() for m in cfg.eval.metrics), n_samples))
+            rows.append(Row(e.scores, " ".join(m.upper() for m in cfg.eval.metrics), n))
     return rows
 
 

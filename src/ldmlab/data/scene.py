@@ -117,8 +117,8 @@ def _main_kind(u: np.ndarray) -> np.ndarray:
     return (u[:, _SLOTS] * len(KINDS)).astype(np.int64)
 
 
-def scenes(key: int, index_B: np.ndarray) -> Scenes:
-    """The scenes of the images `index_B` (non-negative integers) of the stream `key`."""
+def scenes(key: int, index_B: np.ndarray, objects: int = OBJECTS) -> Scenes:
+    """The scenes of the images `index_B` (non-negative integers) of the stream `key`, with at most so many objects."""
     u = uniforms(key, index_B, _PER_IMAGE)
     head = u[:, _HEAD:_SLOTS]
     slot = u[:, _SLOTS:_PALETTE].reshape(-1, OBJECTS, 12)
@@ -131,7 +131,7 @@ def scenes(key: int, index_B: np.ndarray) -> Scenes:
     x_BM, y_BM = _places(slot, head, radius_BM)
     depth_BM = (np.argsort(np.argsort(slot[:, :, 2], axis=1), axis=1) + 0.25 + 0.5 * slot[:, :, 3]) / (OBJECTS + 1)
     return Scenes(
-        present_BM=np.arange(OBJECTS) < count_B[:, None],
+        present_BM=np.arange(OBJECTS) < np.minimum(count_B, objects)[:, None],
         kind_BM=kind_BM,
         colour_BM=_colours(background_B, u[:, _PALETTE : _PALETTE + len(COLOURS)]),
         shade_BM=0.94 + 0.08 * slot[:, :, 4],

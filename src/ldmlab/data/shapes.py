@@ -51,6 +51,7 @@ class Shapes:
         val_images: int = 2_000,
         test_images: int = 2_000,
         seed: int = 0,
+        objects: int = OBJECTS,
         fields: list[Field] = ["label"],  # noqa: B006 - read only; a list because that is what an option can be
         cached: bool = True,
         flip: bool = False,
@@ -58,11 +59,14 @@ class Shapes:
     ):
         counts = {"train": train_images, "val": val_images, "test": test_images}
         _check(resolution, split, counts, fields)
+        if not 1 <= objects <= OBJECTS:
+            raise ConfigError(f"data.objects must be from 1 to {OBJECTS}; got {objects}.")
         self.resolution = resolution
         self.split = split
         self.flip = flip
         self.fields = tuple(dict.fromkeys(fields))
         self.seed = seed
+        self.objects = objects
         self._count = counts[split]
         self._key = stream(seed, split)
         self._painted: Painted | None = None
@@ -82,9 +86,9 @@ class Shapes:
             raise IndexError(f"shapes {self.split} has images 0 … {self._count - 1}; asked for {indices}")
         if self._painted is not None and not DRAWN.intersection(self.fields):
             image_BHW3 = self._painted()[index_B]
-            scene = scenes(self._key, index_B) if "caption" in self.fields else None
+            scene = scenes(self._key, index_B, self.objects) if "caption" in self.fields else None
             return self._samples(index_B, image_BHW3, scene, None)
-        scene = scenes(self._key, index_B)
+        scene = scenes(self._key, index_B, self.objects)
         drawing = self._draw(index_B)
         return self._samples(index_B, drawing.image_BHW3, scene, drawing.owner_BHW)
 
@@ -97,7 +101,7 @@ class Shapes:
         return {"rule": "generated; each split has scenes of its own", "split": self.split, "images": self._count}
 
     def fingerprint(self) -> str:
-        """sha256 (hex) of generator version, seed, split, count and resolution."""
+        """sha256 (hex) of generator version, seed, split, count, resolution and objects."""
         return digest(
             {
                 "generator": "shapes",
@@ -106,6 +110,7 @@ class Shapes:
                 "split": self.split,
                 "images": self._count,
                 "resolution": self.resolution,
+                "objects": self.objects,
             }
         )
 
@@ -132,7 +137,7 @@ class Shapes:
 
     def _draw(self, index_B: np.ndarray) -> Drawing:
         step = max(1, _PIXELS_AT_ONCE // self.resolution**2)
-        parts = [draw(scenes(self._key, index_B[i : i + step]), self.resolution) for i in range(0, len(index_B), step)]
+        parts = [draw(scenes(self._key, index_B[i : i + step], self.objects), self.resolution) for i in range(0, len(index_B), step)]
         return Drawing(
             *(np.concatenate([getattr(part, name) for part in parts]) for name in ("image_BHW3", "owner_BHW"))
         )

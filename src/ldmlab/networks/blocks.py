@@ -6,6 +6,7 @@ no type tests. Names and weight shapes follow CompVis/latent-diffusion openaimod
 Shape letters: B batch, C channels, H W space, L tokens, D features.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -32,6 +33,11 @@ def cast_to(x: Tensor, weight_C: Tensor, bias_C: Tensor) -> tuple[Tensor, Tensor
     return weight_C.to(x.dtype), bias_C.to(x.dtype)
 
 
+def no_autocast(device_type: str) -> AbstractContextManager[object]:
+    """Autocast off; the meta device, where networks are only counted, has none to switch."""
+    return nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
+
+
 class Norm(nn.GroupNorm):
     """GroupNorm of 32 groups that keeps low precision low, with sums accumulated in float32.
 
@@ -45,7 +51,7 @@ class Norm(nn.GroupNorm):
 
     def forward(self, h_BCHW: Tensor) -> Tensor:
         """Normalised per group of C/32 channels, in the dtype of its input."""
-        with torch.autocast(h_BCHW.device.type, enabled=False):
+        with no_autocast(h_BCHW.device.type):
             weight_C, bias_C = cast_to(h_BCHW, self.weight, self.bias)
             return F.group_norm(h_BCHW, self.num_groups, weight_C, bias_C, self.eps)
 
@@ -55,7 +61,7 @@ class TokenNorm(nn.LayerNorm):
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         """Normalised per token."""
-        with torch.autocast(x_BLD.device.type, enabled=False):
+        with no_autocast(x_BLD.device.type):
             weight_D, bias_D = cast_to(x_BLD, self.weight, self.bias)
             return F.layer_norm(x_BLD, self.normalized_shape, weight_D, bias_D, self.eps)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ldmlab.autoencoders.regularisers.base import Posterior, Regularised, Regulariser, widen
 from ldmlab.errors import ConfigError
+from ldmlab.networks.blocks import no_autocast
 
 BLOCK_ELEMENTS = 1 << 22  # distances held at once in the search: 16 MiB of float32
 
@@ -71,7 +72,7 @@ class VQ(Regulariser):
         """int64 [B, H, W] in 0..K−1."""
         B, C, H, W = h_BCHW.shape
         h_MC = h_BCHW.detach().permute(0, 2, 3, 1).reshape(-1, C)
-        with torch.autocast(h_MC.device.type, enabled=False):
+        with no_autocast(h_MC.device.type):
             return nearest(h_MC, widen(self.embedding.weight.detach())).view(B, H, W)
 
     def counts(self, h_BCHW: Tensor) -> Tensor:
