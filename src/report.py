@@ -19,7 +19,9 @@ def report(composed: Composed, words: str) -> None:
     cfg = composed.cfg
     folders = find_runs(Path(cfg.store), cfg.runs)
     many = "" if len(folders) == 1 else "s"
-    print(f" {len(folders)} run{many}\n   page  {make_report(folders, Path(cfg.out) if cfg.out else None, Path(cfg.store))}")
+    print(
+        f" {len(folders)} run{many}\n   page  {make_report(folders, Path(cfg.out) if cfg.out else None, Path(cfg.store))}"
+    )
 
 
 if __name__ == "__main__":

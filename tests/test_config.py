@@ -48,6 +48,7 @@ PICTURES = {"data=folder": "data.root=/nowhere", "data=shards": "data.root=/nowh
         ("runtime.proceses=2", ["Did you mean 'processes'"]),
         ("data=folder", ["data.root is not set", "data.root="]),
         ("nonsense", ["nonsense", "path=value"]),
+        ("ae=identity ae.fit.images=3", ["ae.fit.images", "ae.fit is null here"]),
         ("objective.schedule.beta_strat=1", ["objective.schedule.beta_strat", "Did you mean 'beta_start'"]),
     ],
 )

@@ -114,6 +114,8 @@ def _sweep(words: list[str]) -> int:
     import hydra
 
     register_schema()
+    # Hydra's parser wants all options in one piece
+    sys.argv[1:] = [*(w for w in words if w.startswith("-")), *(w for w in words if not w.startswith("-"))]
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     def job(cfg: Any) -> None:

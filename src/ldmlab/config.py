@@ -276,6 +276,8 @@ def _compose(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
             cfg = compose("config", overrides=list(overrides), return_hydra_config=True)
         except (HydraException, OmegaConfBaseException) as error:
             raise _translate(error, list(overrides)) from None
+        except AssertionError:  # OmegaConf's answer to an option below a node that is null
+            raise _below_null(list(overrides)) from None
         if cfg.hydra.sweeper.get("params") and "LDMLAB_SWEEP_CHILD" not in os.environ:
             sweep = cfg.hydra.runtime.choices.get("sweeps")
             raise ConfigError(
@@ -347,6 +349,8 @@ def _unknown_key(path: str, overrides: list[str], text: str) -> ConfigError:
         with_rest = compose("config", overrides=rest)
     except (HydraException, OmegaConfBaseException) as error:
         return _translate(error, rest)
+    except AssertionError:
+        return _below_null(rest)
     parent, names = "", path.split(".")
     node: Any = with_rest
     for name in names:
@@ -359,6 +363,19 @@ def _unknown_key(path: str, overrides: list[str], text: str) -> ConfigError:
     allowed = [str(k) for k in node if not str(k).startswith("_")]
     near = _nearest(unknown, allowed) or _deeper(unknown, node, parent)
     return ConfigError(f"{path}: no such option.{near} {parent or 'The top level'} takes: {_words(allowed)}.")
+
+
+def _below_null(overrides: list[str]) -> ConfigError:
+    """An option of a part that this composition does not have, such as `ae.fit.images` with ae=identity."""
+    chosen = compose("config", overrides=[o for o in overrides if "." not in o.split("=")[0]])
+    for path in (o.split("=")[0].lstrip("+~") for o in overrides):
+        node: Any = chosen
+        for depth, name in enumerate(path.split(".")):
+            if node is None:
+                parent = ".".join(path.split(".")[:depth])
+                return ConfigError(f"{path}: {parent} is null here, so it has no options. Leave {path} out.")
+            node = node[name] if isinstance(node, DictConfig) and name in node else None
+    return ConfigError("an option was given below a node that is null here. Leave it out.")
 
 
 def _deeper(word: str, node: DictConfig, path: str) -> str:

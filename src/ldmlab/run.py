@@ -152,7 +152,12 @@ def make_autoencoder(ctx: Context) -> Autoencoder:
             stage = AutoencoderStage(ae, loss, Draws(ctx.cfg.seed))
             images = [_image(ctx, ctx.val, i) for i in _spread(len(ctx.val), VALIDATION_IMAGES)]
             seconds = ctx.train(
-                ctx.plan.autoencoder, folder, stage, ctx.data, fit, lambda: _psnr(ctx, ae, images),
+                ctx.plan.autoencoder,
+                folder,
+                stage,
+                ctx.data,
+                fit,
+                lambda: _psnr(ctx, ae, images),
                 build.group_of(ctx.cfg),
             ).seconds
             if fit.ema is not None:

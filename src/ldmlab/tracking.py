@@ -85,7 +85,7 @@ class WandbMirror:
 
     def close(self) -> None:
         if self.run is not None:
-            self.run.finish(quiet=True)
+            self.run.finish()
             self.run = None
 
 

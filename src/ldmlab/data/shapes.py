@@ -137,7 +137,10 @@ class Shapes:
 
     def _draw(self, index_B: np.ndarray) -> Drawing:
         step = max(1, _PIXELS_AT_ONCE // self.resolution**2)
-        parts = [draw(scenes(self._key, index_B[i : i + step], self.objects), self.resolution) for i in range(0, len(index_B), step)]
+        parts = [
+            draw(scenes(self._key, index_B[i : i + step], self.objects), self.resolution)
+            for i in range(0, len(index_B), step)
+        ]
         return Drawing(
             *(np.concatenate([getattr(part, name) for part in parts]) for name in ("image_BHW3", "owner_BHW"))
         )
