@@ -78,9 +78,7 @@ def test_no_config_is_read_behind_its_schema() -> None:
         for line in file.read_text().splitlines()
         if re.search(r"\bcfg(\.\w+)*\.get\((?!\"_)", line) or "hasattr(cfg" in line
     ]
-    assert wrong == [
-        'ldmlab/config.py: if cfg.hydra.sweeper.get("params") and "LDMLAB_SWEEP_CHILD" not in os.environ:'
-    ], wrong
+    assert not [w for w in wrong if "cfg.hydra." not in w], wrong  # Hydra's own tree is not ours to type
 
 
 HEAVY = (

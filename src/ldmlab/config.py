@@ -493,7 +493,7 @@ def _signature(target: str, path: str) -> tuple[dict[str, inspect.Parameter], di
         found: Callable[..., Any] = get_object(target)
     except Exception as error:
         raise ConfigError(f"{path}._target_={target}: cannot be imported ({error}).") from None
-    if inspect.isclass(found) and found.__init__.__module__.startswith("torch.nn"):
+    if inspect.isclass(found) and _first_init(found).__module__.startswith("torch.nn"):
         return {}, {}  # a module without a constructor of its own has no options
     parameters = dict(inspect.signature(found).parameters)
     for parameter in parameters.values():
@@ -504,6 +504,11 @@ def _signature(target: str, path: str) -> tuple[dict[str, inspect.Parameter], di
             )
     init = found.__init__ if inspect.isclass(found) else found
     return parameters, typing.get_type_hints(init)
+
+
+def _first_init(cls: type) -> type:
+    """The class whose constructor `cls` uses."""
+    return next(c for c in cls.__mro__ if "__init__" in vars(c))
 
 
 def misfit(value: Any, hint: Any) -> str | None:

@@ -1,3 +1,4 @@
+import contextlib
 import hashlib
 import json
 import os
@@ -163,7 +164,11 @@ def command(source: Path, out: Path) -> subprocess.Popen[str]:
 
 def progress_of(out: Path) -> int:
     """Grows with every file that is begun or finished."""
-    return sum(path.stat().st_size + 1 for path in out.rglob("*") if path.is_file()) if out.exists() else 0
+    total = 0
+    for path in out.rglob("*") if out.exists() else ():
+        with contextlib.suppress(FileNotFoundError):  # renamed or removed while we look
+            total += path.stat().st_size + 1 if path.is_file() else 0
+    return total
 
 
 @pytest.mark.slow
