@@ -223,3 +223,15 @@ def test_the_command_says_it_in_one_line_with_exit_code_1(words: str, tmp_path: 
 
 def test_user_errors_are_one_family() -> None:
     assert issubclass(ConfigError, UserError) and issubclass(DataError, UserError)
+
+
+def test_a_folder_at_the_root_is_no_group(tmp_path: Path) -> None:
+    """The default store lies beside conf/; as a Hydra group it would take `store=…` away."""
+    made = ROOT / "store"
+    existed = made.exists()
+    made.mkdir(exist_ok=True)
+    try:
+        assert load([f"store={tmp_path}"]).cfg.store == str(tmp_path)
+    finally:
+        if not existed:
+            made.rmdir()

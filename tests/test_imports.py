@@ -36,6 +36,7 @@ MAY_IMPORT = {
     "plan": PARTS | {"build", "checkpoint", "loop", "stages", "store", "tracking"},
     "context": {"build", "card", "checkpoint", "data", "ema", "loop", "plan", "store", "tracking"},
     "publish": {"reports", "stages", "store"},
+    "makers": PARTS | {"build", "checkpoint", "context", "plan", "stages", "store"},
     "cli": {"config", "launch", "run"},
 }  # fmt: skip
 ASSEMBLES = {"run"}  # the one that may see everything

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ldmlab.config import CONF, ROOT, Composed, group_options, groups, load, register_schema
-from ldmlab.errors import UserError
+from ldmlab.errors import ConfigError, UserError
 
 SWEEP_CHILD = "LDMLAB_SWEEP_CHILD"  # set by the sweep launcher: one job of a sweep, which repeats `sweeps=…` without -m
 
@@ -114,6 +114,8 @@ def _sweep(words: list[str]) -> int:
     import hydra
 
     register_schema()
+    os.environ[SWEEP_CHILD] = "1"
+    _check_sweep([w for w in words if not w.startswith("-")])
     # Hydra's parser wants all options in one piece
     sys.argv[1:] = [*(w for w in words if w.startswith("-")), *(w for w in words if not w.startswith("-"))]
 
@@ -123,3 +125,34 @@ def _sweep(words: list[str]) -> int:
 
     job()
     return 0
+
+
+def _check_sweep(words: list[str]) -> None:
+    """Every value that is swept over, composed once, before Hydra says it in its own words. Raises ConfigError."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
+    from omegaconf import OmegaConf
+
+    files = [ROOT / "sweeps" / f"{w.removeprefix('sweeps=')}.yaml" for w in words if w.startswith("sweeps=")]
+    given = [
+        f"{path}={values}"
+        for file in files
+        if file.is_file()
+        for path, values in (OmegaConf.select(OmegaConf.load(file), "hydra.sweeper.params") or {}).items()
+    ]
+    parser = OverridesParser.create()
+    values: list[list[str]] = []
+    for word in [*given, *words]:
+        try:
+            parsed = parser.parse_overrides([word])[0]
+        except OverrideParseException:
+            raise ConfigError(
+                f"{word}: not readable as an option. Write path=value, and quote values with commas or spaces."
+            ) from None
+        path = parsed.get_key_element()
+        values.append([f"{path}={v}" for v in parsed.sweep_string_iterator()] if parsed.is_sweep_override() else [word])
+    first = [v[0] for v in values]
+    for i, choices in enumerate(values):
+        for word in choices if len(choices) > 1 else []:
+            load([*first[:i], word, *first[i + 1 :]])
+    load(first)

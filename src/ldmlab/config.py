@@ -236,9 +236,13 @@ class Composed(NamedTuple):
 
 
 def register_schema() -> None:
-    """Make `RunConfig` known to Hydra as `base_schema`; harmless when done twice."""
-    os.environ.setdefault("LDMLAB_ROOT", str(ROOT))
+    """Make `RunConfig` and the group `sweeps/` at the root known to Hydra; harmless when done twice.
+
+    (The root itself as a search path would make a group of every folder in it: of `store/`, after the first run.)
+    """
     ConfigStore.instance().store(name="base_schema", node=RunConfig)
+    for file in (ROOT / "sweeps").glob("*.yaml"):
+        ConfigStore.instance().store(group="sweeps", name=file.stem, node=OmegaConf.load(file), package="_global_")
 
 
 def load(overrides: Sequence[str]) -> Composed:

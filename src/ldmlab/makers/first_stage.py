@@ -1,0 +1,235 @@
+"""The stages up to the latents: data, extractor, autoencoder, reconstructions, latents."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldmlab import build
+from ldmlab.autoencoders.autoencoder import Autoencoder
+from ldmlab.autoencoders.scale import LatentStatistics, measure_scale
+from ldmlab.checkpoint import load_tensors, save_tensors
+from ldmlab.context import Context, frozen
+from ldmlab.data.base import to_batch
+from ldmlab.data.batches import Batches, to_float, to_uint8
+from ldmlab.makers.sheets import error_sheet, spread
+from ldmlab.metrics.evaluate import evaluate
+from ldmlab.metrics.features import extract
+from ldmlab.metrics.reconstruction import Reconstruction
+from ldmlab.randomness import Draws
+from ldmlab.stages import latents as cache
+from ldmlab.stages.autoencoder import AutoencoderStage
+from ldmlab.stages.classifier import ClassifierStage
+from ldmlab.stages.scoring import Census, Original, extract_all
+from ldmlab.store import atomic, write_json
+
+VALIDATION_IMAGES = 128  # for the numbers during training; the scores afterwards use eval.reconstructions
+
+
+def make_data(ctx: Context) -> Path:
+    """The manifest of what the run learns from; the images themselves stay where they are."""
+
+    def work(folder: Path) -> None:
+        if ctx.main:
+            record = {
+                "train": len(ctx.data), "val": len(ctx.val), "resolution": ctx.data.resolution, "flip": ctx.data.flip,
+                "fields": list(ctx.data.fields), "class_names": list(ctx.data.class_names),
+                "fingerprint": {"train": ctx.data.fingerprint(), "val": ctx.val.fingerprint()},
+                "splits": ctx.data.split_record(),
+            }  # fmt: skip
+            write_json(folder / "manifest.json", record)
+
+    return ctx.make(ctx.plan.data, work)
+
+
+def make_extractor(ctx: Context) -> Any:
+    """The feature extractor, trained first when it is the kind that is trained here."""
+    net: Any = build.extractor(ctx.cfg)
+    if ctx.plan.extractor is None:
+        return frozen(net, ctx.device)
+    caches = ctx.store.root / "data" / "cache"
+    kept = "weights" if ctx.cfg.eval.extractor_fit.ema is None else "ema"
+
+    def work(folder: Path) -> float:
+        train, val = build.shapes(ctx.cfg, "train", caches), build.shapes(ctx.cfg, "val", caches)
+        stage = ClassifierStage(net, Draws(0))
+        done = ctx.train(ctx.plan.extractor, folder, stage, train, ctx.cfg.eval.extractor_fit)  # type: ignore[arg-type]
+        if ctx.main:
+            net.load_state_dict(load_tensors(folder / f"{kept}.safetensors"))
+            found = extract((b.permute(0, 3, 1, 2) for b in _images(val)), frozen(net, ctx.device), ctx.device)
+            assert found.logits is not None
+            accuracy = float((found.logits.argmax(1) == val.labels()).mean())
+            write_json(folder / "scores.json", {"accuracy": accuracy, "images": len(val)})
+            ctx.say(f" extractor: {accuracy:.1%} of {len(val)} val images named right")
+        return done.seconds
+
+    folder = ctx.make(ctx.plan.extractor, work)
+    net.load_state_dict(load_tensors(folder / f"{kept}.safetensors"))
+    return frozen(net, ctx.device)
+
+
+def make_autoencoder(ctx: Context) -> Autoencoder:
+    """The first stage, trained and with its latent scale measured."""
+    ae = build.autoencoder(ctx.cfg)
+
+    def work(folder: Path) -> float | None:
+        seconds = None
+        fit = ctx.cfg.ae.fit
+        if fit is not None:
+            classifier = make_extractor(ctx) if build.needs_classifier(ctx.cfg) else None
+            loss = build.first_stage_loss(ctx.cfg, classifier).to(ctx.device)
+            stage = AutoencoderStage(ae, loss, Draws(ctx.cfg.seed))
+            images = [_image(ctx, ctx.val, i) for i in spread(len(ctx.val), VALIDATION_IMAGES)]
+            seconds = ctx.train(
+                ctx.plan.autoencoder,
+                folder,
+                stage,
+                ctx.data,
+                fit,
+                lambda: _psnr(ctx, ae, images),
+                build.group_of(ctx.cfg),
+            ).seconds
+            if fit.ema is not None:
+                ae.load_state_dict(load_tensors(folder / "ema.safetensors"))
+        _set_scale(ctx, frozen(ae, ctx.device))  # type: ignore[arg-type]
+        if ctx.main:
+            with atomic(folder / "autoencoder.safetensors") as beside:
+                save_tensors(beside, ae.state_dict())
+        return seconds
+
+    folder = ctx.make(ctx.plan.autoencoder, work)
+    ae.load_state_dict(load_tensors(folder / "autoencoder.safetensors"))
+    return frozen(ae, ctx.device)  # type: ignore[return-value]
+
+
+def make_reconstructions(ctx: Context) -> Path:
+    """How much the first stage loses on val images: PSNR, SSIM, perceptual distance, rFID, latents, a picture."""
+
+    def work(folder: Path) -> None:
+        ae, extractor = make_autoencoder(ctx), make_extractor(ctx)
+        n = min(ctx.cfg.eval.reconstructions, len(ctx.val))
+        indices = spread(len(ctx.val), n)
+        read = Original(ctx.val, indices)
+
+        @torch.no_grad()
+        def reconstructed(rows: list[int]) -> Tensor:
+            return to_uint8(ae.decode(ae.encode(to_float(read(rows).to(ctx.device)))))
+
+        features = [
+            extract_all(
+                images, n, extractor, folder, ctx.cfg.eval.batch_size, ctx.device, ctx.rank, ctx.ranks, ctx.barrier,
+                ctx.progress(f"val {name}", n), name,
+            )
+            for images, name in ((reconstructed, "reconstructed"), (read, "original"))
+        ]  # fmt: skip
+        if ctx.main:
+            rfid = evaluate(features[0], features[1], ["fid"], ctx.cfg.eval.bootstrap, ctx.cfg.eval.seed)
+            scores, warnings = _reconstruction_scores(ctx, ae, read, n)
+            scores["rfid"] = rfid.values["fid"].to_dict()
+            scores["card"] = {
+                "images": n, "split": "val", "latent": "posterior mean", "rounding": "8 bit, nearest",
+                "extractor": extractor.name, "extractor_hash": extractor.fingerprint()[:12],
+                "latent_scale": ae.scale.flatten().tolist(), "latent_shift": ae.shift.flatten().tolist(),
+            }  # fmt: skip
+            scores["warnings"] = [*warnings, *rfid.warnings]
+            write_json(folder / "scores.json", scores)
+            shown = list(range(min(8, n)))
+            error_sheet(folder / "reconstructions.png", read(shown).numpy(), reconstructed(shown).cpu().numpy())
+        ctx.barrier()
+
+    return ctx.make(ctx.plan.reconstructions, work)
+
+
+def make_latents(ctx: Context) -> Any:
+    """The data set that the denoiser trains on: cached moments, or the images themselves."""
+    if ctx.plan.latents is None:
+        return ctx.data
+
+    def work(folder: Path) -> None:
+        ae = make_autoencoder(ctx)
+        cache.encode_all(
+            ctx.data, ae.moments, folder, ctx.cfg.latents.dtype, ctx.device, ctx.cfg.eval.batch_size, ctx.rank, ctx.ranks,
+            ctx.barrier, ctx.progress("latents", len(ctx.data)),
+        )  # fmt: skip
+
+    found = cache.LatentCache(ctx.make(ctx.plan.latents, work), ctx.data)
+    if ctx.cfg.latents.verify:
+        worst = cache.verify(found, make_autoencoder(ctx).moments, ctx.device)
+        ctx.say(
+            f" latents {ctx.plan.latents.id} verified: {len(found.card['certificate'])} images, largest difference {worst:.2g} std"
+        )
+    return found
+
+
+@torch.no_grad()
+def _reconstruction_scores(
+    ctx: Context, ae: Autoencoder, read: Callable[[list[int]], Tensor], n: int
+) -> tuple[dict[str, Any], list[str]]:
+    """PSNR, SSIM and perceptual distance with intervals; the latent's mean and std; KL bits or codebook use."""
+    gauge = Reconstruction(_perceptual(ctx))
+    statistics = LatentStatistics(ae.c)
+    census = Census()
+    for begin in range(0, n, ctx.cfg.eval.batch_size):
+        image_BCHW = to_float(read(list(range(begin, min(begin + ctx.cfg.eval.batch_size, n)))).to(ctx.device))
+        moments_BCHW = ae.moments(image_BCHW)
+        gauge.update(image_BCHW, ae.decode(ae.sample(moments_BCHW)))
+        statistics.update(ae.posterior(moments_BCHW))
+        census.update(len(image_BCHW), ae.regulariser(moments_BCHW, None).stats, ae.regulariser.counts(moments_BCHW))
+    scores: dict[str, Any] = {
+        k: v.to_dict() for k, v in gauge.compute(ctx.cfg.eval.bootstrap, ctx.cfg.eval.seed).items()
+    }
+    scores |= {"latent_mean": statistics.mean, "latent_std": statistics.std}
+    return scores | census.compute(), gauge.warnings()
+
+
+def _images(data: Any, size: int = 256) -> Iterator[Tensor]:
+    """All images of a data set, uint8 BHWC."""
+    for begin in range(0, len(data), size):
+        yield to_batch(data.__getitems__(list(range(begin, min(begin + size, len(data))))))["image"]
+
+
+def _image(ctx: Context, data: Any, index: int) -> Tensor:
+    return to_float(to_batch([data[index]])["image"]).to(ctx.device)
+
+
+@torch.no_grad()
+def _psnr(ctx: Context, ae: Autoencoder, images: Sequence[Tensor]) -> dict[str, float]:
+    """Mean PSNR in dB over some val images, 8-bit rounded; quick, for the log. The training path: raw latent, posterior mean."""
+    image_BCHW = torch.cat(list(images))
+    ae.eval()
+    error = [
+        (to_uint8(part).float() - to_uint8(ae(part, None).image_BCHW).float()).square().mean(dim=(1, 2, 3))
+        for part in image_BCHW.split(32)
+    ]
+    ae.train()
+    mse_B = torch.cat(error).clamp_min(1e-4)
+    return {"psnr": float((10 * torch.log10(255**2 / mse_B)).mean())}
+
+
+@torch.no_grad()
+def _set_scale(ctx: Context, ae: Autoencoder) -> None:
+    """Measure and set the latent's scale on training images (paper App. G; `autoencoders/scale.py`)."""
+    scale = ctx.cfg.ae.latent_scale
+    n = min(scale.images, len(ctx.data))
+    size = ctx.cfg.ae.fit.batch_size if scale.mode == "first_batch_std" and ctx.cfg.ae.fit else ctx.cfg.eval.batch_size
+    order = Batches(ctx.data, n, n, ctx.cfg.seed, ctx.device).order
+    indices = [order[i] for i in range(n)]
+
+    def posteriors() -> Any:
+        for begin in range(0, n, size):
+            batch = to_batch(ctx.data.__getitems__(indices[begin : begin + size]))
+            yield ae.posterior(ae.moments(to_float(batch["image"].to(ctx.device))))
+
+    found = measure_scale(posteriors(), scale.mode)
+    ae.set_scale(found.scale_C11, found.shift_C11)
+
+
+def _perceptual(ctx: Context) -> nn.Module | None:
+    """The perceptual distance of the training loss, when there is one; none is put in its place when there is none."""
+    loss = ctx.cfg.ae.loss
+    if loss is None or loss.perceptual is None:
+        return None
+    classifier = make_extractor(ctx) if build.needs_classifier(ctx.cfg) else None
+    return frozen(build.first_stage_loss(ctx.cfg, classifier).perceptual, ctx.device)

@@ -1,0 +1,171 @@
+"""The stages from the denoiser to the scores."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldmlab import build
+from ldmlab.checkpoint import load_tensors
+from ldmlab.conditioning.class_label import class_index
+from ldmlab.context import Context, frozen
+from ldmlab.data.batches import Batches
+from ldmlab.diffusion.denoiser import Denoiser, denoise_with
+from ldmlab.diffusion.guidance import guided
+from ldmlab.errors import DataError
+from ldmlab.makers.first_stage import make_autoencoder, make_extractor, make_latents
+from ldmlab.makers.sheets import save_sheet
+from ldmlab.metrics.evaluate import evaluate, label_agreement
+from ldmlab.metrics.features import FeatureSet
+from ldmlab.metrics.protocol import ProtocolCard
+from ldmlab.plan import Evaluation
+from ldmlab.randomness import Draws
+from ldmlab.stages import sampling
+from ldmlab.stages.diffusion import DiffusionStage
+from ldmlab.stages.scoring import Original, extract_all, load_features, reference_indices
+from ldmlab.store import read_json, write_json
+
+VALIDATION_IMAGES = 128  # whose loss is measured during training
+
+
+def make_denoiser(ctx: Context, images: int | None = None) -> Denoiser:
+    """The denoiser with the weights that `eval.weights` names, of a snapshot when `images` says which."""
+    ae = make_autoencoder(ctx)
+    model = build.denoiser(ctx.cfg, ae, ctx.data)
+
+    def work(folder: Path) -> float:
+        data = make_latents(ctx)
+        objective = build.objective(ctx.cfg)
+        stage = DiffusionStage(model, ae, objective, Draws(ctx.cfg.seed), ctx.cfg.cond.drop)
+        probe = DiffusionStage(model, ae, objective, Draws(ctx.cfg.seed + 1), 0.0)
+        size = min(VALIDATION_IMAGES, len(ctx.val))
+        held = Batches(ctx.val, size, size, ctx.cfg.seed, ctx.device).step(0)[0]
+
+        @torch.no_grad()
+        def validate() -> dict[str, float]:  # the same images, times and noise at every call
+            model.eval()
+            logs = probe.loss(held, "denoiser", 0)[1]
+            model.train()
+            return {k: float(v) for k, v in logs.items()}
+
+        return ctx.train(ctx.plan.denoiser, folder, stage, data, ctx.cfg.ldm.fit, validate).seconds
+
+    folder = ctx.make(ctx.plan.denoiser, work)
+    final = ctx.plan.evaluations[-1].images if ctx.plan.evaluations else None
+    if images is not None and (folder / "snapshots" / f"{images:012d}").exists():
+        folder = folder / "snapshots" / f"{images:012d}"
+    elif images is not None and images != final:
+        raise DataError(f"{folder} has no snapshot at {images} images.")
+    name = "ema" if ctx.cfg.eval.weights == "ema" else "weights"
+    model.load_state_dict(load_tensors(folder / f"{name}.safetensors"))
+    return frozen(model, ctx.device)  # type: ignore[return-value]
+
+
+def make_samples(ctx: Context, evaluation: Evaluation) -> Path:
+    """Images of one snapshot, their conditions and seeds, and a sheet to look at."""
+    cfg = ctx.cfg
+
+    def work(folder: Path) -> None:
+        ae, model = make_autoencoder(ctx), make_denoiser(ctx, evaluation.images)
+        objective, sampler = build.objective(cfg), build.sampler(cfg)
+        n, shape = cfg.eval.samples, ae.latent_shape(ctx.data.resolution)
+        labelled = "label" in model.conditioner.needs
+        conditions: dict[str, Any] = {"seed": [sampling.image_seed(cfg.eval.seed, i) for i in range(n)]}
+        label_N = torch.zeros(n, dtype=torch.int64)
+        if labelled:
+            wish = None if cfg.cond.label is None else class_index(cfg.cond.label, ctx.data.class_names)
+            known = ctx.data.labels() if cfg.eval.label_mode == "from_data" else None
+            label_N = torch.from_numpy(
+                sampling.labels_for(cfg.eval.label_mode, wish, n, len(ctx.data.class_names), known, cfg.eval.seed)
+            )
+            conditions |= {"label": label_N.tolist(), "class_names": list(ctx.data.class_names)}
+        plain = denoise_with(model, objective)
+
+        def draw(indices: list[int]) -> Tensor:
+            null = model.conditioner.null(len(indices), ctx.device)
+            return sampling.draw(
+                sampler, guided(plain, sampler.guidance, null), objective.schedule, ae.decode,
+                lambda rows: model.condition({"label": label_N[rows].to(ctx.device)}),
+                [conditions["seed"][i] for i in indices], shape, ctx.device, indices,
+            )  # fmt: skip
+
+        sampling.sample_all(
+            draw, n, folder, cfg.eval.batch_size, ctx.rank, ctx.ranks, ctx.barrier,
+            ctx.progress(f"samples {_share(ctx, evaluation)}", n),
+        )  # fmt: skip
+        if ctx.main:
+            write_json(folder / "conditions.json", conditions)
+            images = np.load(folder / "images.npy", mmap_mode="r")
+            classes = len(ctx.data.class_names) if labelled and cfg.cond.label is None else 8
+            columns = min(max(classes, 4), 16)
+            save_sheet(folder / "grid.png", np.asarray(images[: columns * 8]), columns)
+
+    return ctx.make(evaluation.samples, work)
+
+
+def make_reference(ctx: Context, extractor: Any) -> FeatureSet:
+    """Features of the real images, through the same loader as training, once for all runs on this data."""
+
+    def work(folder: Path) -> None:
+        wanted = ctx.cfg.eval.reference
+        caches = ctx.store.root / "data" / "cache"
+        real = {"train": ctx.data, "val": ctx.val}.get(wanted.split) or build.dataset(ctx.cfg, wanted.split, caches)
+        indices = reference_indices(len(real), wanted.images)
+        extract_all(
+            Original(real, indices), len(indices), extractor, folder,
+            ctx.cfg.eval.batch_size, ctx.device, ctx.rank, ctx.ranks, ctx.barrier, ctx.progress("reference", len(indices)),
+        )  # fmt: skip
+
+    return load_features(ctx.make(ctx.plan.reference, work) / "features.npz")
+
+
+def make_scores(ctx: Context, evaluation: Evaluation) -> Path:
+    """FID and the others of one set of samples, with intervals and the protocol card."""
+    cfg = ctx.cfg
+
+    def work(folder: Path) -> None:
+        extractor = make_extractor(ctx)
+        reference = make_reference(ctx, extractor)
+        samples = make_samples(ctx, evaluation)
+        images = np.load(samples / "images.npy", mmap_mode="r")
+        found = extract_all(
+            lambda rows: torch.from_numpy(np.asarray(images[rows])), len(images), extractor, folder, cfg.eval.batch_size,
+            ctx.device, ctx.rank, ctx.ranks, ctx.barrier, ctx.progress("scores", len(images)),
+        )  # fmt: skip
+        if ctx.main:
+            scores = evaluate(found, reference, list(cfg.eval.metrics), cfg.eval.bootstrap, cfg.eval.seed)
+            conditions = read_json(samples / "conditions.json")
+            if "label" in conditions and extractor.classes_of_data and found.logits is not None:
+                label_N = np.asarray(conditions["label"])
+                scores.values["label_agreement"] = label_agreement(
+                    found.logits, label_N, extractor.classes_of_data, cfg.eval.bootstrap, cfg.eval.seed
+                )
+            card = protocol_card(ctx, evaluation, extractor, len(reference))
+            result = {"snapshot_images": evaluation.images, **scores.to_dict()}
+            result["warnings"] = [*scores.warnings, *card.warnings()]
+            write_json(folder / "scores.json", {**result, "card": card.to_dict(), "card_short": card.short()})
+        ctx.barrier()
+
+    return ctx.make(evaluation.scores, work)
+
+
+def protocol_card(ctx: Context, evaluation: Evaluation, extractor: Any, reference_images: int) -> ProtocolCard:
+    """Everything that decides a score beside the trained network (architecture §7)."""
+    cfg, sampler = ctx.cfg, build.sampler(ctx.cfg)
+    labelled = "label" in build.conditioner(cfg, ctx.data).needs
+    mode = (f"label {cfg.cond.label}" if cfg.cond.label is not None else cfg.eval.label_mode) if labelled else None
+    return ProtocolCard(
+        reference=ctx.plan.reference.id, reference_split=cfg.eval.reference.split, reference_images=reference_images,
+        resolution=ctx.data.resolution, samples=cfg.eval.samples, label_mode=mode, sampler=evaluation.samples.name,
+        steps=sampler.steps, eta=getattr(sampler, "eta", None), guidance=sampler.guidance, weights=cfg.eval.weights,
+        snapshot_images=evaluation.images, extractor=extractor.name, extractor_hash=extractor.fingerprint(),
+        resize=extractor.resize_text, grid=getattr(sampler, "grid", None), seed=cfg.eval.seed,
+        bootstrap=cfg.eval.bootstrap, bootstrap_seed=cfg.eval.seed,
+    )  # fmt: skip
+
+
+def _share(ctx: Context, evaluation: Evaluation) -> str:
+    final = ctx.plan.evaluations[-1].images
+    return "" if evaluation.images == final else f"@{evaluation.images / final:.0%}"
