@@ -45,6 +45,9 @@ class Regression:
     def active(self, player: str, images_seen: int) -> bool:
         return player == "main" or images_seen >= 8
 
+    def settle(self, gather: Any) -> dict[str, Tensor]:
+        return {}
+
     def loss(self, batch: dict[str, Any], player: str, images_seen: int) -> tuple[Tensor, dict[str, Tensor]]:
         self.calls.append((player, images_seen))
         if self.signal_at == images_seen:

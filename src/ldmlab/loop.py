@@ -35,6 +35,9 @@ class Stage(Protocol):
 
     def active(self, player: str, images_seen: int) -> bool: ...
     def loss(self, batch: dict[str, Any], player: str, images_seen: int) -> tuple[Tensor, dict[str, Tensor]]: ...
+    def settle(
+        self, gather: Callable[[Tensor], Tensor]
+    ) -> dict[str, Tensor]: ...  # after all turns; [...] → [ranks, ...]
 
 
 class Budget(Protocol):
@@ -162,6 +165,7 @@ def fit(
             for player in stage.players:
                 if stage.active(player, done.images):
                     logs |= train_step(stage, player, micros, done.images, budget, optimizers[player], accelerator)
+            logs |= stage.settle(lambda tensor: accelerator.gather(tensor.unsqueeze(0)))
             done.images += budget.batch_size
             done.steps += 1
             for average in averages.values():

@@ -3,7 +3,7 @@
 Shape letters: B batch, C channels, H W space.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -47,6 +47,10 @@ class AutoencoderStage:
         return (
             self._autoencoder_turn(batch, images_seen) if player == "autoencoder" else self._discriminator_turn(batch)
         )
+
+    def settle(self, gather: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """What the regulariser does once a step, over all micro-batches and ranks."""
+        return self.autoencoder.regulariser.settle(gather)
 
     def _autoencoder_turn(self, batch: dict, images_seen: int) -> tuple[Tensor, dict[str, Tensor]]:
         recon = Reconstruction(*self.modules["autoencoder"](batch["image"], self._noise(batch, "autoencoder")))

@@ -3,6 +3,8 @@
 Shape letters: B batch, C channels, H W space, K classes.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -27,6 +29,10 @@ class ClassifierStage:
 
     def active(self, player: str, images_seen: int) -> bool:
         return True
+
+    def settle(self, gather: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """Nothing outlives a step here."""
+        return {}
 
     def loss(self, batch: dict[str, Tensor], player: str, images_seen: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean cross-entropy, and logs: loss and accuracy. Raises ConfigError when the data set has no labels."""

@@ -3,6 +3,7 @@
 Shape letters: B batch, C channels, H W space.
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -58,6 +59,10 @@ class DiffusionStage:
     def active(self, player: str, images_seen: int) -> bool:
         """The denoiser learns from each batch."""
         return True
+
+    def settle(self, gather: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """Nothing outlives a step here."""
+        return {}
 
     def loss(self, batch: dict[str, Any], player: str, images_seen: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean loss over the batch, and logs (detached): "loss", and "loss_t0" … "loss_t3" for the quarters of t.

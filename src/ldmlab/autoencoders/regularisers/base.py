@@ -3,6 +3,7 @@
 Shape letters: B batch, C channels, H W space.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -56,7 +57,21 @@ class Regulariser(nn.Module):
         """How often each code is used, int64 [K]; None without a codebook."""
         return None
 
+    def settle(self, gather: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """Called once at the end of each training step, on all ranks, with what stacks a tensor over them: [...] → [ranks, ...].
+
+        For what must not depend on how the step was cut up. Returns scalars to log; nothing to do by default.
+        """
+        return {}
+
 
 def widen(x: Tensor) -> Tensor:
     """At least float32: a KL of large maps and a nearest-code search must not be done in half precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def usage(count_K: Tensor) -> dict[str, Tensor]:
+    """Share of the K codes in use and perplexity exp(−Σ p log p), from how often each was used."""
+    p_K = count_K.float() / count_K.sum()
+    entropy = -torch.special.xlogy(p_K, p_K).sum()
+    return {"codebook_usage": (count_K > 0).float().mean(), "perplexity": entropy.exp()}

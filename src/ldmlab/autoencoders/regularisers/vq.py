@@ -5,13 +5,16 @@
 Shape letters: B batch, C channels, H W space, M = B·H·W vectors, K codes.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from ldmlab.autoencoders.regularisers.base import Posterior, Regularised, Regulariser, widen
+from ldmlab.autoencoders.regularisers.base import Posterior, Regularised, Regulariser, usage, widen
 from ldmlab.errors import ConfigError
 from ldmlab.networks.blocks import no_autocast
 
+WINDOW = 100  # steps over which the codebook's use is watched
 BLOCK_ELEMENTS = 1 << 22  # distances held at once in the search: 16 MiB of float32
 
 
@@ -41,6 +44,8 @@ class VQ(Regulariser):
         self.codes, self.beta, self.legacy, self.weight = codes, beta, legacy, weight
         self.embedding = nn.Embedding(codes, c)
         nn.init.uniform_(self.embedding.weight, -1 / codes, 1 / codes)
+        self._used: Tensor | None = None  # codes of the present step
+        self._idle: Tensor | None = None  # steps since each code was used
 
     def channels_in(self, c: int) -> int:
         """c: the vectors themselves."""
@@ -54,8 +59,11 @@ class VQ(Regulariser):
         codebook = (q_BCHW - h_BCHW.detach()).square().mean()
         commitment = (q_BCHW.detach() - h_BCHW).square().mean()
         loss = commitment + self.beta * codebook if self.legacy else codebook + self.beta * commitment
+        count_K = torch.bincount(index_BHW.flatten(), minlength=self.codes)
+        if self.training and torch.is_grad_enabled():
+            self.note(count_K)
         z_BCHW = h_BCHW + (q_BCHW - h_BCHW).detach()
-        return Regularised(z_BCHW, self.weight * loss, self._stats(index_BHW))
+        return Regularised(z_BCHW, self.weight * loss, usage(count_K))
 
     def sample(self, h_BCHW: Tensor, noise_BCHW: Tensor | None = None) -> Tensor:
         """The vectors before quantisation."""
@@ -83,12 +91,25 @@ class VQ(Regulariser):
         """Indices → their codes, [B, C, H, W]."""
         return self.embedding(index_BHW).permute(0, 3, 1, 2)
 
+    def note(self, count_K: Tensor) -> None:
+        """Remember which codes this micro-batch used, for the window's usage."""
+        used_K = count_K > 0
+        self._used = used_K if self._used is None else self._used | used_K
+
     @torch.no_grad()
-    def _stats(self, index_BHW: Tensor) -> dict[str, Tensor]:
-        count_K = torch.bincount(index_BHW.flatten(), minlength=self.codes).float()
-        p_K = count_K / count_K.sum()
-        entropy = -torch.special.xlogy(p_K, p_K).sum()
-        return {"codebook_usage": (count_K > 0).float().mean(), "perplexity": entropy.exp()}
+    def settle(self, gather: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """`codebook_usage_window`: the share of codes used within the last `WINDOW` steps, on any rank.
+
+        One batch of small latents cannot use a large codebook, so its own usage says little. Counted from the start of the
+        process; until then the window is as long as there were steps.
+        """
+        if self._used is None:
+            return {}
+        used_K = gather(self._used.to(torch.uint8)).bool().any(0)
+        self._used = None
+        self._idle = (torch.zeros_like(used_K, dtype=torch.int32) + WINDOW) if self._idle is None else self._idle
+        self._idle = torch.where(used_K, 0, self._idle + 1)
+        return {"codebook_usage_window": (self._idle < WINDOW).float().mean()}
 
 
 def nearest(h_MC: Tensor, code_KC: Tensor) -> Tensor:
