@@ -112,10 +112,11 @@ class Context:
         budget: DictConfig,
         validate: Callable[[], dict[str, float]] | None = None,
         group: int = 1,
+        examine: Callable[[dict[str, float], float], list[str]] = lambda row, share: [],
     ) -> Progressed:
         """Train a stage with the one loop; leaves weights, averages and snapshots in `folder`.
 
-        `group` images of a batch must stay in one micro-batch.
+        `group` images of a batch must stay in one micro-batch. `examine`: see `loop.Events`.
         The first player is the one that is kept and averaged; another player's weights are kept under its own name.
         """
         runtime = self.cfg.runtime
@@ -146,6 +147,7 @@ class Context:
         events = Events(
             snapshot=lambda images: keep(folder / "snapshots" / f"{images:012d}"),
             validate=validate or dict,
+            examine=examine,
             validate_at=[i / 10 for i in range(1, 11)] if validate else [],
             checkpoint_seconds=runtime.checkpoint_seconds,
             log_seconds=runtime.log_seconds,

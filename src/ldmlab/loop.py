@@ -67,10 +67,12 @@ class Progressed:
 
 @dataclass
 class Events:
-    """What happens at times: each is called on all ranks. `validate` returns numbers for the log; `snapshot` keeps weights."""
+    """What happens at times: each is called on all ranks. `validate` returns numbers for the log; `snapshot` keeps weights;
+    `examine` takes a row of the log and the share of the budget that is done, and returns what the user should know."""
 
     snapshot: Callable[[int], None] = lambda images: None
     validate: Callable[[], dict[str, float]] = dict
+    examine: Callable[[dict[str, float], float], list[str]] = lambda row, share: []
     validate_at: list[float] = field(default_factory=list)  # fractions of the budget
     checkpoint_seconds: float = 300.0
     log_seconds: float = 10.0
@@ -154,6 +156,9 @@ def fit(
         values["images_per_second"] = clock.speed(done.images)
         values["lr"] = learning_rate(budget, done.images)
         tracker.log(values, done.images, done.steps, "train", clock.seconds())
+        for text in events.examine(values, done.images / end):
+            tracker.warn(text, done.images)
+            bar.say(f" warning at {done.images} images: {text}")
         pending.clear()
         return values
 

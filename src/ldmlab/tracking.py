@@ -23,19 +23,22 @@ class Tracker:
 
     def rewind(self, images: int) -> None:
         """Forget rows that a restarted run will write again (and a last line cut off by a kill)."""
-        if self.path is None or not self.path.exists():
+        if self.path is None:
             return
-        rows = []
-        for line in self.path.read_text().splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
+        for path in (self.path, self.path.with_name("warnings.jsonl")):
+            if not path.exists():
                 continue
-            if row["images"] <= images:
-                rows.append(line)
-        beside = self.path.with_suffix(".tmp")
-        beside.write_text("".join(f"{line}\n" for line in rows))
-        os.replace(beside, self.path)
+            rows = []
+            for line in path.read_text().splitlines():
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError:
+                    continue
+                if row["images"] <= images:
+                    rows.append(line)
+            beside = path.with_suffix(".tmp")
+            beside.write_text("".join(f"{line}\n" for line in rows))
+            os.replace(beside, path)
 
     def log(self, values: dict[str, float], images: int, step: int, split: str, seconds: float) -> None:
         if self.path is None:
@@ -46,6 +49,12 @@ class Tracker:
             file.write(json.dumps(row) + "\n")
         if self.mirror:
             self.mirror.log({f"{split}/{k}": v for k, v in {**numbers, "step": step}.items()}, images)
+
+    def warn(self, text: str, images: int) -> None:
+        """A line of `warnings.jsonl`: what a health guard saw, and when."""
+        if self.path is not None:
+            with self.path.with_name("warnings.jsonl").open("a") as file:
+                file.write(json.dumps({"images": images, "text": text}) + "\n")
 
 
 class WandbMirror:
@@ -131,6 +140,11 @@ class Progress:
             full = round(20 * min(share, 1))
             bar = "━" * full + "╌" * (20 - full) + " "
         return f" {self.name:<12}{bar}{share:5.0%}  " + " · ".join(parts)
+
+    def say(self, text: str) -> None:
+        """A line of its own, above the bar."""
+        if self.show:
+            print(f"\r\x1b[2K{text}" if self.live else text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         if self.live:

@@ -99,6 +99,7 @@ class Autoencoder(nn.Module):
     def forward(self, image_BCHW: Tensor, noise_BCHW: Tensor | None = None) -> Reconstruction:
         """The training path: encode, regularise, decode. The noise has the latent's shape; None takes the mean."""
         z_BCHW, loss, stats = self.regulariser(self.moments(image_BCHW), noise_BCHW)
+        stats = {**stats, "latent_std": z_BCHW.detach().float().std()}
         features_BCHW = self.network.decode_features(z_BCHW)
         return Reconstruction(self.network.to_image(features_BCHW), loss, stats, features_BCHW)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ldmlab import build
 from ldmlab.autoencoders.autoencoder import Autoencoder
+from ldmlab.autoencoders.health import Health
 from ldmlab.autoencoders.scale import LatentStatistics, measure_scale
 from ldmlab.checkpoint import load_tensors, save_tensors
 from ldmlab.context import Context, frozen
@@ -90,6 +91,7 @@ def make_autoencoder(ctx: Context) -> Autoencoder:
                 fit,
                 lambda: _psnr(ctx, ae, images),
                 build.group_of(ctx.cfg),
+                Health().examine,
             ).seconds
             if fit.ema is not None:
                 ae.load_state_dict(load_tensors(folder / "ema.safetensors"))
