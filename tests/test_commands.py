@@ -273,6 +273,27 @@ def test_pixel_space_reuses_data_and_extractor(whole: Path) -> None:
     assert scores[0]["rfid"]["value"] == pytest.approx(0, abs=1e-6)
 
 
+def test_a_decoder_learns_on_and_every_denoiser_stays_valid(whole: Path) -> None:
+    from safetensors.torch import load_file
+
+    before = {stage: {p.parent for p in whole.glob(f"{stage}/*/done.json")} for stage in ("latents", "denoiser")}
+    text = run(
+        "train",
+        whole,
+        "ae.train=decoder",
+        "ae.decoder_fit.images=16",
+        "ae.decoder_fit.batch_size=8",
+        "ae.decoder_fit.lr=1e-3",
+    )
+    assert "decoder alone, latents frozen" in text
+    for stage, found in before.items():
+        assert {p.parent for p in whole.glob(f"{stage}/*/done.json")} == found, "the same latents, the same denoiser"
+    base, tuned = (load_file(sealed(whole, stage) / "autoencoder.safetensors") for stage in ("autoencoder", "decoder"))
+    changed = {name for name in base if not base[name].equal(tuned[name])}
+    assert changed and all(name.startswith(("network.decoder.", "network.post_quant_conv.")) for name in changed)
+    assert len(list(whole.glob("reconstructions/*/done.json"))) == 2
+
+
 def test_latents_verify(whole: Path) -> None:
     text = run("train", whole, "ldm.fit.snapshots=[0.5]", "until=denoiser", "latents.verify=true")
     assert "verified: 64 images" in text

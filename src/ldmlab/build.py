@@ -187,6 +187,17 @@ def check_fit(cfg: DictConfig, data: Any, val: Any) -> None:
             f"ae.loss.norm_images={group_of(cfg)}, the images that share the discriminator's statistics. "
             f"Set ae.loss.norm_images to a divisor of {cfg.ae.fit.batch_size // ranks(cfg)}, or change the batch."
         )
+    if cfg.ae.train == "decoder":
+        if cfg.ae.loss is None or cfg.ae.decoder_fit is None:
+            raise ConfigError(
+                "ae.train=decoder needs a loss and a budget: ae.loss and ae.decoder_fit. ae=identity has no decoder."
+            )
+        share = cfg.ae.decoder_fit.batch_size // ranks(cfg)
+        if cfg.ae.decoder_fit.batch_size % ranks(cfg) or share % group_of(cfg):
+            raise ConfigError(
+                f"ae.decoder_fit.batch_size={cfg.ae.decoder_fit.batch_size} over {ranks(cfg)} processes is not a multiple of "
+                f"ae.loss.norm_images={group_of(cfg)}. Change one of them."
+            )
     with shapes_only():
         if group_of(cfg) > 1:
             smallest = part(cfg.ae.loss.discriminator).min_resolution

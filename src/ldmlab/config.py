@@ -64,6 +64,8 @@ class AE:
     loss: Any = None
     latent_scale: LatentScale = field(default_factory=LatentScale)
     fit: Fit | None = None
+    train: str = "all"  # all | decoder: the finished stage's decoder learns on, its latents stay what they are
+    decoder_fit: Fit | None = None  # budget of train=decoder
 
 
 @dataclass
@@ -176,6 +178,7 @@ class RunConfig:
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "until": STAGES,
+    "ae.train": ("all", "decoder"),
     "ae.latent_scale.mode": ("global", "per_channel", "first_batch_std", "none"),
     "ae.fit.precision": ("fp32", "bf16"),
     "ldm.fit.precision": ("fp32", "bf16"),
@@ -202,6 +205,9 @@ POSITIVE = [
     "ae.fit.images",
     "ae.fit.batch_size",
     "ae.fit.lr",
+    "ae.decoder_fit.images",
+    "ae.decoder_fit.batch_size",
+    "ae.decoder_fit.lr",
     "ldm.fit.images",
     "ldm.fit.batch_size",
     "ldm.fit.lr",

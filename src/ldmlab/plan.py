@@ -20,7 +20,7 @@ from ldmlab.store import Address, Store
 from ldmlab.tracking import clock, number
 
 VERSIONS = {
-    "data": 1, "extractor": 1, "autoencoder": 1, "reconstructions": 1, "latents": 1, "denoiser": 1, "samples": 1,
+    "data": 1, "extractor": 1, "autoencoder": 1, "decoder": 1, "reconstructions": 1, "latents": 1, "denoiser": 1, "samples": 1,
     "reference": 1, "scores": 1, "runs": 1,
 }  # fmt: skip
 
@@ -52,6 +52,7 @@ class Plan:
     data: Address
     extractor: Address | None
     autoencoder: Address
+    decoder: Address | None  # ae.train=decoder: another decoder for the same latents
     reconstructions: Address
     latents: Address | None
     denoiser: Address
@@ -82,9 +83,14 @@ def make_plan(cfg: DictConfig, choices: dict[str, str], data: Any, val: Any, sto
     autoencoder = address(
         "autoencoder", choices["ae"], {"ae": _result_options(cfg.ae), "seed": cfg.seed}, data=data_at, **classifier
     )
+    decoder = None
+    if cfg.ae.train == "decoder":
+        own = {"fit": cfg.ae.decoder_fit, "loss": cfg.ae.loss, "seed": cfg.seed}
+        decoder = address("decoder", choices["ae"], own, autoencoder=autoencoder, data=data_at, **classifier)
+    first_stage = {"decoder": decoder} if decoder else {"autoencoder": autoencoder}
     reconstructions = address(
         "reconstructions", choices["ae"], {"images": cfg.eval.reconstructions, "bootstrap": cfg.eval.bootstrap},
-        autoencoder=autoencoder, data=data_at, extractor=extractor_id,
+        **first_stage, data=data_at, extractor=extractor_id,
     )  # fmt: skip
     latents = None
     if caches(cfg, data):
@@ -99,10 +105,11 @@ def make_plan(cfg: DictConfig, choices: dict[str, str], data: Any, val: Any, sto
     reference = address(
         "reference", choices["data"], {"reference": cfg.eval.reference}, data=data_at, extractor=extractor_id
     )
+    tuned = {"decoder": decoder} if decoder else {}
     evaluations = []
     for fraction in sorted(cfg.eval.at):
         images = images_at(cfg.ldm.fit, fraction)
-        samples = address("samples", choices["sampler"], sample_options(cfg, images), denoiser=denoiser)
+        samples = address("samples", choices["sampler"], sample_options(cfg, images), denoiser=denoiser, **tuned)
         scores = address(
             "scores", choices["eval"], {"metrics": cfg.eval.metrics, "bootstrap": cfg.eval.bootstrap},
             samples=samples, reference=reference, extractor=extractor_id,
@@ -115,7 +122,17 @@ def make_plan(cfg: DictConfig, choices: dict[str, str], data: Any, val: Any, sto
     }.get(cfg.until, [reconstructions, *(e.scores for e in evaluations)])  # fmt: skip
     run = address("runs", name, {}, **{f"{a.stage}{i}": a for i, a in enumerate(ends)})
     plan = Plan(
-        data_at, extractor_at, autoencoder, reconstructions, latents, denoiser, reference, evaluations, run, cfg.until
+        data_at,
+        extractor_at,
+        autoencoder,
+        decoder,
+        reconstructions,
+        latents,
+        denoiser,
+        reference,
+        evaluations,
+        run,
+        cfg.until,
     )
     plan.rows = _rows(cfg, plan, data, val)
     return plan
@@ -150,6 +167,8 @@ def _result_options(ae: DictConfig) -> dict[str, Any]:
     """`ae` without what changes only memory or speed."""
     plain: dict[str, Any] = options(ae)
     plain["network"].pop("checkpointing", None)
+    for name in ("train", "decoder_fit"):  # they begin where this stage ends
+        plain.pop(name)
     return plain
 
 
@@ -253,8 +272,14 @@ def _first_stage_rows(
         what = f"{kind} f={ae.f} c={c} · {millions(parameters_of(ae))} · latent {h}x{w}x{c}"
     work = total_steps(fit) * fit.batch_size if fit is not None else 0
     both = costs.encode + costs.decode
+    tuning = []
+    if plan.decoder:
+        budget = cfg.ae.decoder_fit
+        count_ = total_steps(budget) * budget.batch_size
+        tuning = [Row(plan.decoder, "decoder alone, latents frozen", count_, costs.encode + 3 * costs.decode)]
     return [
         Row(plan.autoencoder, what, work, 3 * both),
+        *tuning,
         Row(plan.reconstructions, f"{number(count)} val images · PSNR SSIM rFID", count, both),
     ]
 

@@ -56,7 +56,8 @@ def test_one_bad_row_is_no_state() -> None:
 def test_a_real_collapse_is_told(tmp_path: Path) -> None:
     """A KL weight a million times too large: the posterior becomes the prior within a few hundred steps."""
     words = [
-        "data.train_images=64", "data.val_images=8", "debug=tiny", "until=autoencoder", "ae.regulariser.weight=100",
+        "data.train_images=64", "data.val_images=8", "data.resolution=16", "debug=tiny", "ae.network.width=8", "until=autoencoder",
+        "ae.regulariser.weight=100",
         "ae.regulariser.initial_logvar=0", "ae.fit.images=320", "ae.fit.lr=1e-2", "ae.fit.warmup=0",
         "runtime.log_seconds=0.01", "runtime.threads=1", f"store={tmp_path}",
     ]  # fmt: skip

@@ -42,6 +42,7 @@ class Autoencoder(nn.Module):
         self.regulariser = regulariser
         if network.moments_layer is not None:
             regulariser.initialise(network.moments_layer)
+        self.latents_frozen = False
         self.register_buffer("scale", torch.ones(self.c, 1, 1))
         self.register_buffer("shift", torch.zeros(self.c, 1, 1))
 
@@ -98,10 +99,18 @@ class Autoencoder(nn.Module):
 
     def forward(self, image_BCHW: Tensor, noise_BCHW: Tensor | None = None) -> Reconstruction:
         """The training path: encode, regularise, decode. The noise has the latent's shape; None takes the mean."""
-        z_BCHW, loss, stats = self.regulariser(self.moments(image_BCHW), noise_BCHW)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.latents_frozen):
+            z_BCHW, loss, stats = self.regulariser(self.moments(image_BCHW), noise_BCHW)
         stats = {**stats, "latent_std": z_BCHW.detach().float().std()}
         features_BCHW = self.network.decode_features(z_BCHW)
         return Reconstruction(self.network.to_image(features_BCHW), loss, stats, features_BCHW)
+
+    def freeze_latents(self) -> None:
+        """From now on only the decoder learns: the latents, their scale and every denoiser trained on them stay valid."""
+        self.requires_grad_(False)
+        for parameter in self.network.decoder_parameters():
+            parameter.requires_grad_(True)
+        self.latents_frozen = True
 
     def set_scale(self, scale: Tensor | float, shift: Tensor | float = 0.0) -> None:
         """Set the standardisation: numbers, or tensors of shape [1, 1, 1], [c, 1, 1]; stored per channel and saved with

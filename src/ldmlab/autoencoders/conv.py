@@ -7,7 +7,8 @@ resolution), `quant_conv`, `post_quant_conv`.
 Shape letters: B batch, C channels, H W space, N = H·W positions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +75,10 @@ class ConvNetwork(Network):
     def moments_layer(self) -> nn.Conv2d:
         """The 1×1 convolution after the encoder."""
         return self.quant_conv
+
+    def decoder_parameters(self) -> Iterator[nn.Parameter]:
+        """Those of the decoder and of the 1×1 convolution before it."""
+        return chain(self.decoder.parameters(), self.post_quant_conv.parameters())
 
     def encode(self, image_BCHW: Tensor) -> Tensor:
         """[B, 3, H, W] in [-1, 1] → [B, channels_in(c), H/f, W/f]."""

@@ -3,6 +3,8 @@
 Shape letters: B batch, C channels, H W space.
 """
 
+from collections.abc import Iterator
+
 from torch import Tensor, nn
 
 
@@ -21,6 +23,10 @@ class Network(nn.Module):
     def moments_layer(self) -> nn.Conv2d | None:
         """The layer whose output the regulariser gets, for it to initialise; None when there is none."""
         return None
+
+    def decoder_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters that the latent does not depend on; none by default."""
+        return iter(())
 
     def encode(self, image_BCHW: Tensor) -> Tensor:
         """[B, 3, H, W] in [-1, 1] → [B, channels_in(c), H/f, W/f]."""

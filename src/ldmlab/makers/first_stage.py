@@ -106,11 +106,46 @@ def make_autoencoder(ctx: Context) -> Autoencoder:
     return frozen(ae, ctx.device)  # type: ignore[return-value]
 
 
+def make_decoder(ctx: Context) -> Autoencoder:
+    """The first stage as images are decoded with it: the trained one, or (ae.train=decoder) with a decoder that learnt on."""
+    if ctx.plan.decoder is None:
+        return make_autoencoder(ctx)
+    ae = build.autoencoder(ctx.cfg)
+
+    def work(folder: Path) -> float:
+        trained = make_autoencoder(ctx)
+        ae.load_state_dict(trained.state_dict())
+        ae.freeze_latents()
+        classifier = make_extractor(ctx) if build.needs_classifier(ctx.cfg) else None
+        loss = build.first_stage_loss(ctx.cfg, classifier).to(ctx.device)
+        images = [_image(ctx, ctx.val, i) for i in spread(len(ctx.val), VALIDATION_IMAGES)]
+        budget = ctx.cfg.ae.decoder_fit
+        done = ctx.train(
+            ctx.plan.decoder,  # type: ignore[arg-type]
+            folder,
+            AutoencoderStage(ae, loss, Draws(ctx.cfg.seed)),
+            ctx.data,
+            budget,
+            lambda: _psnr(ctx, ae, images),
+            build.group_of(ctx.cfg),
+            Health().examine,
+        )
+        if ctx.main:
+            kept = load_tensors(folder / f"{'weights' if budget.ema is None else 'ema'}.safetensors")
+            with atomic(folder / "autoencoder.safetensors") as beside:
+                save_tensors(beside, kept)
+        return done.seconds
+
+    folder = ctx.make(ctx.plan.decoder, work)
+    ae.load_state_dict(load_tensors(folder / "autoencoder.safetensors"))
+    return frozen(ae, ctx.device)  # type: ignore[return-value]
+
+
 def make_reconstructions(ctx: Context) -> Path:
     """How much the first stage loses on val images: PSNR, SSIM, perceptual distance, rFID, latents, a picture."""
 
     def work(folder: Path) -> None:
-        ae, extractor = make_autoencoder(ctx), make_extractor(ctx)
+        ae, extractor = make_decoder(ctx), make_extractor(ctx)
         n = min(ctx.cfg.eval.reconstructions, len(ctx.val))
         indices = spread(len(ctx.val), n)
         read = Original(ctx.val, indices)

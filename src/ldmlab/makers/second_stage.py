@@ -15,7 +15,7 @@ from ldmlab.data.batches import Batches
 from ldmlab.diffusion.denoiser import Denoiser, denoise_with
 from ldmlab.diffusion.guidance import guided
 from ldmlab.errors import DataError
-from ldmlab.makers.first_stage import make_autoencoder, make_extractor, make_latents
+from ldmlab.makers.first_stage import make_autoencoder, make_decoder, make_extractor, make_latents
 from ldmlab.makers.sheets import save_sheet
 from ldmlab.metrics.evaluate import evaluate, label_agreement
 from ldmlab.metrics.features import FeatureSet
@@ -68,7 +68,7 @@ def make_samples(ctx: Context, evaluation: Evaluation) -> Path:
     cfg = ctx.cfg
 
     def work(folder: Path) -> None:
-        ae, model = make_autoencoder(ctx), make_denoiser(ctx, evaluation.images)
+        ae, model = make_decoder(ctx), make_denoiser(ctx, evaluation.images)
         objective, sampler = build.objective(cfg), build.sampler(cfg)
         n, shape = cfg.eval.samples, ae.latent_shape(ctx.data.resolution)
         labelled = "label" in model.conditioner.needs
