@@ -208,6 +208,11 @@ def check_fit(cfg: DictConfig, data: Any, val: Any) -> None:
                 )
         ae = autoencoder(cfg)
         height = ae.latent_shape(data.resolution)[1]
+        if cfg.ae.tile is not None and cfg.ae.tile % (4 * ae.f):
+            raise ConfigError(
+                f"ae.tile={cfg.ae.tile} must be a multiple of 4 f = {4 * ae.f}, for tiles overlap by a quarter; "
+                f"the nearest that is: {max(1, round(cfg.ae.tile / (4 * ae.f))) * 4 * ae.f}."
+            )
         if (cfg.ae.fit is None) != (cfg.ae.loss is None):
             raise ConfigError(
                 "ae.fit and ae.loss go together: a first stage is trained with both or with neither (null)."

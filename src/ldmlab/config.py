@@ -65,6 +65,9 @@ class AE:
     latent_scale: LatentScale = field(default_factory=LatentScale)
     fit: Fit | None = None
     train: str = "all"  # all | decoder: the finished stage's decoder learns on, its latents stay what they are
+    tile: int | None = (
+        None  # pixels a side: larger images are encoded and decoded in overlapping tiles (memory; changes results a little)
+    )
     decoder_fit: Fit | None = None  # budget of train=decoder
 
 
@@ -205,6 +208,7 @@ POSITIVE = [
     "ae.fit.images",
     "ae.fit.batch_size",
     "ae.fit.lr",
+    "ae.tile",
     "ae.decoder_fit.images",
     "ae.decoder_fit.batch_size",
     "ae.decoder_fit.lr",

@@ -88,19 +88,25 @@ def make_plan(cfg: DictConfig, choices: dict[str, str], data: Any, val: Any, sto
         own = {"fit": cfg.ae.decoder_fit, "loss": cfg.ae.loss, "seed": cfg.seed}
         decoder = address("decoder", choices["ae"], own, autoencoder=autoencoder, data=data_at, **classifier)
     first_stage = {"decoder": decoder} if decoder else {"autoencoder": autoencoder}
+    tile = (
+        {"tile": cfg.ae.tile} if cfg.ae.tile is not None else {}
+    )  # tiles change what is encoded and decoded, a little
     reconstructions = address(
-        "reconstructions", choices["ae"], {"images": cfg.eval.reconstructions, "bootstrap": cfg.eval.bootstrap},
+        "reconstructions", choices["ae"], {"images": cfg.eval.reconstructions, "bootstrap": cfg.eval.bootstrap, **tile},
         **first_stage, data=data_at, extractor=extractor_id,
     )  # fmt: skip
     latents = None
     if caches(cfg, data):
-        latents = address("latents", choices["ae"], {"dtype": cfg.latents.dtype}, autoencoder=autoencoder, data=data_at)
+        latents = address(
+            "latents", choices["ae"], {"dtype": cfg.latents.dtype, **tile}, autoencoder=autoencoder, data=data_at
+        )
     cond = options(cfg.cond)
     cond.pop("label")
     stands_on = {"latents": latents} if latents else {"autoencoder": autoencoder, "data": data_at}
     denoiser = address(
         "denoiser", f"{choices['ldm']}-{choices['ae']}",
-        {"ldm": cfg.ldm, "cond": cond, "objective": cfg.objective, "seed": cfg.seed}, **stands_on,
+        {"ldm": cfg.ldm, "cond": cond, "objective": cfg.objective, "seed": cfg.seed, **({} if latents else tile)},
+        **stands_on,
     )  # fmt: skip
     reference = address(
         "reference", choices["data"], {"reference": cfg.eval.reference}, data=data_at, extractor=extractor_id
@@ -109,7 +115,9 @@ def make_plan(cfg: DictConfig, choices: dict[str, str], data: Any, val: Any, sto
     evaluations = []
     for fraction in sorted(cfg.eval.at):
         images = images_at(cfg.ldm.fit, fraction)
-        samples = address("samples", choices["sampler"], sample_options(cfg, images), denoiser=denoiser, **tuned)
+        samples = address(
+            "samples", choices["sampler"], {**sample_options(cfg, images), **tile}, denoiser=denoiser, **tuned
+        )
         scores = address(
             "scores", choices["eval"], {"metrics": cfg.eval.metrics, "bootstrap": cfg.eval.bootstrap},
             samples=samples, reference=reference, extractor=extractor_id,
@@ -167,7 +175,7 @@ def _result_options(ae: DictConfig) -> dict[str, Any]:
     """`ae` without what changes only memory or speed."""
     plain: dict[str, Any] = options(ae)
     plain["network"].pop("checkpointing", None)
-    for name in ("train", "decoder_fit"):  # they begin where this stage ends
+    for name in ("train", "decoder_fit", "tile"):  # they begin where this stage ends
         plain.pop(name)
     return plain
 

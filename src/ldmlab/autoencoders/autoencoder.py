@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ldmlab.autoencoders.network import Network
 from ldmlab.autoencoders.regularisers.base import Posterior, Regulariser
+from ldmlab.autoencoders.tiles import tiled
 from ldmlab.errors import ConfigError
 
 
@@ -43,6 +44,7 @@ class Autoencoder(nn.Module):
         if network.moments_layer is not None:
             regulariser.initialise(network.moments_layer)
         self.latents_frozen = False
+        self.tile: int | None = None  # pixels a side; larger images go in tiles when nothing is trained
         self.register_buffer("scale", torch.ones(self.c, 1, 1))
         self.register_buffer("shift", torch.zeros(self.c, 1, 1))
 
@@ -78,7 +80,9 @@ class Autoencoder(nn.Module):
 
     def moments(self, image_BCHW: Tensor) -> Tensor:
         """What the encoder says: KL mean and log-variance (2c), VQ vectors not yet quantised, identity the image."""
-        return self.network.encode(image_BCHW)
+        if self.tile is None or self.training:
+            return self.network.encode(image_BCHW)
+        return tiled(self.network.encode, image_BCHW, self.tile, self.tile // 4, 1 / self.f)
 
     def sample(self, moments_BCHW: Tensor, noise_BCHW: Tensor | None = None) -> Tensor:
         """Moments → standardised latent; without noise the posterior's mean."""
@@ -95,6 +99,11 @@ class Autoencoder(nn.Module):
     def decode(self, z_BCHW: Tensor) -> Tensor:
         """Standardised latent → image, not clamped. VQ quantises first."""
         raw_BCHW = self.regulariser.project(z_BCHW / self.scale + self.shift)
+        if self.tile is None or self.training:
+            return self._decode(raw_BCHW)
+        return tiled(self._decode, raw_BCHW, self.tile // self.f, self.tile // 4 // self.f, self.f)
+
+    def _decode(self, raw_BCHW: Tensor) -> Tensor:
         return self.network.to_image(self.network.decode_features(raw_BCHW))
 
     def forward(self, image_BCHW: Tensor, noise_BCHW: Tensor | None = None) -> Reconstruction:

@@ -103,6 +103,7 @@ def make_autoencoder(ctx: Context) -> Autoencoder:
 
     folder = ctx.make(ctx.plan.autoencoder, work)
     ae.load_state_dict(load_tensors(folder / "autoencoder.safetensors"))
+    ae.tile = ctx.cfg.ae.tile
     return frozen(ae, ctx.device)  # type: ignore[return-value]
 
 
@@ -138,6 +139,7 @@ def make_decoder(ctx: Context) -> Autoencoder:
 
     folder = ctx.make(ctx.plan.decoder, work)
     ae.load_state_dict(load_tensors(folder / "autoencoder.safetensors"))
+    ae.tile = ctx.cfg.ae.tile
     return frozen(ae, ctx.device)  # type: ignore[return-value]
 
 
