@@ -217,6 +217,29 @@ def test_non_finite_loss_stops_with_step_term_and_checkpoint(tmp_path: Path) -> 
 # ---- processes -----------------------------------------------------------------------------------------------------------
 
 
+def distance_moved(root: Path, stage: str, words: list[str]) -> tuple[float, float]:
+    """How far the weights of one and of two processes lie apart, and how far one process moved them from their start.
+
+    Element by element they cannot agree to rounding: Adam divides by the gradient's own size, so where a gradient is as small
+    as rounding, its sign and with it a whole step of lr is rounding too. Such elements are few and their steps random, so
+    the two runs stay close compared with the way they went together; gradients that are summed instead of averaged, lost on one
+    rank or taken from the wrong images part them by as much as that way.
+    """
+    from safetensors.torch import load_file
+
+    from ldmlab import build
+    from ldmlab.config import load
+    from ldmlab.run import prepare
+
+    composed = load([*TINY, *words, f"store={root / 'one'}"])
+    ae = build.autoencoder(composed.cfg)
+    start = ae if stage == "autoencoder" else build.denoiser(composed.cfg, ae, prepare(composed)[2])
+    begun = dict(start.named_parameters())
+    one, two = (load_file(sealed(root / side, stage) / "weights.safetensors") for side in ("one", "two"))
+    apart = sum(float((two[k] - one[k]).square().sum()) for k in begun) ** 0.5
+    return apart, sum(float((one[k] - begun[k].detach()).square().sum()) for k in begun) ** 0.5
+
+
 def test_two_processes_are_one_run(tmp_path: Path) -> None:
     """Same ids; losses of 20 steps equal to float rounding; samples equal to one 8-bit level; by our ranks and by torchrun."""
     words = ["ae.fit.images=160", "ldm.fit.images=160", "ldm.fit.snapshots=[]"]
@@ -235,6 +258,8 @@ def test_two_processes_are_one_run(tmp_path: Path) -> None:
         one, two, other = (np.array(losses(tmp_path / s, stage)) for s in ("one", "two", "torchrun"))
         assert len(one) == 20
         assert np.abs(two / one - 1).max() < 2e-4 and np.abs(other / one - 1).max() < 2e-4, (one, two)
+    moved = {stage: distance_moved(tmp_path, stage, words) for stage in ("autoencoder", "denoiser")}
+    assert all(apart < 0.05 * far for apart, far in moved.values()), moved
     for path in sorted((tmp_path / "one").glob("samples/*/images.npy")):
         twin = tmp_path / "two" / path.relative_to(tmp_path / "one")
         assert np.abs(np.load(path).astype(int) - np.load(twin).astype(int)).max() <= 3

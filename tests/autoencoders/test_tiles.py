@@ -48,4 +48,4 @@ def test_a_first_stage_errs_less_with_larger_tiles_and_not_at_all_with_one() -> 
         for tile in (32, 64, 96, 128):
             ae.tile = tile
             errors.append(float((ae.decode(ae.encode(image)) - whole).square().mean() / whole.var()))
-    assert errors == sorted(errors, reverse=True) and errors[0] < 0.2 and errors[-1] == 0, errors
+    assert errors == sorted(errors, reverse=True) and errors[2] < 0.1 and errors[-1] == 0, errors
