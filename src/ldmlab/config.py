@@ -49,10 +49,14 @@ class Fit:
 
 @dataclass
 class LatentScale:
-    """How the latents are brought to unit variance: measured over `images` training images after training."""
+    """How the latents are brought to unit variance: measured over `images` training images after training, or told."""
 
-    mode: str = "global"  # global | per_channel | first_batch_std (the paper's code) | none
+    mode: str = (
+        "global"  # global | per_channel | first_batch_std (the paper's code) | none | given | stored (in ae.weights)
+    )
     images: int = 2048
+    scale: Any = None  # mode=given: z = (raw - shift) * scale; a number, or a list of one per latent channel
+    shift: Any = None  # mode=given; null is 0
 
 
 @dataclass
@@ -64,6 +68,7 @@ class AE:
     loss: Any = None
     latent_scale: LatentScale = field(default_factory=LatentScale)
     fit: Fit | None = None
+    weights: str | None = None  # a file or folder of trained weights; then loss and fit are null: nothing is trained
 
 
 @dataclass
@@ -157,7 +162,8 @@ class RunConfig:
     until: str = "report"
     dry_run: bool = False
     n: int = 64  # sample.py: how many images
-    out: str | None = None  # prepare.py: where the shards go; sample.py: a folder for the pictures
+    out: str | None = None  # prepare.py: where the shards go; sample.py, export.py: a folder for the files
+    to: str | None = None  # export.py: diffusers | compvis
     verify: bool = False  # prepare.py: check an existing data set instead of making one
     runs: str | None = None  # report.py: "all", or a glob over run names
     data: Any = MISSING
@@ -176,7 +182,8 @@ class RunConfig:
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "until": STAGES,
-    "ae.latent_scale.mode": ("global", "per_channel", "first_batch_std", "none"),
+    "to": ("diffusers", "compvis"),
+    "ae.latent_scale.mode": ("global", "per_channel", "first_batch_std", "none", "given", "stored"),
     "ae.fit.precision": ("fp32", "bf16"),
     "ldm.fit.precision": ("fp32", "bf16"),
     "eval.extractor_fit.precision": ("fp32", "bf16"),
@@ -265,6 +272,8 @@ def finish(cfg: DictConfig, choices: dict[str, str], overrides: Sequence[str]) -
         if path not in typed and _has(plain, path):
             OmegaConf.update(plain, path, value, merge=False)
     plain.where_present = None
+    if not OmegaConf.is_missing(plain, "ae") and plain.ae.weights is not None:
+        plain.ae.loss = plain.ae.fit = None  # nothing of an imported stage is trained
     _complete_node(plain, "", choices)
     _check_values(plain)
     return Composed(plain, choices)
@@ -594,6 +603,26 @@ def _check_values(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, path)
         if value is not None and (len(value) != 2 or not all(0 <= b < 1 for b in value)):
             raise ConfigError(f"{path} must be two numbers in [0, 1); got {_say(value)}.")
+    _check_scale(cfg)
+
+
+def _check_scale(cfg: DictConfig) -> None:
+    mode = OmegaConf.select(cfg, "ae.latent_scale.mode")
+    for name in ("scale", "shift"):
+        path = f"ae.latent_scale.{name}"
+        value = OmegaConf.select(cfg, path)
+        numbers = list(value) if isinstance(value, ListConfig) else [value]
+        if value is None:
+            if mode == "given" and name == "scale":
+                raise ConfigError(f"ae.latent_scale.mode=given needs {path}=…: a number, or a list of one per channel.")
+        elif mode != "given":
+            raise ConfigError(
+                f"{path}={_say(value)} is read with ae.latent_scale.mode=given alone; the mode is {mode}."
+            )
+        elif not numbers or not all(isinstance(n, (int, float)) and not isinstance(n, bool) for n in numbers):
+            raise ConfigError(f"{path} must be a number, or a list of one per latent channel; got {_say(value)}.")
+        elif name == "scale" and not all(n > 0 for n in numbers):
+            raise ConfigError(f"{path} must be greater than 0; got {_say(value)}.")
 
 
 def _nearest(word: str, allowed: Iterable[str]) -> str:
