@@ -127,36 +127,39 @@ def fixed_scale(cfg: DictConfig) -> Scale | None:
 def _fitting(found: dict[str, Tensor], choices: dict[str, str]) -> str:
     """The words whose network has exactly these tensors: an option of conf/ae as it is, or with the fewest changes."""
     layout = compvis.layout_of(compvis.from_ours(found))
-    debug = [f"debug={choices['debug']}"] if "debug" in choices else []
+    if layout is None:
+        return "It is no network of this family."
+    rest = ["ae.weights=file", *([f"debug={choices['debug']}"] if "debug" in choices else [])]
     best: list[str] | None = None
     for name in group_options("ae"):
-        words = [f"ae={name}"]
         try:
-            cfg = load([*words, *debug, "ae.weights=file"]).cfg
-            if layout is not None and layout.moments != _moments(cfg):
-                continue
-            words += _changes(cfg, layout)
-            if weights.misfit(found, _meta_tensors(load([*words, *debug, "ae.weights=file"]).cfg)) is None:
-                best = words if best is None or len(words) < len(best) else best
+            cfg = load([f"ae={name}", *rest]).cfg
+            words = [f"ae={name}", *_changes(cfg, layout)]
+            if _moments(cfg) != layout.moments * cfg.ae.network.c // layout.c or (best and len(words) >= len(best)):
+                continue  # another kind of regulariser, or no better than what was found
+            if weights.misfit(found, _meta_tensors(load([*words, *rest]).cfg if words[1:] else cfg)) is None:
+                best = words
         except ConfigError:
             continue  # an option that needs more words than a name
     return f"It fits {' '.join(best)}." if best else "No ae= of conf/ae fits it."
 
 
-def _changes(cfg: DictConfig, layout: compvis.Layout | None) -> list[str]:
+def _changes(cfg: DictConfig, layout: compvis.Layout) -> list[str]:
     """Words that give `ae` the file's structure."""
-    if layout is None or "width" not in cfg.ae.network:
+    if "width" not in cfg.ae.network:
         return []
-    wanted = {f"ae.network.{k}": getattr(layout, k) for k in (
-        "c", "multipliers", "width", "blocks", "attention_factors", "middle_attention")}  # fmt: skip
+    names = ("c", "multipliers", "width", "blocks", "attention_factors", "middle_attention")
+    wanted = {f"ae.network.{name}": getattr(layout, name) for name in names}
     if "codes" in cfg.ae.regulariser:
         wanted["ae.regulariser.codes"] = layout.codes
     return [f"{k}={str(v).replace(' ', '').lower()}" for k, v in wanted.items() if OmegaConf.select(cfg, k) != v]
 
 
 def _moments(cfg: DictConfig) -> int:
+    """Channels that the regulariser wants from the encoder."""
+    node, c = cfg.ae.regulariser, cfg.ae.network.c
     with build.shapes_only():
-        return int(build.autoencoder(cfg).regulariser.channels_in(cfg.ae.network.c))
+        return int((build.part(node, c=c) if node.get("_partial_", False) else build.part(node)).channels_in(c))
 
 
 def _meta_tensors(cfg: DictConfig) -> dict[str, Tensor]:

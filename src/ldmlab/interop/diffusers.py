@@ -16,7 +16,12 @@ from ldmlab.interop.compvis import GROUPS, Layout, some
 
 RESIDUAL = {name: name for name in ("norm1", "conv1", "norm2", "conv2")} | {"nin_shortcut": "conv_shortcut"}
 ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
-DEPRECATED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # diffusers before 0.17
+DEPRECATED = {
+    "query": "to_q",
+    "key": "to_k",
+    "value": "to_v",
+    "proj_attn": "to_out.0",
+}  # AttentionBlock, since replaced
 LINEAR = tuple(f".{name}.weight" for official, name in ATTENTION.items() if official != "norm")
 PLAIN = {
     "encoder.conv_in": "encoder.conv_in", "encoder.norm_out": "encoder.conv_norm_out", "encoder.conv_out": "encoder.conv_out",

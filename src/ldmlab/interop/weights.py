@@ -9,6 +9,7 @@ import functools
 import io
 import json
 import pickle
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -155,15 +156,26 @@ def _unpickle(file: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
     try:
         whole = zipfile.is_zipfile(file)
         with contextlib.ExitStack() as stack:
+            stack.enter_context(warnings.catch_warnings(action="ignore"))  # of a pickle protocol it may not know
             if whole:
                 unknown = torch.serialization.get_unsafe_globals_in_checkpoint(str(file))
                 stack.enter_context(torch.serialization.safe_globals([(_Nothing, name) for name in unknown]))
             loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=whole)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, TypeError, AttributeError, EOFError, KeyError) as error:
+    except (
+        pickle.UnpicklingError,
+        OSError,
+        RuntimeError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        LookupError,
+        EOFError,
+    ) as error:
         reason = " ".join(str(error).split())[:160]
         raise WeightsError(
-            f"{file}: not readable without executing code, which is never done ({reason}). If you trust the file, load it "
-            "elsewhere and save its tensors alone: safetensors.torch.save_file(checkpoint['state_dict'], 'weights.safetensors')."
+            f"{file} is neither safetensors nor a whole torch.save file that can be read without executing code, which is "
+            f"never done ({reason}). If you trust it, load it elsewhere and save the tensors alone: "
+            "safetensors.torch.save_file(checkpoint['state_dict'], 'weights.safetensors')."
         ) from None
     inner = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
     tensors = (
