@@ -10,6 +10,10 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from ldmlab.config import load
+from ldmlab.errors import UserError
+from ldmlab.exported import export
+
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [
     "debug=tiny", "ae=kl_f4_small", "data.resolution=32", "data.train_images=32", "data.val_images=8", "ae.network.width=16",
@@ -39,22 +43,21 @@ def only(store: Path, pattern: str) -> Path:
 def test_export_and_import_give_the_same_latents_and_scores(tmp_path: Path) -> None:
     one, two, out = tmp_path / "one", tmp_path / "two", tmp_path / "out"
     words = [*TRAINING, f"store={one}"]
-    text = run("export", *words, "to=compvis", f"out={out}", code=1)
-    assert "is not in the store" in text and "src/train.py" in text and "until=autoencoder" in text
+    composed = load([*TINY, *words, "until=autoencoder"])
+    with pytest.raises(UserError, match=r"is not in the store.*python src/train.py ae=x until=autoencoder"):
+        export(composed, "compvis", out, "python src/export.py ae=x to=compvis out=y")
     run("train", *words, "until=latents")
     text = run("export", *words, "to=compvis", f"out={out}")
     assert "model.ckpt" in text and "groups" in text  # narrower than the official code allows
-    assert "model.ckpt" in run(
-        "export", *words, "to=compvis", f"out={out}"
-    )  # again: the same bytes, so nothing to refuse
-    assert "normalise in" in run("export", *words, "to=diffusers", f"out={out}", code=1)
+    assert export(composed, "compvis", out, "")[0] == [out / "model.ckpt"]  # again: the same bytes, nothing to refuse
+    with pytest.raises(UserError, match="normalise in 4 and 8 and 16 groups"):
+        export(composed, "diffusers", out, "")
+
     text = run("train", f"store={two}", f"ae.weights={out / 'model.ckpt'}", "until=denoiser")
     assert "imported from model.ckpt" in text
     stages = [only(s, "autoencoder/*/autoencoder.safetensors") for s in (one, two)]
     a, b = (load_file(path) for path in stages)
-    assert a.keys() == b.keys() and all(
-        a[k].equal(b[k]) for k in a
-    )  # the scale, measured again on the same data, included
+    assert a.keys() == b.keys() and all(a[k].equal(b[k]) for k in a)  # the scale too, measured again on the same data
     blocks = [np.load(only(s, "latents/*/moments-00000.npy")) for s in (one, two)]
     assert (blocks[0] == blocks[1]).all()
     scores = [json.loads(only(s, "reconstructions/*/scores.json").read_text()) for s in (one, two)]

@@ -97,6 +97,28 @@ def test_every_layout_with_one_block_a_level(option: str, tmp_path: Path) -> Non
     assert_same(ae, exported(ae, tmp_path), 32)
 
 
+def test_folder_goes_through_the_store_unchanged(tmp_path: Path) -> None:
+    """A diffusers folder → ae.weights → the store → to=diffusers: the same tensors and the same scale; nothing trained."""
+    from ldmlab.context import Context
+    from ldmlab.exported import export
+    from ldmlab.launch import make_accelerator
+    from ldmlab.makers.first_stage import make_autoencoder
+    from ldmlab.run import prepare
+
+    shape = ["ae=vq_f4", "ae.network.blocks=1", "ae.network.multipliers=[1,1,2]", "ae.regulariser.codes=64"]
+    model = exported(ours(*shape), tmp_path / "theirs")
+    words = [*shape, "data.resolution=16", "data.train_images=8", "data.val_images=8", "ldm.network.multipliers=[1,2]",
+             f"ae.weights={tmp_path / 'theirs'}", "ae.latent_scale.mode=stored", f"store={tmp_path / 'store'}"]  # fmt: skip
+    composed = load(words)
+    plan, store, data, val = prepare(composed)
+    made = make_autoencoder(Context(composed.cfg, composed.choices, plan, store, make_accelerator("cpu"), data, val))
+    assert made.scale.flatten().tolist() == [0.5] * 3
+    export(composed, "diffusers", tmp_path / "again", "")
+    again = diffusers.VQModel.from_pretrained(tmp_path / "again")
+    assert again.state_dict().keys() == model.state_dict().keys() and again.config.scaling_factor == 0.5
+    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), model.state_dict().values(), strict=True))
+
+
 def test_attention_free(tmp_path: Path) -> None:
     ae = ours("ae=vq_f4", "ae.network.middle_attention=false", "ae.network.blocks=1")
     assert_same(ae, exported(ae, tmp_path), 16)
