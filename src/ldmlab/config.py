@@ -374,7 +374,7 @@ def _unknown_key(path: str, overrides: list[str], text: str) -> ConfigError:
         return ConfigError(f"{path}: {parent} is {node!r} here and has no options of its own.")
     unknown = path.removeprefix(parent).strip(".").split(".")[0]
     allowed = [str(k) for k in node if not str(k).startswith("_")]
-    near = _nearest(unknown, allowed) or _deeper(unknown, node, parent)
+    near = _deeper(unknown, node, parent) or _nearest(unknown, allowed)
     return ConfigError(f"{path}: no such option.{near} {parent or 'The top level'} takes: {_words(allowed)}.")
 
 
@@ -392,7 +392,7 @@ def _below_null(overrides: list[str]) -> ConfigError:
 
 
 def _deeper(word: str, node: DictConfig, path: str) -> str:
-    """The nearest option further down: `ae.wieght` meant `ae.regulariser.weight`."""
+    """The nearest option here or further down: `ae.wieght` meant `ae.regulariser.weight`."""
     found: dict[str, str] = {}
 
     def walk(inner: DictConfig, prefix: str) -> None:
@@ -405,7 +405,7 @@ def _deeper(word: str, node: DictConfig, path: str) -> str:
 
     walk(node, path)
     near = difflib.get_close_matches(word, found, n=1, cutoff=0.6)
-    return f" Did you mean '{found[near[0]]}'?" if near else ""
+    return f" Did you mean '{near[0] if near[0] in node else found[near[0]]}'?" if near else ""
 
 
 def _type_hint(path: str) -> str:
@@ -434,7 +434,7 @@ def _refuse_unknown(cfg: DictConfig, path: str = "") -> None:
     for key in cfg:
         name = str(key)
         if names is not None and name not in names:
-            near = _nearest(name, names) or _deeper(name, cfg, path.rstrip("."))
+            near = _deeper(name, cfg, path.rstrip(".")) or _nearest(name, names)
             raise ConfigError(
                 f"{path}{name}: no such option.{near} {path.rstrip('.') or 'The top level'} takes: {_words(names)}."
             )

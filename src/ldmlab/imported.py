@@ -50,7 +50,7 @@ def check(cfg: DictConfig, choices: dict[str, str]) -> None:
     if found.groups is not None and found.groups != groups_of(ae):
         raise WeightsError(
             f"{found.file} was trained with {_and(found.groups)} groups in its normalisations, ours has {_and(groups_of(ae))} at "
-            f"ae.network.width={cfg.ae.network.width}: the same weights would compute something else. Widths from 128 agree."
+            f"ae.network.width={cfg.ae.network.width}: the same weights would compute something else. Multiples of 32 from 128 up agree."
         )
     broken = [name for name, tensor in found.tensors.items() if not tensor.isfinite().all()]
     if broken:
@@ -117,6 +117,11 @@ def fixed_scale(cfg: DictConfig) -> Scale | None:
         return None
     c = cfg.ae.network.c
     for name, value in zip(("scale", "shift"), pair, strict=True):
+        if not value.isfinite().all() or (name == "scale" and not (value > 0).all()):
+            raise ConfigError(
+                f"ae.latent_scale.mode={scale.mode}: the {name} is {value.tolist()}; it must be finite"
+                f"{' and greater than 0' if name == 'scale' else ''}. Use mode=global, which measures it."
+            )
         if value.numel() not in (1, c):
             raise ConfigError(
                 f"ae.latent_scale.{name} has {value.numel()} numbers; the latent has {c} channels. Give 1 or {c}."

@@ -130,6 +130,7 @@ def test_refusals_before_anything_is_made(small: Path, tmp_path: Path) -> None:
         (weight, "ae.latent_scale.mode=first_batch_std"): "Use mode=global with ae.latent_scale.images=",
         (f"ae.weights={narrow.parent}", "ae.latent_scale.mode=stored"): "groups",
         ("ae.latent_scale.mode=stored",): "takes the scale that comes with ae.weights",
+        ("ae.latent_scale.mode=given", "ae.latent_scale.scale=inf"): "must be finite and greater than 0",
         ("ae.latent_scale.mode=given",): "ae.latent_scale.mode=given needs ae.latent_scale.scale=",
         ("ae.latent_scale.scale=2",): "is read with ae.latent_scale.mode=given alone; the mode is global",
         ("ae.latent_scale.mode=given", "ae.latent_scale.scale=[1,2]"): "has 2 numbers; the latent has 4 channels",

@@ -1,5 +1,7 @@
 """Our network and diffusers' compute the same from the same weights, whichever side the weights come from."""
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,13 @@ from ldmlab.interop import compvis, weights
 diffusers = pytest.importorskip("diffusers", reason="the oracle of these tests; pip install -e .[dev]")
 
 TOLERANCE = 1e-5  # relative to the largest value
+
+
+@pytest.fixture(autouse=True)
+def leave_no_gigabytes(tmp_path: Path) -> Iterator[None]:
+    """pytest keeps the folders of three calls; these hold whole networks."""
+    yield
+    shutil.rmtree(tmp_path)
 
 
 def randomise(module: nn.Module, seed: int) -> None:

@@ -198,12 +198,23 @@ def test_what_cannot_be_read_is_said_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "pipe" / "vae").mkdir(parents=True)
     (tmp_path / "pipe" / "vae" / "config.json").write_text("{}")
     save_file(official() | {"extra.weight": torch.ones(1)}, tmp_path / "extra.safetensors")
+    (tmp_path / "beside").mkdir()
+    save_file(
+        {k: v.contiguous() for k, v in diffusers.from_official(official()).items()},
+        tmp_path / "beside" / "vae.safetensors",
+    )
+    (tmp_path / "beside" / "config.json").write_text("{")
     for name, words in {
-        "missing.ckpt": "no such file", "other.safetensors": "holds no first stage in a layout that is known",
-        "text.ckpt": "neither safetensors nor a whole torch.save file", "damaged.safetensors": "is damaged",
-        "half.ckpt": "neither safetensors nor a whole torch.save file", "empty": "holds none of autoencoder.safetensors", "pipe": "/vae",
+        "beside/vae.safetensors": "config.json beside it is not JSON",
+        "missing.ckpt": "no such file",
+        "other.safetensors": "holds no first stage in a layout that is known",
+        "text.ckpt": "neither safetensors nor a whole torch.save file",
+        "damaged.safetensors": "is damaged",
+        "half.ckpt": "neither safetensors nor a whole torch.save file",
+        "empty": "holds none of autoencoder.safetensors",
+        "pipe": "/vae",
         "extra.safetensors": "extra.weight: no first stage has this name",
-    }.items():  # fmt: skip
+    }.items():
         with pytest.raises(WeightsError, match=words) as caught:
             weights.read(tmp_path / name)
         assert "\n" not in str(caught.value)
@@ -215,6 +226,7 @@ def test_what_cannot_be_read_is_said_in_one_line(tmp_path: Path) -> None:
         ({"_class_name": "AutoencoderTiny"}, "is of a AutoencoderTiny"),
         ({"_class_name": "VQModel", "norm_type": "spatial"}, "norm_type=spatial"),
         ({"act_fn": "relu"}, "act_fn=relu"),
+        ({"scaling_factor": "a"}, "another type than diffusers writes"),
     ],
 )
 def test_other_networks_of_diffusers_are_refused(config: dict[str, Any], words: str) -> None:

@@ -131,15 +131,18 @@ def read_config(config: Mapping[str, Any]) -> Facts:
     for key, allowed in {"act_fn": ("silu", "swish"), "norm_type": ("group",)}.items():
         if config.get(key, allowed[0]) not in allowed:
             raise WeightsError(f"config.json has {key}={config[key]}; this network has {allowed[0]} and nothing else.")
-    groups = int(config.get("norm_num_groups", GROUPS))
-    if config.get("scaling_factor") is None:
-        return Facts(groups, None, None)
-    scale = torch.tensor(float(config["scaling_factor"]))
-    shift = torch.tensor(float(config.get("shift_factor") or 0.0))
-    if config.get("latents_std") is not None:  # pipelines: z = (raw − mean) · scaling_factor / std
-        scale = scale / torch.tensor(config["latents_std"])
-        shift = torch.tensor(config.get("latents_mean") or [0.0])
-    return Facts(groups, scale, shift)
+    try:
+        groups = int(config.get("norm_num_groups", GROUPS))
+        if config.get("scaling_factor") is None:
+            return Facts(groups, None, None)
+        scale = torch.tensor(float(config["scaling_factor"]))
+        shift = torch.tensor(float(config.get("shift_factor") or 0.0))
+        if config.get("latents_std") is not None:  # pipelines: z = (raw − mean) · scaling_factor / std
+            scale = scale / torch.tensor(config["latents_std"])
+            shift = torch.tensor(config.get("latents_mean") or [0.0])
+        return Facts(groups, scale, shift)
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"config.json holds a value of another type than diffusers writes ({error}).") from None
 
 
 def make_config(layout: Layout, groups: list[int], resolution: int, scale_C: Tensor, shift_C: Tensor) -> dict[str, Any]:
@@ -157,7 +160,7 @@ def make_config(layout: Layout, groups: list[int], resolution: int, scale_C: Ten
     if len(groups) != 1:
         raise WeightsError(
             f"ae.network.width={layout.width}: levels of this network normalise in {' and '.join(map(str, groups))} groups, "
-            "diffusers knows one number for all. Widths from 128 have 32 everywhere; or use to=compvis."
+            "diffusers knows one number for all. Multiples of 32 from 128 up have 32 everywhere; or use to=compvis."
         )
     is_vq, per_channel = layout.codes is not None, bool((scale_C != scale_C[0]).any() or (shift_C != shift_C[0]).any())
     if is_vq and (per_channel or shift_C.any()):

@@ -23,7 +23,7 @@ from torch import Tensor
 from ldmlab.checkpoint import load_tensors
 from ldmlab.errors import WeightsError
 from ldmlab.interop import compvis, diffusers
-from ldmlab.store import atomic, read_json, sha256_file
+from ldmlab.store import atomic, sha256_file
 
 VERSION = 1
 """Of the conversions: grows when the same file would give other weights."""
@@ -116,8 +116,7 @@ def _read(file: Path, size: int, changed: int) -> Imported:
         return Imported(file, "ldmlab", tensors, found.get("scale"), found.get("shift"), None)
     try:
         if diffusers.is_diffusers(found):
-            config = file.parent / "config.json"
-            facts = diffusers.read_config(read_json(config) if config.is_file() else {})
+            facts = diffusers.read_config(_config_beside(file))
             ours = compvis.to_ours(diffusers.to_official(found))
             return Imported(file, "diffusers", ours, facts.scale, facts.shift, [facts.groups])
         first_stage = compvis.first_stage(found)
@@ -133,6 +132,18 @@ def _read(file: Path, size: int, changed: int) -> Imported:
     )
 
 
+def _config_beside(file: Path) -> dict[str, Any]:
+    """config.json in the same folder; empty when there is none, as with a file that came alone."""
+    config = file.parent / "config.json"
+    if not config.is_file():
+        return {}
+    try:
+        said = json.loads(config.read_text())
+    except ValueError as error:
+        raise WeightsError(f"{config.name} beside it is not JSON ({error}).") from None
+    return said if isinstance(said, dict) else {}
+
+
 # ---- pickles -------------------------------------------------------------------------------------------------------------
 
 
@@ -145,8 +156,11 @@ class _Nothing:
 
 def _is_safetensors(file: Path) -> bool:
     """By content: eight bytes of length, then a JSON object."""
-    with file.open("rb") as opened:
-        head = opened.read(9)
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(9)
+    except OSError as error:
+        raise WeightsError(f"ae.weights={file} cannot be read: {error.strerror}.") from None
     return len(head) == 9 and head[8:] == b"{" and not zipfile.is_zipfile(file)
 
 
@@ -184,7 +198,8 @@ def _unpickle(file: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
         else {}
     )
     note = loaded.get(NOTE) if isinstance(loaded, dict) else None
-    return tensors, note if isinstance(note, dict) else {}
+    ours = isinstance(note, dict) and "groups" in note and all(isinstance(note.get(k), Tensor) for k in OURS)
+    return tensors, note if ours and note else {}
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------------
