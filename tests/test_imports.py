@@ -32,11 +32,14 @@ MAY_IMPORT = {
     "launch": set(),
     "stages": PARTS | {"store"},
     "loop": {"checkpoint", "data", "ema", "tracking"},
+    "interop": {"checkpoint", "store"},
     "build": PARTS | {"loop"},
-    "plan": PARTS | {"build", "checkpoint", "loop", "stages", "store", "tracking"},
+    "imported": PARTS | {"build", "config", "interop"},
+    "exported": {"build", "checkpoint", "config", "imported", "interop", "run"},
+    "plan": PARTS | {"build", "checkpoint", "imported", "loop", "stages", "store", "tracking"},
     "context": {"build", "card", "checkpoint", "data", "ema", "loop", "plan", "store", "tracking"},
     "publish": {"reports", "stages", "store"},
-    "makers": PARTS | {"build", "checkpoint", "context", "plan", "stages", "store"},
+    "makers": PARTS | {"build", "checkpoint", "context", "imported", "plan", "stages", "store"},
     "cli": {"config", "launch", "run"},
 }  # fmt: skip
 ASSEMBLES = {"run"}  # the one that may see everything

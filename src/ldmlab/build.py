@@ -213,7 +213,7 @@ def check_fit(cfg: DictConfig, data: Any, val: Any) -> None:
                 f"ae.tile={cfg.ae.tile} must be a multiple of 4 f = {4 * ae.f}, for tiles overlap by a quarter; "
                 f"the nearest that is: {max(1, round(cfg.ae.tile / (4 * ae.f))) * 4 * ae.f}."
             )
-        if (cfg.ae.fit is None) != (cfg.ae.loss is None):
+        if (cfg.ae.fit is None) != (cfg.ae.loss is None) and cfg.ae.weights is None:
             raise ConfigError(
                 "ae.fit and ae.loss go together: a first stage is trained with both or with neither (null)."
             )

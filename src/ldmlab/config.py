@@ -49,10 +49,14 @@ class Fit:
 
 @dataclass
 class LatentScale:
-    """How the latents are brought to unit variance: measured over `images` training images after training."""
+    """How the latents are brought to unit variance: measured over `images` training images after training, or told."""
 
-    mode: str = "global"  # global | per_channel | first_batch_std (the paper's code) | none
+    mode: str = (
+        "global"  # global | per_channel | first_batch_std (the paper's code) | none | given | stored (in ae.weights)
+    )
     images: int = 2048
+    scale: Any = None  # mode=given: z = (raw - shift) * scale; a number, or a list of one per latent channel
+    shift: Any = None  # mode=given; null is 0
 
 
 @dataclass
@@ -66,9 +70,10 @@ class AE:
     fit: Fit | None = None
     train: str = "all"  # all | decoder: the finished stage's decoder learns on, its latents stay what they are
     tile: int | None = (
-        None  # pixels a side: larger images are encoded and decoded in overlapping tiles (memory; changes results a little)
+        None  # pixels a side: larger images go through in overlapping tiles (memory; changes results a little)
     )
     decoder_fit: Fit | None = None  # budget of train=decoder
+    weights: str | None = None  # a file or folder of trained weights; then loss and fit are null: nothing is trained
 
 
 @dataclass
@@ -162,7 +167,8 @@ class RunConfig:
     until: str = "report"
     dry_run: bool = False
     n: int = 64  # sample.py: how many images
-    out: str | None = None  # prepare.py: where the shards go; sample.py: a folder for the pictures
+    out: str | None = None  # prepare.py: where the shards go; sample.py, export.py: a folder for the files
+    to: str | None = None  # export.py: diffusers | compvis
     verify: bool = False  # prepare.py: check an existing data set instead of making one
     runs: str | None = None  # report.py: "all", or a glob over run names
     data: Any = MISSING
@@ -182,7 +188,8 @@ class RunConfig:
 CHOICES: dict[str, tuple[str, ...]] = {
     "until": STAGES,
     "ae.train": ("all", "decoder"),
-    "ae.latent_scale.mode": ("global", "per_channel", "first_batch_std", "none"),
+    "to": ("diffusers", "compvis"),
+    "ae.latent_scale.mode": ("global", "per_channel", "first_batch_std", "none", "given", "stored"),
     "ae.fit.precision": ("fp32", "bf16"),
     "ldm.fit.precision": ("fp32", "bf16"),
     "eval.extractor_fit.precision": ("fp32", "bf16"),
@@ -275,6 +282,9 @@ def finish(cfg: DictConfig, choices: dict[str, str], overrides: Sequence[str]) -
         if path not in typed and _has(plain, path):
             OmegaConf.update(plain, path, value, merge=False)
     plain.where_present = None
+    if not OmegaConf.is_missing(plain, "ae") and plain.ae.weights is not None:
+        plain.ae.fit = None  # an imported stage is not trained; its decoder may learn on
+        plain.ae.loss = plain.ae.loss if plain.ae.train == "decoder" else None
     _complete_node(plain, "", choices)
     _check_values(plain)
     return Composed(plain, choices)
@@ -375,7 +385,7 @@ def _unknown_key(path: str, overrides: list[str], text: str) -> ConfigError:
         return ConfigError(f"{path}: {parent} is {node!r} here and has no options of its own.")
     unknown = path.removeprefix(parent).strip(".").split(".")[0]
     allowed = [str(k) for k in node if not str(k).startswith("_")]
-    near = _nearest(unknown, allowed) or _deeper(unknown, node, parent)
+    near = _deeper(unknown, node, parent) or _nearest(unknown, allowed)
     return ConfigError(f"{path}: no such option.{near} {parent or 'The top level'} takes: {_words(allowed)}.")
 
 
@@ -393,7 +403,7 @@ def _below_null(overrides: list[str]) -> ConfigError:
 
 
 def _deeper(word: str, node: DictConfig, path: str) -> str:
-    """The nearest option further down: `ae.wieght` meant `ae.regulariser.weight`."""
+    """The nearest option here or further down: `ae.wieght` meant `ae.regulariser.weight`."""
     found: dict[str, str] = {}
 
     def walk(inner: DictConfig, prefix: str) -> None:
@@ -406,7 +416,7 @@ def _deeper(word: str, node: DictConfig, path: str) -> str:
 
     walk(node, path)
     near = difflib.get_close_matches(word, found, n=1, cutoff=0.6)
-    return f" Did you mean '{found[near[0]]}'?" if near else ""
+    return f" Did you mean '{near[0] if near[0] in node else found[near[0]]}'?" if near else ""
 
 
 def _type_hint(path: str) -> str:
@@ -435,7 +445,7 @@ def _refuse_unknown(cfg: DictConfig, path: str = "") -> None:
     for key in cfg:
         name = str(key)
         if names is not None and name not in names:
-            near = _nearest(name, names) or _deeper(name, cfg, path.rstrip("."))
+            near = _deeper(name, cfg, path.rstrip(".")) or _nearest(name, names)
             raise ConfigError(
                 f"{path}{name}: no such option.{near} {path.rstrip('.') or 'The top level'} takes: {_words(names)}."
             )
@@ -604,6 +614,26 @@ def _check_values(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, path)
         if value is not None and (len(value) != 2 or not all(0 <= b < 1 for b in value)):
             raise ConfigError(f"{path} must be two numbers in [0, 1); got {_say(value)}.")
+    _check_scale(cfg)
+
+
+def _check_scale(cfg: DictConfig) -> None:
+    mode = OmegaConf.select(cfg, "ae.latent_scale.mode")
+    for name in ("scale", "shift"):
+        path = f"ae.latent_scale.{name}"
+        value = OmegaConf.select(cfg, path)
+        numbers = list(value) if isinstance(value, ListConfig) else [value]
+        if value is None:
+            if mode == "given" and name == "scale":
+                raise ConfigError(f"ae.latent_scale.mode=given needs {path}=…: a number, or a list of one per channel.")
+        elif mode != "given":
+            raise ConfigError(
+                f"{path}={_say(value)} is read with ae.latent_scale.mode=given alone; the mode is {mode}."
+            )
+        elif not numbers or not all(isinstance(n, (int, float)) and not isinstance(n, bool) for n in numbers):
+            raise ConfigError(f"{path} must be a number, or a list of one per latent channel; got {_say(value)}.")
+        elif name == "scale" and not all(n > 0 for n in numbers):
+            raise ConfigError(f"{path} must be greater than 0; got {_say(value)}.")
 
 
 def _nearest(word: str, allowed: Iterable[str]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from ldmlab import build
+from ldmlab import build, imported
 from ldmlab.checkpoint import Checkpoints
 from ldmlab.loop import images_at, total_steps
 from ldmlab.metrics.features import Extractor
@@ -79,13 +79,11 @@ def make_plan(cfg: DictConfig, choices: dict[str, str], data: Any, val: Any, sto
         "data", choices["data"], {"train": data.fingerprint(), "val": val.fingerprint(), "flip": data.flip}
     )
     extractor_at, extractor_id = _extractor(cfg, choices, store_root, address)
-    classifier = {"classifier": extractor_id} if build.needs_classifier(cfg) else {}
-    autoencoder = address(
-        "autoencoder", choices["ae"], {"ae": _result_options(cfg.ae), "seed": cfg.seed}, data=data_at, **classifier
-    )
+    autoencoder = _autoencoder(cfg, choices, data_at, extractor_id, address)
     decoder = None
     if cfg.ae.train == "decoder":
         own = {"fit": cfg.ae.decoder_fit, "loss": cfg.ae.loss, "seed": cfg.seed}
+        classifier = {"classifier": extractor_id} if build.needs_classifier(cfg) else {}
         decoder = address("decoder", choices["ae"], own, autoencoder=autoencoder, data=data_at, **classifier)
     first_stage = {"decoder": decoder} if decoder else {"autoencoder": autoencoder}
     tile = (
@@ -159,7 +157,7 @@ def caches(cfg: DictConfig, data: Any) -> bool:
     from ldmlab.errors import ConfigError
     from ldmlab.stages.latents import unsupported_fields
 
-    identity = cfg.ae.fit is None
+    identity = cfg.ae.fit is None and cfg.ae.weights is None
     if cfg.latents.cache == "never" or (identity and cfg.latents.cache == "auto"):
         return False  # pixel space: a cache would be a copy of the data
     if missing := unsupported_fields(data):
@@ -171,12 +169,27 @@ def caches(cfg: DictConfig, data: Any) -> bool:
     return True
 
 
+def _autoencoder(
+    cfg: DictConfig, choices: dict[str, str], data: Address, extractor_id: str, address: Callable[..., Address]
+) -> Address:
+    """Trained: from its data and all its options. Imported: from the file, and the data if its latent is measured on it."""
+    if cfg.ae.weights is not None:
+        own, measured = imported.options(cfg)
+        return address("autoencoder", choices["ae"], own, **({"data": data} if measured else {}))
+    classifier = {"classifier": extractor_id} if build.needs_classifier(cfg) else {}
+    own = {"ae": _result_options(cfg.ae), "seed": cfg.seed}
+    return address("autoencoder", choices["ae"], own, data=data, **classifier)
+
+
 def _result_options(ae: DictConfig) -> dict[str, Any]:
-    """`ae` without what changes only memory or speed."""
+    """`ae` of a trained stage, without what changes only memory or speed."""
     plain: dict[str, Any] = options(ae)
     plain["network"].pop("checkpointing", None)
     for name in ("train", "decoder_fit", "tile"):  # they begin where this stage ends
         plain.pop(name)
+    plain.pop("weights")
+    if plain["latent_scale"]["mode"] != "given":
+        plain["latent_scale"] = {k: v for k, v in plain["latent_scale"].items() if k not in ("scale", "shift")}
     return plain
 
 
@@ -275,18 +288,24 @@ def _first_stage_rows(
     c, h, w = shape
     fit = cfg.ae.fit
     what = f"f=1 · pixels {h}x{w}x{c}"
-    if fit is not None:
+    if parameters_of(ae):
         kind = type(ae.regulariser).__name__
         what = f"{kind} f={ae.f} c={c} · {millions(parameters_of(ae))} · latent {h}x{w}x{c}"
-    work = total_steps(fit) * fit.batch_size if fit is not None else 0
     both = costs.encode + costs.decode
     tuning = []
     if plan.decoder:
         budget = cfg.ae.decoder_fit
         count_ = total_steps(budget) * budget.batch_size
         tuning = [Row(plan.decoder, "decoder alone, latents frozen", count_, costs.encode + 3 * costs.decode)]
+    work, per_image = (total_steps(fit) * fit.batch_size, 3 * both) if fit is not None else (0, 0.0)
+    if cfg.ae.weights is not None:
+        what += f" · imported from {Path(cfg.ae.weights).name}"
+        work, per_image = (
+            0 if cfg.ae.latent_scale.mode in imported.UNMEASURED else cfg.ae.latent_scale.images,
+            costs.encode,
+        )
     return [
-        Row(plan.autoencoder, what, work, 3 * both),
+        Row(plan.autoencoder, what, work, per_image),
         *tuning,
         Row(plan.reconstructions, f"{number(count)} val images · PSNR SSIM rFID", count, both),
     ]

@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from ldmlab import build
+from ldmlab import build, imported
 from ldmlab.card import machine, stamp
 from ldmlab.config import Composed
 from ldmlab.context import Context
@@ -27,6 +27,7 @@ from ldmlab.store import Store, read_json, write_json
 def prepare(composed: Composed) -> tuple[Plan, Store, Any, Any]:
     """Data, checks and plan: everything that can be wrong is found here. Trains nothing, writes at most data caches."""
     cfg = composed.cfg
+    imported.check(cfg, composed.choices)
     store = Store(Path(cfg.store))
     caches = store.root / "data" / "cache"
     data, val = build.dataset(cfg, "train", caches), build.dataset(cfg, "val", caches)

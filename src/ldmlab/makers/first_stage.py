@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldmlab import build
+from ldmlab import build, imported
 from ldmlab.autoencoders.autoencoder import Autoencoder
 from ldmlab.autoencoders.health import Health
 from ldmlab.autoencoders.scale import LatentStatistics, measure_scale
@@ -72,7 +72,7 @@ def make_extractor(ctx: Context) -> Any:
 
 
 def make_autoencoder(ctx: Context) -> Autoencoder:
-    """The first stage, trained and with its latent scale measured."""
+    """The first stage, trained or imported, and with its latent scale measured."""
     ae = build.autoencoder(ctx.cfg)
 
     def work(folder: Path) -> float | None:
@@ -95,8 +95,11 @@ def make_autoencoder(ctx: Context) -> Autoencoder:
             ).seconds
             if fit.ema is not None:
                 ae.load_state_dict(load_tensors(folder / "ema.safetensors"))
+        source = imported.install(ctx.cfg, ae) if ctx.cfg.ae.weights is not None else None
         _set_scale(ctx, frozen(ae, ctx.device))  # type: ignore[arg-type]
         if ctx.main:
+            if source:
+                write_json(folder / "imported.json", source)
             with atomic(folder / "autoencoder.safetensors") as beside:
                 save_tensors(beside, ae.state_dict())
         return seconds
@@ -249,7 +252,10 @@ def _psnr(ctx: Context, ae: Autoencoder, images: Sequence[Tensor]) -> dict[str, 
 
 @torch.no_grad()
 def _set_scale(ctx: Context, ae: Autoencoder) -> None:
-    """Measure and set the latent's scale on training images (paper App. G; `autoencoders/scale.py`)."""
+    """Set the latent's scale: told, or measured on training images (paper App. G; `autoencoders/scale.py`)."""
+    if (fixed := imported.fixed_scale(ctx.cfg)) is not None:
+        ae.set_scale(fixed.scale_C11, fixed.shift_C11)
+        return
     scale = ctx.cfg.ae.latent_scale
     n = min(scale.images, len(ctx.data))
     size = ctx.cfg.ae.fit.batch_size if scale.mode == "first_batch_std" and ctx.cfg.ae.fit else ctx.cfg.eval.batch_size
