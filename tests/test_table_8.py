@@ -10,6 +10,8 @@ import torch
 from ldmlab import build
 from ldmlab.checkpoint import load_tensors
 from ldmlab.config import group_options, load
+from ldmlab.exported import export
+from ldmlab.interop import weights
 from ldmlab.run import execute
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -31,7 +33,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("words", CELLS, ids=lambda words: "-".join(w.partition("=")[2] for w in words))
-def test_trains_validates_saves_and_loads(words: list[str], store: Path) -> None:
+def test_trains_validates_saves_loads_and_goes_out_and_in(words: list[str], store: Path, tmp_path: Path) -> None:
     codes = ["ae.regulariser.codes=64"] if "vq" in words[0] and "fsq" not in words[-1] else []
     composed = load([*SMALL, *words, *codes, f"store={store}"])
     run = execute(composed, "test")
@@ -54,6 +56,10 @@ def test_trains_validates_saves_and_loads(words: list[str], store: Path) -> None
     untrained = {name: value.clone() for name, value in ae.state_dict().items()}
     ae.load_state_dict(load_tensors(stages["autoencoder"] / "autoencoder.safetensors"))
     assert not all(torch.equal(value, untrained[name]) for name, value in ae.state_dict().items())
+    (file,), _ = export(composed, "compvis", tmp_path, "test")
+    back = weights.read(file).tensors
+    kept = {k: v for k, v in ae.state_dict().items() if k not in weights.OURS}
+    assert weights.misfit(back, kept) is None and all(torch.equal(back[k], v) for k, v in kept.items())
     image = torch.rand(1, 3, 64, 64) * 2 - 1
     with torch.no_grad():
         assert ae.eval().decode(ae.encode(image)).shape == image.shape

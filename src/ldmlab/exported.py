@@ -20,13 +20,14 @@ def export(composed: Composed, to: str, out: Path, command: str) -> tuple[list[P
     """
     cfg = composed.cfg
     plan, store, data, _ = prepare(composed)
-    if store.done(plan.autoencoder) is None:
+    stage = plan.decoder or plan.autoencoder
+    if store.done(stage) is None:
         again = " ".join(w for w in command.split() if not w.startswith(("to=", "out=", "until=")))
         raise UserError(
-            f"the autoencoder {plan.autoencoder.id} is not in the store. "
+            f"the {stage.stage} {stage.id} is not in the store. "
             f"Make it first: {again.replace('export.py', 'train.py')} until=autoencoder"
         )
-    tensors = load_tensors(store.check(plan.autoencoder, "autoencoder.safetensors"))
+    tensors = load_tensors(store.check(stage, "autoencoder.safetensors"))
     with build.shapes_only():
         ae = build.autoencoder(cfg)
     if not imported.tensors_of(ae):

@@ -87,7 +87,7 @@ def test_the_loss_s_files_are_not_asked_for(small: Path) -> None:
     "file_of,words,suggestion",
     [
         (["ae=kl_f8"], ["ae=kl_f4"], "It fits ae=kl_f8."),
-        (["ae=vq_f8", "ae.regulariser.codes=256"], ["ae=kl_f4"], "It fits ae=vq_f8 ae.regulariser.codes=256."),
+        (["ae=vq_f8", "ae.regulariser.codes=256"], ["ae=kl_f4"], "It fits ae=vq_f8_n256."),
         (
             ["ae=vq_f4", "ae.network.middle_attention=false"],
             ["ae=vq_f4"],
