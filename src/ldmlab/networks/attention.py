@@ -43,13 +43,14 @@ class SelfAttention(nn.Module):
 
     def forward(self, h_BCHW: Tensor, emb_BD: Tensor, tokens_BLD: Tensor | None) -> Tensor:
         """h + proj(attention(norm(h))); embedding and tokens are not used."""
-        b, c, height, width = h_BCHW.shape
-        qkv_BCL = self.qkv(self.norm(h_BCHW).reshape(b, c, height * width))
-        qkv_BNDL = qkv_BCL.reshape(b, self.heads, 3 * c // self.heads, height * width)
-        q_BNLD, k_BNLD, v_BNLD = qkv_BNDL.transpose(-1, -2).chunk(3, dim=-1)
-        out_BNLD = attend(q_BNLD, k_BNLD, v_BNLD)
-        out_BCL = self.proj_out(out_BNLD.transpose(-1, -2).reshape(b, c, height * width))
-        return h_BCHW + out_BCL.reshape(b, c, height, width)
+        # The 1x1 convolutions as linear maps over positions: then the features of a head lie side by side, without which
+        # PyTorch's fused attention falls back to writing out the L×L weights, and there is nothing to transpose.
+        x_BLC = self.norm(h_BCHW).flatten(2).transpose(1, 2)
+        qkv_BLC = F.linear(x_BLC, self.qkv.weight.squeeze(-1), self.qkv.bias)
+        q_BNLD, k_BNLD, v_BNLD = qkv_BLC.unflatten(-1, (self.heads, 3, -1)).transpose(1, 2).unbind(3)
+        out_BLC = attend(q_BNLD, k_BNLD, v_BNLD).transpose(1, 2).flatten(2)
+        out_BLC = F.linear(out_BLC, self.proj_out.weight.squeeze(-1), self.proj_out.bias)
+        return h_BCHW + out_BLC.transpose(1, 2).unflatten(2, h_BCHW.shape[2:])
 
 
 class CrossAttention(nn.Module):
