@@ -56,11 +56,12 @@ def any_weights(cfg: DictConfig) -> Iterator[str]:
     if perceptual is None or perceptual["_target_"] != LPIPS or perceptual.weights is not None:
         yield ""
         return
-    from torchvision.models import vgg16
+    from torchvision.models.vgg import cfgs, make_layers
 
     with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "vgg16.pth"
-        state = {f"features.{k}": v for k, v in vgg16(weights=None).features.state_dict().items()}
+        features = make_layers(cfgs["D"], batch_norm=False)  # VGG16 without its classifier, the bulk of it
+        state = {f"features.{k}": v for k, v in features.state_dict().items()}
         torch.save(state, file)
         perceptual.weights = str(file)
         try:
