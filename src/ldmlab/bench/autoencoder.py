@@ -53,6 +53,7 @@ def compare_autoencoder(cfg: DictConfig, words: list[str], device: torch.device)
     with work.any_weights(cfg) as note:
         rows: dict[str, dict[str, Any]] = {}
         for name in (OFFICIAL, OURS, CHECKPOINTING):
+            record.announce(f"memory of a step, {name}")
             ae, loss = (part.to(device) for part in _parts(cfg, name))
             with no_numbers(ae, loss) if device.type == "cpu" else contextlib.nullcontext():
                 step = make_step(cfg, name, ae, loss, batch, device)
@@ -128,6 +129,7 @@ def _fits(cfg: DictConfig, flops: float) -> bool:
 
 
 def _times(cfg: DictConfig, batch: int, device: torch.device) -> dict[str, list[float]]:
+    record.announce("time of the steps, in turn")
     steps = {}
     for name in (OFFICIAL, OURS, CHECKPOINTING):
         ae, loss = _parts(cfg, name)

@@ -35,6 +35,7 @@ def measure_composed(cfg: DictConfig, words: list[str], device: torch.device) ->
     peaks: dict[str, Peak] = {}
     with work.any_weights(cfg) as note:
         for name, precision, made in _works(cfg, data, device):
+            record.announce(name)
             if precision not in peaks:
                 peaks[precision] = peak_of(device, precision)
             row = {"what": name, "precision": precision, **measure(made, cfg.bench.rounds, device)}

@@ -39,6 +39,7 @@ def compare_family(cfg: DictConfig, words: list[str], device: torch.device) -> r
     members = [(name, load([*rest, f"ae={name}"]).cfg) for name in cfg.bench.family or known]
     report, notes = record.Report("family", COLUMNS), set()
     for name, member in members:
+        record.announce(name)
         with work.any_weights(member) as note:
             report.rows.append({"ae": name, **_row(member, cfg.bench.batch_size, device)})
             notes.add(note)

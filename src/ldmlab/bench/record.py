@@ -1,6 +1,7 @@
 """What a measurement leaves behind: an aligned table on the terminal, and JSON lines that say where, when and how."""
 
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -40,6 +41,11 @@ class Report:
                 ["–" if cell is None else column.show(cell) for cell, column in zip(cells, self.columns, strict=True)]
             )
         return "\n".join([as_text(lines), *(f" {note}" for note in self.notes)])
+
+
+def announce(text: str) -> None:
+    """What is being measured now; on stderr, so that the table can be piped."""
+    print(f"measuring {text} …", file=sys.stderr, flush=True)
 
 
 def append(report: Report, path: Path, command: str, device: torch.device) -> None:

@@ -170,6 +170,7 @@ def compare_unet(cfg: DictConfig, words: list[str], device: torch.device) -> rec
         about = {"shape": name, "difference": pair.difference()}
         for variant in cfg.bench.variants:
             if (works := pair.works(variant)) is not None:
+                record.announce(f"{name}, {VARIANTS[variant]}")
                 report.rows.append({**about, **measure(pair, variant, works, cfg.bench.rounds, clock)})
     report.notes = [
         f"{clock.name}, {torch.get_num_threads()} thread(s), {cfg.bench.rounds} interleaved rounds: median of their ratios, "
