@@ -41,6 +41,7 @@ MAY_IMPORT = {
     "publish": {"reports", "stages", "store"},
     "makers": PARTS | {"build", "checkpoint", "context", "imported", "plan", "stages", "store"},
     "cli": {"config", "launch", "run"},
+    "bench": PARTS | {"build", "card", "config", "context", "ema", "launch", "loop", "plan", "stages"},
 }  # fmt: skip
 ASSEMBLES = {"run"}  # the one that may see everything
 

@@ -161,16 +161,29 @@ class Prepare:
 
 
 @dataclass
+class Bench:
+    """bench.py: how long is measured and, for the comparisons, of what."""
+
+    rounds: int = 7  # repetitions that count, contenders in turn; one more warms up
+    batch_size: int | None = None  # null: the composition's or the shape's own
+    seconds: float = 60.0  # of work that is counted but not timed when one step would take longer
+    shapes: list[str] = field(default_factory=lambda: ["tiny", "f8", "f4"])  # compare=unet
+    variants: list[str] = field(default_factory=lambda: ["train", "train_bf16", "ddim", "guided"])  # compare=unet
+    family: list[str] = field(default_factory=list)  # compare=family: options of ae; []: all that have weights
+
+
+@dataclass
 class RunConfig:
     seed: int = 0
     store: str = "store"
     until: str = "report"
     dry_run: bool = False
     n: int = 64  # sample.py: how many images
-    out: str | None = None  # prepare.py: where the shards go; sample.py, export.py: a folder for the files
+    out: str | None = None  # prepare.py, sample.py, export.py: a folder for the files; bench.py: a file of JSON lines
     to: str | None = None  # export.py: diffusers | compvis
     verify: bool = False  # prepare.py: check an existing data set instead of making one
     runs: str | None = None  # report.py: "all", or a glob over run names
+    compare: str | None = None  # bench.py: unet | codebook | autoencoder | family; null: the composition itself
     data: Any = MISSING
     ae: AE = MISSING
     ldm: LDM = MISSING
@@ -182,6 +195,7 @@ class RunConfig:
     runtime: Runtime = field(default_factory=Runtime)
     tracking: Tracking = field(default_factory=Tracking)
     prepare: Prepare = field(default_factory=Prepare)
+    bench: Bench = field(default_factory=Bench)
     where_present: Any = None  # {path: value}, set where the composition has that path and the command line does not
 
 
@@ -200,12 +214,16 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "eval.reference.split": ("train", "val", "test"),
     "runtime.device": ("auto", "cpu", "cuda"),
     "prepare.format": ("jpg", "png", "webp"),
+    "compare": ("unet", "codebook", "autoencoder", "family"),
     "tracking.wandb": ("offline", "online"),
 }
 """Words that an option takes. OmegaConf has no Literal; one table here keeps them in one place."""
 
 POSITIVE = [
     "n",
+    "bench.rounds",
+    "bench.batch_size",
+    "bench.seconds",
     "eval.samples",
     "eval.batch_size",
     "eval.reconstructions",

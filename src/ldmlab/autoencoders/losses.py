@@ -120,7 +120,8 @@ class FirstStageLoss(nn.Module):
                 else generator_B.new_ones(len(groups))
             )
             size_G = torch.tensor(groups, device=adaptive_G.device)
-            loss = loss + (self.disc_weight * adaptive_G.repeat_interleave(size_G) * generator_B).mean()
+            adaptive_B = adaptive_G.repeat_interleave(size_G, output_size=len(generator_B))  # a known size: no waiting
+            loss = loss + (self.disc_weight * adaptive_B * generator_B).mean()
             logs |= {"generator": generator_B.detach().mean(), "adaptive_weight": adaptive_G.mean()}
         return Terms(loss, {"loss": loss.detach(), **logs})
 

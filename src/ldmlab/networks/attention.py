@@ -17,14 +17,14 @@ def attend(q_BNLD: Tensor, k_BNLD: Tensor, v_BNLD: Tensor) -> Tensor:
     """softmax(q kᵀ / √D) v per head, [B, N, L, D]; the kernel is chosen by device and dtype.
 
     PyTorch's fused kernel everywhere except for low precision on a CPU, where it measured 0.81-0.90 times the speed of
-    two matrix products (design/performance.md). Both take the softmax in float32 or wider.
+    two matrix products (design/performance.md). Both sum the softmax in float32 or wider.
     """
     if q_BNLD.device.type == "cpu" and q_BNLD.dtype in (torch.bfloat16, torch.float16):
         # q and k are scaled by D^-1/4 each: the product then cannot overflow in half precision (official comment
         # agrees).
         scale = q_BNLD.shape[-1] ** -0.25
         score_BNLM = (q_BNLD * scale) @ (k_BNLD * scale).transpose(-1, -2)
-        return score_BNLM.float().softmax(dim=-1).to(v_BNLD.dtype) @ v_BNLD
+        return score_BNLM.softmax(dim=-1) @ v_BNLD  # the kernel sums in float32 and keeps only its result
     return F.scaled_dot_product_attention(q_BNLD, k_BNLD, v_BNLD)
 
 
@@ -43,13 +43,14 @@ class SelfAttention(nn.Module):
 
     def forward(self, h_BCHW: Tensor, emb_BD: Tensor, tokens_BLD: Tensor | None) -> Tensor:
         """h + proj(attention(norm(h))); embedding and tokens are not used."""
-        b, c, height, width = h_BCHW.shape
-        qkv_BCL = self.qkv(self.norm(h_BCHW).reshape(b, c, height * width))
-        qkv_BNDL = qkv_BCL.reshape(b, self.heads, 3 * c // self.heads, height * width)
-        q_BNLD, k_BNLD, v_BNLD = qkv_BNDL.transpose(-1, -2).chunk(3, dim=-1)
-        out_BNLD = attend(q_BNLD, k_BNLD, v_BNLD)
-        out_BCL = self.proj_out(out_BNLD.transpose(-1, -2).reshape(b, c, height * width))
-        return h_BCHW + out_BCL.reshape(b, c, height, width)
+        # The 1x1 convolutions as linear maps over positions: then the features of a head lie side by side, without which
+        # PyTorch's fused attention falls back to writing out the L×L weights, and there is nothing to transpose.
+        x_BLC = self.norm(h_BCHW).flatten(2).transpose(1, 2)
+        qkv_BLC = F.linear(x_BLC, self.qkv.weight.squeeze(-1), self.qkv.bias)
+        q_BNLD, k_BNLD, v_BNLD = qkv_BLC.unflatten(-1, (self.heads, 3, -1)).transpose(1, 2).unbind(3)
+        out_BLC = attend(q_BNLD, k_BNLD, v_BNLD).transpose(1, 2).flatten(2)
+        out_BLC = F.linear(out_BLC, self.proj_out.weight.squeeze(-1), self.proj_out.bias)
+        return h_BCHW + out_BLC.transpose(1, 2).unflatten(2, h_BCHW.shape[2:])
 
 
 class CrossAttention(nn.Module):

@@ -1,0 +1,25 @@
+"""Measure speed and memory. Prints a table; with out=<file> each row is appended to it as a JSON line.
+
+    python src/bench.py                                        the default composition: encode, decode, training steps, sampling
+    python src/bench.py ae=kl_f8 ldm=unet_base data.resolution=256 bench.batch_size=1
+    python src/bench.py compare=unet                           our UNet beside diffusers' equal network (bench.shapes, bench.variants)
+    python src/bench.py compare=codebook ae=vq_f8 data.resolution=256        block look-up beside the whole distance matrix
+    python src/bench.py compare=autoencoder ae=kl_f8 data.resolution=256     memory of a training step beside the official way
+    python src/bench.py compare=family bench.family=[kl_f4,kl_f8] ae.network.width=32 data.resolution=64
+
+One thread unless runtime.threads says otherwise, so that times are CPU seconds, which other programs hardly disturb.
+bench.rounds repetitions of each contender take turns; a ratio is the median of the rounds' ratios.
+"""
+
+from ldmlab.cli import command
+from ldmlab.config import Composed
+
+
+def bench(composed: Composed, words: str) -> None:
+    from ldmlab.bench.command import run
+
+    run(composed.cfg, words)
+
+
+if __name__ == "__main__":
+    command(bench, defaults=["runtime.threads=1"])

@@ -1,0 +1,46 @@
+"""From a checked configuration to a printed and recorded measurement."""
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from ldmlab.bench.autoencoder import compare_autoencoder
+from ldmlab.bench.codebook import compare_codebook
+from ldmlab.bench.composed import measure_composed
+from ldmlab.bench.family import compare_family
+from ldmlab.bench.record import Report, append
+from ldmlab.bench.unet import compare_unet
+from ldmlab.errors import ConfigError
+from ldmlab.launch import set_threads
+
+Measure = Callable[[DictConfig, list[str], torch.device], Report]  # configuration, the command's words, device
+
+MEASURES: dict[str | None, Measure] = {
+    None: measure_composed,
+    "unet": compare_unet,
+    "codebook": compare_codebook,
+    "autoencoder": compare_autoencoder,
+    "family": compare_family,
+}
+
+
+def run(cfg: DictConfig, command: str) -> Report:
+    """Measure what `compare` says, print the table, append to `out` when it is given."""
+    set_threads(cfg.runtime.threads)
+    if cfg.out is not None and Path(cfg.out).is_dir():
+        raise ConfigError(
+            f"out={cfg.out} is a folder; bench.py appends JSON lines to a file, say {cfg.out}/bench.jsonl."
+        )
+    if cfg.runtime.processes > 1:
+        raise ConfigError(f"runtime.processes={cfg.runtime.processes}: bench.py measures one process. Leave it at 1.")
+    if cfg.runtime.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("runtime.device=cuda, but torch sees no CUDA device. Use runtime.device=cpu or auto.")
+    device = torch.device("cpu" if cfg.runtime.device == "cpu" or not torch.cuda.is_available() else "cuda")
+    report = MEASURES[cfg.compare](cfg, shlex.split(command)[2:], device)
+    print(report.text())
+    if cfg.out is not None:
+        append(report, Path(cfg.out), command, device)
+    return report
