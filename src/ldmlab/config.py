@@ -160,6 +160,7 @@ class RunConfig:
     out: str | None = None  # prepare.py: where the shards go; sample.py: a folder for the pictures
     verify: bool = False  # prepare.py: check an existing data set instead of making one
     runs: str | None = None  # report.py: "all", or a glob over run names
+    study: str | None = None  # report.py: the runs that a sweep has made, by its name in sweeps/
     data: Any = MISSING
     ae: AE = MISSING
     ldm: LDM = MISSING
