@@ -149,7 +149,10 @@ def make_reconstructions(ctx: Context) -> Path:
             }  # fmt: skip
             scores["warnings"] = [*seen.gauge.warnings(), *distances.warnings]
             write_json(folder / "scores.json", scores)
-            originals = is_score(features[1].logits, bootstrap, seed).to_dict() if "is" in metrics else None
+            originals = None
+            if "is" in metrics and features[1].logits is not None:  # the R-IS of a first stage that loses nothing
+                limit = is_score(features[1].logits, bootstrap, seed)
+                originals = {"value": limit.value, "low": limit.low, "high": limit.high}
             budget = 0 if ctx.cfg.ae.fit is None else ctx.cfg.ae.fit.images
             facts = {**seen.facts(), "training_images": budget, "is_of_originals": originals, "shown": indices[:SHOWN]}
             write_json(folder / "facts.json", facts)

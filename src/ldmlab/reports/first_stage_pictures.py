@@ -1,0 +1,167 @@
+"""The same images across cells: reconstructions, error maps, zoomed crops, latents as colours. Letters: N images, H W space.
+
+Every strip is one PNG with transparent gaps, so that the columns of all strips line up.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ldmlab.reports.cells import Cell
+from ldmlab.reports.pictures import LARGEST, data_uri, png_bytes, reduction
+
+ERROR_GAIN = 4
+CROPS = 4
+SHEET_LABEL = 108  # pixels
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A row of pictures as one image; `width` CSS pixels."""
+
+    label: str
+    detail: str
+    uri: str
+    width: int
+    error: bool = False
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A square of one image, `side` pixels from (y, x)."""
+
+    image: int
+    y: int
+    x: int
+    side: int
+
+
+def error_map(original_NHWC: Any, reconstruction_NHWC: Any) -> Any:
+    """Absolute difference per colour, times ERROR_GAIN, clipped at 255; uint8."""
+    import numpy as np
+
+    difference = np.abs(original_NHWC.astype(int) - reconstruction_NHWC.astype(int))
+    return np.clip(ERROR_GAIN * difference, 0, 255).astype(np.uint8)
+
+
+def joined(images_NHWC: Any, gap: int) -> Any:
+    """The images side by side with transparent gaps, uint8 [H, W', 4]."""
+    import numpy as np
+
+    N, H, W, _ = images_NHWC.shape
+    sheet = np.zeros((H, N * (W + gap) - gap, 4), np.uint8)
+    for n, image_HWC in enumerate(images_NHWC):
+        sheet[:, n * (W + gap) : n * (W + gap) + W, :3] = image_HWC
+        sheet[:, n * (W + gap) : n * (W + gap) + W, 3] = 255
+    return sheet
+
+
+def reduced(images_NHWC: Any) -> Any:
+    """Averaged down by the whole factor that a page allows."""
+    import numpy as np
+    from PIL import Image
+
+    factor = reduction(images_NHWC.shape[2])
+    if factor == 1:
+        return images_NHWC
+    return np.stack([np.asarray(Image.fromarray(np.ascontiguousarray(i)).reduce(factor)) for i in images_NHWC])
+
+
+def strip(label: str, detail: str, images_NHWC: Any, cell: int, error: bool = False) -> Strip:
+    """`cell`: CSS pixels a picture is wide."""
+    images_NHWC = reduced(images_NHWC)
+    N, _, W, _ = images_NHWC.shape
+    gap = max(1, round(W / 24))
+    sheet = joined(images_NHWC, gap)
+    return Strip(label, detail, data_uri(png_bytes(sheet), "image/png"), round(sheet.shape[1] * cell / W), error)
+
+
+def side_by_side(cells: list[Cell]) -> list[Strip]:
+    """The originals, then each cell's reconstructions and errors; only cells that show the same originals."""
+    first = cells[0].shown.original_NHWC
+    strips = [strip("Original", "", first, 96)]
+    for cell in same_images(cells):
+        strips.append(strip(cell.label, _psnr(cell), cell.shown.reconstruction_NHWC, 96))
+        strips.append(
+            strip(cell.label, f"error × {ERROR_GAIN}", error_map(first, cell.shown.reconstruction_NHWC), 96, error=True)
+        )
+    return strips
+
+
+def _psnr(cell: Cell) -> str:
+    score = cell.record.scores.get("psnr")
+    return "" if score is None else f"{score.value:.1f} dB"
+
+
+def same_images(cells: list[Cell]) -> list[Cell]:
+    import numpy as np
+
+    first = cells[0].shown.original_NHWC
+    return [cell for cell in cells if np.array_equal(cell.shown.original_NHWC, first)]
+
+
+def find_crops(original_NHWC: Any, n: int = CROPS) -> list[Crop]:
+    """In each of the first images the square of a quarter of the side with the most detail (squared gradient); of
+    these the n with most of it, in the order of the images. Chosen from the originals alone.
+    """
+    import numpy as np
+
+    N, H, W, _ = original_NHWC.shape
+    side = max(8, H // 4)
+    grey = original_NHWC.astype(float).mean(axis=3)
+    detail = np.zeros_like(grey)
+    detail[:, 1:] += np.diff(grey, axis=1) ** 2
+    detail[:, :, 1:] += np.diff(grey, axis=2) ** 2
+    table = np.pad(detail.cumsum(1).cumsum(2), ((0, 0), (1, 0), (1, 0)))  # sums of squares from four corners
+    sums = table[:, side:, side:] - table[:, :-side, side:] - table[:, side:, :-side] + table[:, :-side, :-side]
+    best = [(float(s.max()), i, *np.unravel_index(int(s.argmax()), s.shape)) for i, s in enumerate(sums)]
+    chosen = sorted(sorted(best, reverse=True)[:n], key=lambda entry: entry[1])
+    return [Crop(i, int(y), int(x), side) for _, i, y, x in chosen]
+
+
+def cut(images_NHWC: Any, crops: list[Crop]) -> Any:
+    import numpy as np
+
+    return np.stack([images_NHWC[c.image, c.y : c.y + c.side, c.x : c.x + c.side] for c in crops])
+
+
+def zoomed(cells: list[Cell]) -> list[Strip]:
+    """The crops of the original and of every cell, enlarged without smoothing."""
+    original = cells[0].shown.original_NHWC
+    crops = find_crops(original)
+    strips = [strip("Original", "", cut(original, crops), 168)]
+    return strips + [
+        strip(cell.label, _psnr(cell), cut(cell.shown.reconstruction_NHWC, crops), 168) for cell in same_images(cells)
+    ]
+
+
+def latent_maps(cell: Cell) -> Strip:
+    """The first three principal components of the shown images' latents as red, green and blue."""
+    share = ", ".join(f"{100 * s:.0f} %" for s in cell.latent["pca_share"])
+    return strip(cell.label, f"of the variance: {share}", cell.latent["pca_maps"], 96)
+
+
+def sheet(cells: list[Cell], errors: bool) -> bytes:
+    """A labelled PNG of originals and reconstructions (or errors) for Markdown, on white."""
+    import numpy as np
+    from matplotlib import get_data_path
+    from PIL import Image, ImageDraw, ImageFont
+
+    original = reduced(cells[0].shown.original_NHWC)
+    rows = [("original", original)]
+    for cell in same_images(cells):
+        rebuilt = cell.shown.reconstruction_NHWC
+        shown = error_map(cells[0].shown.original_NHWC, rebuilt) if errors else rebuilt
+        rows.append((cell.label, reduced(shown)))
+    N, H, W, _ = original.shape
+    scale, gap = max(1, min(64, LARGEST) // W), 2
+    H, W = H * scale, W * scale
+    page = Image.new("RGB", (SHEET_LABEL + N * (W + gap), len(rows) * (H + gap)), "white")
+    pen = ImageDraw.Draw(page)
+    font = ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", 13)
+    for r, (label, images_NHWC) in enumerate(rows):
+        top = r * (H + gap)
+        pen.text((4, top + H // 2), label, fill="#1b1d21", font=font, anchor="lm")
+        for n, image_HWC in enumerate(images_NHWC):
+            big = np.repeat(np.repeat(image_HWC, scale, 0), scale, 1)
+            page.paste(Image.fromarray(big), (SHEET_LABEL + n * (W + gap), top))
+    return png_bytes(np.asarray(page.quantize(255).convert("RGB") if page.width * page.height > 1e6 else page))
