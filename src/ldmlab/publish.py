@@ -12,7 +12,8 @@ from ldmlab.stages.sampling import contact_sheet
 from ldmlab.store import atomic, make_id, read_json, write_json
 
 NAMES = {
-    "fid": "FID", "is": "IS", "kid": "KID", "rfid": "rFID", "ris": "R-IS", "psnr": "PSNR", "ssim": "SSIM", "label_agreement": "label agreement",
+    "fid": "FID", "is": "IS", "kid": "KID", "rfid": "rFID", "ris": "R-IS", "psnr": "PSNR", "ssim": "SSIM",
+    "label_agreement": "label agreement",
     "kl_bits": "KL bits/element", "bits_per_pixel": "bits/pixel", "entropy_bits_per_pixel": "entropy bits/pixel",
 }  # fmt: skip
 

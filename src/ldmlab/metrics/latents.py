@@ -69,7 +69,7 @@ def spectrum(x_NCHW: np.ndarray) -> Spectrum:
 
     Ring k holds the frequencies whose distance from 0 rounds to k cycles per side, k up to half the side.
     """
-    _, C, H, W = x_NCHW.shape
+    H, W = x_NCHW.shape[2:]
     if H != W:
         raise ValueError(f"a radial spectrum needs square maps; got {H}x{W}")
     x_NCHW = x_NCHW.astype(np.float64) - x_NCHW.mean(axis=(0, 2, 3), keepdims=True, dtype=np.float64)

@@ -250,7 +250,7 @@ def round_ticks(low: float, high: float, most: int = 6) -> tuple[float, ...]:
 def _thousands(value: float, _: Any = None) -> str:
     if value >= 1e6:
         return f"{value / 1e6:g} M"
-    return f"{value / 1e3:g} k" if value >= 1e3 else f"{value:g}"
+    return f"{value / 1e3:g} k" if value >= 1e3 else f"{value:g}".replace("-", "−")
 
 
 def _spread(wanted: list[float], gap: float, low: float, high: float) -> list[float]:
@@ -356,7 +356,9 @@ def _draw(figure: Figure, theme: Theme) -> Any:
     axes.spines["bottom"].set_color(theme.muted)
     axes.spines["bottom"].set_linewidth(0.8)
     head = figure.y + (", logarithmic" if figure.log else "")
-    canvas.text(0.012, 1 - 0.065 * HEIGHT / figure.height, head, color=theme.ink, fontsize=11, va="center", parse_math=False)
+    canvas.text(
+        0.012, 1 - 0.065 * HEIGHT / figure.height, head, color=theme.ink, fontsize=11, va="center", parse_math=False
+    )
     _labels(axes, figure, theme)
     return canvas
 

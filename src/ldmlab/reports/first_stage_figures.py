@@ -10,9 +10,10 @@ from ldmlab.reports.collect import Score
 from ldmlab.reports.figures import HEIGHT, Figure, Series, round_ticks, slug
 from ldmlab.reports.tables import FIRST_STAGE_METRICS, Metric, common_card, differences
 
-OVER_F = ("psnr", "rfid", "ssim", "perceptual", "ris")
-OVER_SIZE = ("psnr", "rfid")
+LEADING = ("psnr", "rfid")  # over f, elements and bits
+OTHERS = ("ssim", "perceptual", "ris")  # over f
 F_AXIS, ELEMENTS_AXIS, BITS_AXIS = "down-sampling factor f", "latent elements an image", "bits a pixel"
+SHORT = {F_AXIS: "f", ELEMENTS_AXIS: "elements", BITS_AXIS: "bits"}  # for file names
 MANY_CHANNELS = 4  # more are drawn alike, without names
 GREY = 6  # the palette's neutral colour: for what is not a cell
 
@@ -22,9 +23,9 @@ def metric(key: str) -> Metric:
 
 
 def trade_offs(cells: list[Cell]) -> list[Figure]:
-    """Each score over f, then PSNR and rFID over the latent's elements and over its bits a pixel."""
-    found = [over(cells, key, F_AXIS) for key in OVER_F]
-    found += [over(cells, key, axis) for axis in (ELEMENTS_AXIS, BITS_AXIS) for key in OVER_SIZE]
+    """PSNR and rFID over f, over the latent's elements and over its bits a pixel; then the other scores over f."""
+    found = [over(cells, key, axis) for axis in (F_AXIS, ELEMENTS_AXIS, BITS_AXIS) for key in LEADING]
+    found += [over(cells, key, F_AXIS) for key in OTHERS]
     return [figure for figure in found if figure is not None]
 
 
@@ -75,8 +76,8 @@ def over(cells: list[Cell], key: str, axis: str) -> Figure | None:
     if any(any(s.loose) for s in series):
         note += " Hollow points have another protocol and are not joined."
     return Figure(
-        f"{slug(key)}-over-{slug(axis.split()[-1] if axis == F_AXIS else axis.split()[1 if axis == ELEMENTS_AXIS else 0])}",
-        f"{what.label} of reconstructions",
+        f"{slug(key)}-over-{SHORT[axis]}",
+        f"Reconstructions, {what.label}",
         what.head,
         tuple(series),
         note,
@@ -136,7 +137,7 @@ def noise_figures(cells: list[Cell]) -> list[Figure]:
                 )
             )
         N = cells[0].latent[key].shape[1]
-        note = f"{formula}, σ in standard deviations of the latent. Mean of {N} images; intervals are in the data."
+        note = f"σ in standard deviations of the latent. Mean of {N} images; intervals are in the data."
         found.append(
             Figure(
                 slug(key.replace("_", "-")), formula, f"{what} (dB)", tuple(series), note, x="σ", height=HEIGHT * 1.35
@@ -170,9 +171,7 @@ def latent_figures(cell: Cell) -> list[Figure]:
         kept = np.flatnonzero((cycles > 0) & (power > 0))
         if len(kept):
             x, y = cycles[kept].astype(float).tolist(), power[kept].astype(float).tolist()
-            lines.append(
-                Series(label, x, y, colour=colour, dashed=dashed, style="line", sources=(cell.record.place,))
-            )
+            lines.append(Series(label, x, y, colour=colour, dashed=dashed, style="line", sources=(cell.record.place,)))
     ends = [x for s in lines for x in s.images]
     n = cell.facts["latent_images"]
     each = f"{C} channels, one line each. " if not few else ""

@@ -69,7 +69,7 @@ def reduced(images_NHWC: Any) -> Any:
 def strip(label: str, detail: str, images_NHWC: Any, cell: int, error: bool = False) -> Strip:
     """`cell`: CSS pixels a picture is wide."""
     images_NHWC = reduced(images_NHWC)
-    N, _, W, _ = images_NHWC.shape
+    W = images_NHWC.shape[2]
     gap = max(1, round(W / 24))
     sheet = joined(images_NHWC, gap)
     return Strip(label, detail, data_uri(png_bytes(sheet), "image/png"), round(sheet.shape[1] * cell / W), error)
@@ -100,22 +100,22 @@ def same_images(cells: list[Cell]) -> list[Cell]:
 
 
 def find_crops(original_NHWC: Any, n: int = CROPS) -> list[Crop]:
-    """In each of the first images the square of a quarter of the side with the most detail (squared gradient); of
-    these the n with most of it, in the order of the images. Chosen from the originals alone.
+    """In each of the first images the square of a quarter of the side (at least 16 pixels) with the most detail
+    (squared gradient); of these the n with most of it, in the order of the images. Chosen from the originals alone.
     """
     import numpy as np
 
-    N, H, W, _ = original_NHWC.shape
-    side = max(8, H // 4)
+    H = original_NHWC.shape[1]
+    side = max(16, H // 4)
     grey = original_NHWC.astype(float).mean(axis=3)
     detail = np.zeros_like(grey)
     detail[:, 1:] += np.diff(grey, axis=1) ** 2
     detail[:, :, 1:] += np.diff(grey, axis=2) ** 2
     table = np.pad(detail.cumsum(1).cumsum(2), ((0, 0), (1, 0), (1, 0)))  # sums of squares from four corners
     sums = table[:, side:, side:] - table[:, :-side, side:] - table[:, side:, :-side] + table[:, :-side, :-side]
-    best = [(float(s.max()), i, *np.unravel_index(int(s.argmax()), s.shape)) for i, s in enumerate(sums)]
-    chosen = sorted(sorted(best, reverse=True)[:n], key=lambda entry: entry[1])
-    return [Crop(i, int(y), int(x), side) for _, i, y, x in chosen]
+    most = sorted(range(len(sums)), key=lambda i: -float(sums[i].max()))[:n]
+    places = {i: divmod(int(sums[i].argmax()), sums.shape[2]) for i in sorted(most)}
+    return [Crop(i, y, x, side) for i, (y, x) in places.items()]
 
 
 def cut(images_NHWC: Any, crops: list[Crop]) -> Any:
@@ -137,7 +137,9 @@ def zoomed(cells: list[Cell]) -> list[Strip]:
 def latent_maps(cell: Cell) -> Strip:
     """The first three principal components of the shown images' latents as red, green and blue."""
     share = ", ".join(f"{100 * s:.0f} %" for s in cell.latent["pca_share"])
-    return strip(cell.label, f"of the variance: {share}", cell.latent["pca_maps"], 96)
+    maps_NHW3 = cell.latent["pca_maps"]
+    times = max(1, 64 // maps_NHW3.shape[1])  # so that the gaps are as wide as those of the images
+    return strip(cell.label, f"{share} of the variance", maps_NHW3.repeat(times, axis=1).repeat(times, axis=2), 96)
 
 
 def sheet(cells: list[Cell], errors: bool) -> bytes:

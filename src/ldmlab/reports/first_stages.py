@@ -40,7 +40,11 @@ def score_table(cells: list[Cell], runs: list[Run]) -> Table:
     own.sort(key=lambda run: named.get(run.id, (len(cells), ""))[0])
     found = tables.first_stage_table([replace(r, name=named[r.id][1]) if r.id in named else r for r in own])
     assert found is not None  # there is a cell
-    notes = tuple(note for note in found.notes if not note[1].startswith("Not distinguishable"))
+    notes = tuple(
+        (mark, text.replace("best of the runs' last snapshots", "best of the column"))
+        for mark, text in found.notes
+        if not text.startswith("Not distinguishable")  # all pairs are named below, not the first two alone
+    )
     return replace(found, title="Reconstruction of val images", notes=notes)
 
 
@@ -77,11 +81,6 @@ def millions(count: int) -> str:
     if count == 0:
         return "0"
     return f"{count / 1e6:.2f} M" if count >= 1e6 else f"{count / 1e3:.0f} k" if count >= 1e3 else str(count)
-
-
-def printed(value: float | None, pm: float | None) -> str:
-    """A number of the paper as it stands there."""
-    return "–" if value is None else f"{value:g}" if pm is None else f"{value:g} ± {pm:g}"
 
 
 def machine(cells: list[Cell]) -> str:
@@ -140,7 +139,9 @@ def paper_csv(paper: Table8) -> str:
     writer.writerow(["row", "f", "regulariser", "codes", "c", *(k for n in names for k in (n, f"{n}_pm"))])
     for row in paper.rows:
         numbers = [v for n in names for v in (row.values[n], row.pm[n])]
-        writer.writerow(["" if v is None else v for v in (row.label, row.f, row.regulariser, row.codes, row.c, *numbers)])
+        writer.writerow(
+            ["" if v is None else v for v in (row.label, row.f, row.regulariser, row.codes, row.c, *numbers)]
+        )
     return out.getvalue()
 
 
@@ -148,7 +149,9 @@ def _table(heads: list[str], rows: list[list[str]], left: int = 1) -> list[str]:
     """A Markdown table; the first `left` columns are words."""
     align = ["---" if i < left else "---:" for i in range(len(heads))]
     lines = [heads, align, *rows]
-    return [f"| {' | '.join(cell if cell in ('---', '---:') else tables.escape(cell) for cell in line)} |" for line in lines]
+    return [
+        f"| {' | '.join(cell if cell in ('---', '---:') else tables.escape(cell) for cell in line)} |" for line in lines
+    ]
 
 
 def identity_rows(cells: list[Cell]) -> tuple[list[str], list[list[str]]]:
@@ -173,6 +176,7 @@ def identity_rows(cells: list[Cell]) -> tuple[list[str], list[list[str]]]:
 
 
 def pair_rows(pairs: list[Pair]) -> tuple[list[str], list[list[str]]]:
+    """(heads, rows); a cell is `value [low, high]`."""
     metrics = comparisons.metrics_of(pairs)
     heads = ["from → to", *(f"Δ {m.head}" for m in metrics)]
     return heads, [[pair.title, *(" ".join(difference(pair, m)).strip() for m in metrics)] for pair in pairs]
@@ -184,7 +188,7 @@ def paper_rows(paper: Table8) -> tuple[list[str], list[list[str]]]:
     rows = [
         [
             row.label, "–" if row.c is None else str(row.c), "–" if row.codes is None else tables.count(row.codes),
-            *(printed(row.values[name], row.pm[name]) for name in names), plain(row.bits_per_pixel),
+            *(row.printed[name] for name in names), plain(row.bits_per_pixel),
         ]
         for row in paper.rows
     ]  # fmt: skip
@@ -222,6 +226,9 @@ def markdown(
 def limits(cells: list[Cell]) -> list[str]:
     """What a reader must know of the scores beside their cards."""
     found = []
+    distances = list(dict.fromkeys(str(cell.record.card.get("perceptual")) for cell in cells))
+    if any("perceptual" in cell.record.scores for cell in cells):
+        found.append(f"Perceptual: {', '.join(distances)}, a distance of LPIPS type in the extractor's features.")
     top = next((cell.is_of_originals for cell in cells if cell.is_of_originals is not None), None)
     if top is not None:
         text, interval = tables.shown(top)
@@ -242,7 +249,9 @@ def render(title: str, study: str, **given: Any) -> str:
     return environment.get_template("first_stages.html.j2").render(title=title, study=study, question=QUESTION, **given)
 
 
-def report(run_folders: list[Path], out: Path, study: str, missing: list[tuple[str, str]], title: str | None = None) -> Path:
+def report(
+    run_folders: list[Path], out: Path, study: str, missing: list[tuple[str, str]], title: str | None = None
+) -> Path:
     """Writes the report of a study of first stages to the folder `out`, replacing an earlier one file by file.
 
     run_folders: folders that hold a run.json. missing: (words, why) of cells that failed. Returns the path of
@@ -255,7 +264,9 @@ def report(run_folders: list[Path], out: Path, study: str, missing: list[tuple[s
         raise DataError(f"{out} is a file; a report needs a folder to write to.")
     cells = read_cells(runs)
     if not cells:
-        raise DataError(f"study={study}: no first stage is finished yet. Make it: python src/train.py -m sweeps={study}")
+        raise DataError(
+            f"study={study}: no first stage is finished yet. Make it: python src/train.py -m sweeps={study}"
+        )
     data, side = cells[0].record.card.get("data", ""), cells[0].resolution
     heading = title or f"First stages on {str(data).rpartition('-')[0] or 'val images'}, {side} px"
     scores = score_table(cells, runs)
@@ -295,11 +306,11 @@ def report(run_folders: list[Path], out: Path, study: str, missing: list[tuple[s
             if pairs
         ],
         paper=table_8(),
-        printed=printed,
         trade=page.draw(trade),
         noise=page.draw(noise),
         strips=first_stage_pictures.side_by_side(cells),
         crops=first_stage_pictures.zoomed(cells),
+        crop_side=first_stage_pictures.find_crops(cells[0].shown.original_NHWC)[0].side,
         others=[c.label for c in cells if c not in first_stage_pictures.same_images(cells)],
         latents=[(cell, first_stage_pictures.latent_maps(cell), page.draw(own)) for cell, own in latents],
         training=page.draw(curves),

@@ -293,22 +293,26 @@ def render(title: str, runs: list[Run], found: list[Table], groups: dict[str, li
     pairs = matched(runs)
     drawn_grids = [block.grid for block in blocks] + ([pairs[1]] if pairs else [])
     sheet = pictures.contact_sheet(blocks[0].stage.pictures) if len(runs) == 1 and blocks else None
-    return environment().get_template("page.html.j2").render(
-        title=title,
-        runs=runs,
-        description=description(runs),
-        varied=varied(runs) if len(runs) > 1 else {},
-        headlines=headlines(runs[0]) if len(runs) == 1 else [],
-        sheet=sheet,
-        tables=found,
-        groups=groups,
-        blocks=blocks,
-        matched=pairs,
-        reconstructions=reconstructions(runs),
-        costs=costs(runs),
-        unfinished=[(run, record) for run in runs for record in run.unfinished],
-        listed=_listed(runs, drawn_grids),
-        plan=_plan(runs),
+    return (
+        environment()
+        .get_template("page.html.j2")
+        .render(
+            title=title,
+            runs=runs,
+            description=description(runs),
+            varied=varied(runs) if len(runs) > 1 else {},
+            headlines=headlines(runs[0]) if len(runs) == 1 else [],
+            sheet=sheet,
+            tables=found,
+            groups=groups,
+            blocks=blocks,
+            matched=pairs,
+            reconstructions=reconstructions(runs),
+            costs=costs(runs),
+            unfinished=[(run, record) for run in runs for record in run.unfinished],
+            listed=_listed(runs, drawn_grids),
+            plan=_plan(runs),
+        )
     )
 
 

@@ -11,15 +11,16 @@ TABLE_8 = Path(__file__).parent / "paper_table8.yaml"
 
 @dataclass(frozen=True)
 class PaperRow:
-    """A row of Table 8; None where the paper prints a dash. `pm` is what stands after ±."""
+    """A row of Table 8 by our score names (rfid, ris, psnr, ssim, and perceptual for the paper's PSIM)."""
 
     label: str
     f: int
     regulariser: str
     codes: int | None
     c: int | None
-    values: dict[str, float | None]  # by our score names: rfid, ris, psnr, ssim, perceptual (the paper's PSIM)
-    pm: dict[str, float | None]
+    values: dict[str, float | None]  # None where the paper prints a dash
+    pm: dict[str, float | None]  # what stands after ±
+    printed: dict[str, str]  # both, digit by digit as the paper has them
 
     @property
     def bits_per_pixel(self) -> float | None:
@@ -36,18 +37,37 @@ class Table8:
     rows: tuple[PaperRow, ...]
 
 
+def _number(text: str | None) -> float | None:
+    return None if text in (None, "null") else float(str(text))
+
+
+def _printed(value: str, pm: str | None) -> str:
+    return "–" if value == "null" else value if pm is None else f"{value} ± {pm}"
+
+
 @cache
 def table_8() -> Table8:
     import yaml
 
-    raw: dict[str, Any] = yaml.safe_load(TABLE_8.read_text(encoding="utf-8"))
+    text = TABLE_8.read_text(encoding="utf-8")
+    raw: dict[str, Any] = yaml.load(text, Loader=yaml.BaseLoader)  # every leaf as the text that stands there
     names = {"rfid": "r_fid", "ris": "r_is", "psnr": "psnr", "ssim": "ssim", "perceptual": "psim"}
     rows = []
     for row in raw["rows"]:
         label = row.get("name") or f"{row['reg']} f={row['f']}"
-        label += "" if row.get("attention", True) else ", no attention"
-        values = {ours: row[theirs] for ours, theirs in names.items()}
-        pm = {ours: row.get(f"{theirs}_pm") for ours, theirs in names.items()}
-        rows.append(PaperRow(label, row["f"], row["reg"], row["codes"], row["c"], values, pm))
+        label += "" if row.get("attention", "true") == "true" else ", no attention"
+        codes, c = _number(row["codes"]), _number(row["c"])
+        rows.append(
+            PaperRow(
+                label,
+                int(row["f"]),
+                row["reg"],
+                None if codes is None else int(codes),
+                None if c is None else int(c),
+                {ours: _number(row[theirs]) for ours, theirs in names.items()},
+                {ours: _number(row.get(f"{theirs}_pm")) for ours, theirs in names.items()},
+                {ours: _printed(row[theirs], row.get(f"{theirs}_pm")) for ours, theirs in names.items()},
+            )
+        )
     why = " ".join(raw["why_not_comparable"].split())
     return Table8(raw["source"], raw["trained_on"], raw["evaluated_on"], why, tuple(rows))

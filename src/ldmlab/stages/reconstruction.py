@@ -194,4 +194,4 @@ def batched(n: int, size: int) -> Iterator[list[int]]:
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """An npz without pickled objects."""
     with atomic(path) as beside, beside.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(file, allow_pickle=False, **arrays)
