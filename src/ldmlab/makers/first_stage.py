@@ -139,7 +139,7 @@ def make_reconstructions(ctx: Context) -> Path:
             seen = Pass(ae, read, n, batch_size, ctx.device, None if distance is None else frozen(distance, ctx.device))
             scores = seen.scores(bootstrap, seed)
             metrics = ["fid", *(["is"] if features[0].logits is not None and n >= SPLITS else [])]
-            distances = evaluate(features[0], features[1], metrics, bootstrap, seed)
+            distances = evaluate(features[0], features[1], metrics, bootstrap, seed, ("eval.reconstructions",) * 2)
             scores |= {f"r{name}": value.to_dict() for name, value in distances.values.items()}
             scores["card"] = {
                 "images": n, "split": "val", "data": f"{ctx.plan.data.name}-{ctx.plan.data.id}",

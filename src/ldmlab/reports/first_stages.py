@@ -32,6 +32,12 @@ def ends_there(folder: Path) -> bool:
     return "reconstructions" in stages and "denoiser" not in stages
 
 
+def data_name(cell: Cell) -> str:
+    """The folder of the pictures, or the generator's name."""
+    options = cell.run.config.get("data") or {}
+    return Path(str(options["root"])).name if options.get("root") else str(cell.record.card["data"]).rpartition("-")[0]
+
+
 def score_table(cells: list[Cell], runs: list[Run]) -> Table:
     """The table of `tables.first_stage_table` with the cells' labels, in their order; unfinished runs last."""
     named = {cell.run.id: (n, cell.label) for n, cell in enumerate(cells)}
@@ -267,8 +273,7 @@ def report(
         raise DataError(
             f"study={study}: no first stage is finished yet. Make it: python src/train.py -m sweeps={study}"
         )
-    data, side = cells[0].record.card.get("data", ""), cells[0].resolution
-    heading = title or f"First stages on {str(data).rpartition('-')[0] or 'val images'}, {side} px"
+    heading = title or f"First stages on {data_name(cells[0])}, {cells[0].resolution} px"
     scores = score_table(cells, runs)
     trade = first_stage_figures.trade_offs(cells)
     noise = first_stage_figures.noise_figures(cells)
