@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ldmlab.reports.cells import Cell
-from ldmlab.reports.pictures import LARGEST, data_uri, png_bytes, reduction
+from ldmlab.reports.pictures import data_uri, png_bytes, reduction
 
 ERROR_GAIN = 4
 CROPS = 4
@@ -142,28 +142,34 @@ def latent_maps(cell: Cell) -> Strip:
     return strip(cell.label, f"{share} of the variance", maps_NHW3.repeat(times, axis=1).repeat(times, axis=2), 96)
 
 
-def sheet(cells: list[Cell], errors: bool) -> bytes:
-    """A labelled PNG of originals and reconstructions (or errors) for Markdown, on white."""
+def sheets(cells: list[Cell]) -> dict[str, bytes]:
+    """Labelled PNGs for Markdown: reconstructions, errors, crops and latents of every cell, the original first."""
+    original, same = cells[0].shown.original_NHWC, same_images(cells)
+    crops = find_crops(original)
+    rebuilt = [(cell.label, cell.shown.reconstruction_NHWC) for cell in same]
+    return {
+        "reconstructions": sheet([("original", original), *rebuilt]),
+        "errors": sheet([("original", original), *((label, error_map(original, x)) for label, x in rebuilt)]),
+        "crops": sheet([("original", cut(original, crops)), *((label, cut(x, crops)) for label, x in rebuilt)], 96),
+        "latents": sheet([("original", original), *((cell.label, cell.latent["pca_maps"]) for cell in same)]),
+    }
+
+
+def sheet(rows: list[tuple[str, Any]], side: int = 64) -> bytes:
+    """Rows of (label, images) as one PNG on white; pictures enlarged by pixel or averaged down to about `side` pixels."""
     import numpy as np
     from matplotlib import get_data_path
     from PIL import Image, ImageDraw, ImageFont
 
-    original = reduced(cells[0].shown.original_NHWC)
-    rows = [("original", original)]
-    for cell in same_images(cells):
-        rebuilt = cell.shown.reconstruction_NHWC
-        shown = error_map(cells[0].shown.original_NHWC, rebuilt) if errors else rebuilt
-        rows.append((cell.label, reduced(shown)))
-    N, H, W, _ = original.shape
-    scale, gap = max(1, min(64, LARGEST) // W), 2
-    H, W = H * scale, W * scale
-    page = Image.new("RGB", (SHEET_LABEL + N * (W + gap), len(rows) * (H + gap)), "white")
+    gap = 2
+    page = Image.new("RGB", (SHEET_LABEL + len(rows[0][1]) * (side + gap), len(rows) * (side + gap)), "white")
     pen = ImageDraw.Draw(page)
     font = ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", 13)
     for r, (label, images_NHWC) in enumerate(rows):
-        top = r * (H + gap)
-        pen.text((4, top + H // 2), label, fill="#1b1d21", font=font, anchor="lm")
+        top = r * (side + gap)
+        pen.text((4, top + side // 2), label, fill="#1b1d21", font=font, anchor="lm")
         for n, image_HWC in enumerate(images_NHWC):
-            big = np.repeat(np.repeat(image_HWC, scale, 0), scale, 1)
-            page.paste(Image.fromarray(big), (SHEET_LABEL + n * (W + gap), top))
-    return png_bytes(np.asarray(page.quantize(255).convert("RGB") if page.width * page.height > 1e6 else page))
+            picture = Image.fromarray(np.ascontiguousarray(image_HWC))
+            how = Image.Resampling.NEAREST if picture.width < side else Image.Resampling.BOX
+            page.paste(picture.resize((side, side), how), (SHEET_LABEL + n * (side + gap), top))
+    return png_bytes(np.asarray(page))

@@ -202,7 +202,13 @@ def paper_rows(paper: Table8) -> tuple[list[str], list[list[str]]]:
 
 
 def markdown(
-    title: str, study: str, cells: list[Cell], scores: Table, missing: list[tuple[str, str]], drawn: list[Figure]
+    title: str,
+    study: str,
+    cells: list[Cell],
+    scores: Table,
+    missing: list[tuple[str, str]],
+    drawn: list[Figure],
+    latent_figures: list[Figure],
 ) -> str:
     paper = table_8()
     lines = [f"# {tables.escape(title)}", "", QUESTION, ""]
@@ -224,6 +230,10 @@ def markdown(
     lines += ["", "## Figures", "", *(f"![{tables.escape(f.alt)}](figures/{f.name}.svg)\n" for f in drawn)]
     lines += ["## Reconstructions", "", "![originals and reconstructions](figures/reconstructions.png)", ""]
     lines += [f"Errors, times {first_stage_pictures.ERROR_GAIN}:", "", "![errors](figures/errors.png)", ""]
+    lines += ["Where the originals have most detail:", "", "![crops](figures/crops.png)", "", "## Latents", ""]
+    lines += ["The first three principal components of the channels as red, green and blue:", ""]
+    lines += ["![latents as colours](figures/latents.png)", ""]
+    lines += [f"![{tables.escape(f.alt)}](figures/{f.name}.svg)\n" for f in latent_figures]
     lines += ["## Commands", "", *(f"    {' '.join(cell.run.command.split())}" for cell in cells), ""]
     lines += [f"    python src/report.py study={study}"]
     return "\n".join(lines) + "\n"
@@ -281,13 +291,13 @@ def report(
     curves = page.training_figures([replace(cell.run, name=cell.label) for cell in cells])[0]
     every = [*trade, *noise, *(figure for _, own in latents for figure in own), *curves]
     contents = {name: data for figure in every for name, data in files(figure).items()}
-    contents["figures/reconstructions.png"] = first_stage_pictures.sheet(cells, errors=False)
-    contents["figures/errors.png"] = first_stage_pictures.sheet(cells, errors=True)
+    contents |= {f"figures/{name}.png": data for name, data in first_stage_pictures.sheets(cells).items()}
     contents["table.csv"] = tables.write_csv([scores]).encode()
     contents["cells.csv"] = cells_csv(cells).encode()
     contents["paper.csv"] = paper_csv(table_8()).encode()
     narrow = narrowed(scores, SHOWN)
-    contents["report.md"] = markdown(heading, study, cells, narrow, missing, [*trade, *noise]).encode()
+    of_latents = [figure for _, own in latents for figure in own]
+    contents["report.md"] = markdown(heading, study, cells, narrow, missing, [*trade, *noise], of_latents).encode()
     steps, versus = comparisons.along_f(cells), comparisons.at_equal_f(cells)
     contents["index.html"] = render(
         heading,
