@@ -280,7 +280,8 @@ def _line(axes: Any, s: Series, theme: Theme) -> None:
         axes.plot(s.images, smooth(s.values, width), color=colour, linewidth=1.7)
         return
     if s.style == "line":
-        axes.plot(s.images, s.values, color=colour, linewidth=1.5, linestyle="--" if s.dashed else "-")
+        alone = marker if len(s.values) == 1 else ""
+        axes.plot(s.images, s.values, color=colour, linewidth=1.5, linestyle="--" if s.dashed else "-", marker=alone)
         return
     loose = s.loose or [False] * len(s.values)
     joined = [i for i, apart in enumerate(loose) if not apart]
