@@ -2,6 +2,7 @@
 
     python src/report.py                         every run in the store
     python src/report.py runs='shapes-*'         the runs whose names match
+    python src/report.py study=first_stages      the runs that `train.py -m sweeps=first_stages` has made
     python src/report.py out=results             write the page there
 
 The page is one HTML file that opens from disk without a network; beside it Markdown, CSV and the figures.
@@ -17,11 +18,10 @@ def report(composed: Composed, words: str) -> None:
     from ldmlab.publish import find_runs, make_report
 
     cfg = composed.cfg
-    folders = find_runs(Path(cfg.store), cfg.runs)
-    many = "" if len(folders) == 1 else "s"
-    print(
-        f" {len(folders)} run{many}\n   page  {make_report(folders, Path(cfg.out) if cfg.out else None, Path(cfg.store))}"
-    )
+    store, out = Path(cfg.store), Path(cfg.out) if cfg.out else None
+    folders = find_runs(store, cfg.runs, cfg.study)
+    page = make_report(folders, out, store, cfg.study)
+    print(f" {len(folders)} run{'' if len(folders) == 1 else 's'}\n   page  {page}")
 
 
 if __name__ == "__main__":

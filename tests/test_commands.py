@@ -74,6 +74,23 @@ def test_every_stage_is_sealed_with_config_and_card(whole: Path) -> None:
     assert "http://" not in page.replace("http://www.w3.org", "") and "data:image/png;base64" in page
 
 
+def test_reconstructions_are_scored_by_the_metrics_own_functions(whole: Path) -> None:
+    """R-IS from the kept logits; PSNR from the kept per-image numbers; what the page of a study needs is there."""
+    from ldmlab.metrics.inception_score import inception_score
+
+    folder = sealed(whole, "reconstructions")
+    scores, facts = (json.loads((folder / name).read_text()) for name in ("scores.json", "facts.json"))
+    with np.load(folder / "reconstructed.npz") as rebuilt, np.load(folder / "original.npz") as original:
+        assert scores["ris"]["value"] == pytest.approx(inception_score(rebuilt["logits"]), rel=1e-9)
+        assert facts["is_of_originals"]["value"] == pytest.approx(inception_score(original["logits"]), rel=1e-9)
+    with np.load(folder / "per_image.npz") as each:
+        assert scores["psnr"]["value"] == pytest.approx(each["psnr"].mean()) and len(each["index"]) == 16
+    assert scores["bits_per_pixel"]["value"] == pytest.approx(scores["kl_bits"]["value"] * facts["c"] / facts["f"] ** 2)
+    assert "speed" not in scores and facts["speed"]["encode"] > 0 and scores["perceptual"]["value"] > 0
+    assert {"latent.npz", "shown.npz"} <= {p.name for p in folder.iterdir()}
+    assert "latent_scale" not in scores["card"] and scores["card"]["data"].startswith("shapes-")
+
+
 def test_second_call_trains_nothing_and_is_quick(whole: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.is_file() and "runs" not in p.parts}
     began = time.monotonic()
@@ -276,10 +293,18 @@ def test_sigterm_reaches_every_rank(tmp_path: Path) -> None:
 
 
 def test_sweep_goes_on_after_a_failure_and_names_it(tmp_path: Path) -> None:
-    words = ["-m", "until=autoencoder", "ae.fit.lr=1e30,1e-3"]
+    words = ["-m", "sweeps=first_stages", "ae.fit.lr=1e30,1e-3"]
     text = run("train", tmp_path, *words, code=1)
     assert "1 of 2 jobs failed" in text and "ae.fit.lr=1e" in text
     assert len(list(tmp_path.glob("autoencoder/*/done.json"))) == 1
+    assert "python src/report.py study=first_stages" in text
+    (folder,) = tmp_path.glob("runs/*/run.json")
+    assert json.loads(folder.read_text())["studies"] == ["first_stages"]
+    text = run("report", tmp_path, "study=first_stages", f"out={tmp_path / 'page'}")
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert " 1 run\n" in text and "Not finished" in page and "exit code 1" in page and "KL f=4" in page
+    text = run("report", tmp_path, "study=other", code=1)
+    assert "Studies there: first_stages" in text
     text = run("train", tmp_path, "-m", "ae=kl_f4_small,kl_f7", code=1)
     assert text.strip().splitlines()[-1].startswith("error: ae=kl_f7: no such option. Did you mean 'kl_f8'?")
     assert "Traceback" not in text and "Config search path" not in text

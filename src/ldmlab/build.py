@@ -105,6 +105,21 @@ def needs_classifier(cfg: DictConfig) -> bool:
     return perceptual is not None and bool(perceptual.get("_partial_", False))
 
 
+def evaluation_distance(cfg: DictConfig, extractor: nn.Module) -> nn.Module | None:
+    """The perceptual distance that reconstructions are scored with: in the features of `eval.extractor`, so that every
+    first stage of a study is measured alike whatever it was trained with. Where the extractor has no feature maps, the
+    first stage's own; None without either."""
+    from ldmlab.autoencoders.perceptual import ShapesDistance, SqueezeNetDistance
+    from ldmlab.metrics.features import SqueezeNet
+
+    if isinstance(extractor, SqueezeNet) and cfg.data.resolution >= 32:
+        return SqueezeNetDistance(cfg.eval.extractor.weights)
+    if hasattr(extractor, "feature_maps"):
+        return ShapesDistance(extractor)
+    own = cfg.ae.loss is not None and cfg.ae.loss.perceptual is not None and not needs_classifier(cfg)
+    return cast(nn.Module, part(cfg.ae.loss.perceptual)) if own else None
+
+
 def conditioner(cfg: DictConfig, data: Any) -> Any:
     node = cfg.cond.conditioner
     return part(node, n_classes=len(data.class_names)) if node.get("_partial_", False) else part(node)

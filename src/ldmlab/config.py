@@ -184,6 +184,7 @@ class RunConfig:
     verify: bool = False  # prepare.py: check an existing data set instead of making one
     runs: str | None = None  # report.py: "all", or a glob over run names
     compare: str | None = None  # bench.py: unet | codebook | autoencoder | family; null: the composition itself
+    study: str | None = None  # report.py: the runs that a sweep has made, by its name in sweeps/
     data: Any = MISSING
     ae: AE = MISSING
     ldm: LDM = MISSING

@@ -20,7 +20,7 @@ from ldmlab.store import Address, Store
 from ldmlab.tracking import clock, number
 
 VERSIONS = {
-    "data": 1, "extractor": 1, "autoencoder": 1, "decoder": 1, "reconstructions": 1, "latents": 1, "denoiser": 1, "samples": 1,
+    "data": 1, "extractor": 1, "autoencoder": 1, "decoder": 1, "reconstructions": 2, "latents": 1, "denoiser": 1, "samples": 1,
     "reference": 1, "scores": 1, "runs": 1,
 }  # fmt: skip
 
@@ -307,7 +307,7 @@ def _first_stage_rows(
     return [
         Row(plan.autoencoder, what, work, per_image),
         *tuning,
-        Row(plan.reconstructions, f"{number(count)} val images · PSNR SSIM rFID", count, both),
+        Row(plan.reconstructions, f"{number(count)} val images · PSNR SSIM rFID R-IS bits", count, both),
     ]
 
 

@@ -12,7 +12,9 @@ from ldmlab.stages.sampling import contact_sheet
 from ldmlab.store import atomic, make_id, read_json, write_json
 
 NAMES = {
-    "fid": "FID", "is": "IS", "kid": "KID", "rfid": "rFID", "psnr": "PSNR", "ssim": "SSIM", "label_agreement": "label agreement",
+    "fid": "FID", "is": "IS", "kid": "KID", "rfid": "rFID", "ris": "R-IS", "psnr": "PSNR", "ssim": "SSIM",
+    "label_agreement": "label agreement",
+    "kl_bits": "KL bits/element", "bits_per_pixel": "bits/pixel", "entropy_bits_per_pixel": "entropy bits/pixel",
 }  # fmt: skip
 
 
@@ -21,18 +23,26 @@ def on_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def find_runs(store: Path, pattern: str | None) -> list[Path]:
-    """Run folders by glob over `<name>-<id>`, oldest first. Raises DataError when there is none."""
+def find_runs(store: Path, pattern: str | None, study: str | None = None) -> list[Path]:
+    """Run folders by glob over `<name>-<id>`, of one study when it is named, oldest first. Raises DataError for none."""
     root = store / "runs"
-    found = [
+    by_name = [
         p.parent
         for p in root.glob("*/run.json")
         if pattern in (None, "all") or fnmatch.fnmatch(p.parent.name, str(pattern))
     ]
-    if not found:
+    if not by_name:
         known = ", ".join(sorted(p.name for p in root.glob("*"))) or "none yet"
         raise DataError(f"no run in {root} matches runs={pattern or 'all'}. Runs there: {known}.")
-    return sorted(found, key=lambda p: (read_json(p / "run.json")["created"], p.name))
+    records = {p: read_json(p / "run.json") for p in by_name}
+    found = [p for p in by_name if study is None or study in records[p].get("studies", [])]
+    if not found:
+        known = ", ".join(sorted({s for r in records.values() for s in r.get("studies", [])})) or "none"
+        raise DataError(
+            f"study={study}: no run in {root} was made by that sweep. Studies there: {known}. "
+            f"Make it: python src/train.py -m sweeps={study}; or choose runs by name: runs='…-*'."
+        )
+    return sorted(found, key=lambda p: (records[p]["created"], p.name))
 
 
 def make_page(run: Path) -> Path:
@@ -42,12 +52,28 @@ def make_page(run: Path) -> Path:
     return shown(report([run], run, None))
 
 
-def make_report(runs: list[Path], out: Path | None, store: Path) -> Path:
-    """One page of several runs: in `out`, or in the store under an id of the runs it shows."""
-    from ldmlab.reports.page import report
+def make_report(runs: list[Path], out: Path | None, store: Path, study: str | None = None) -> Path:
+    """One page of several runs: in `out`, or in the store under an id of the runs it shows.
+
+    Runs of a study that end at their first stage get the page of first stages.
+    """
+    from ldmlab.reports import first_stages, page
 
     folder = out or store / "reports" / make_id("report", 1, {"runs": [run.name for run in runs]}, {})
-    return shown(report(runs, folder, None))
+    if study is not None and all(first_stages.ends_there(run) for run in runs):
+        return shown(first_stages.report(runs, folder, study, missing_cells(store, study)))
+    return shown(page.report(runs, folder, None))
+
+
+def missing_cells(store: Path, study: str) -> list[tuple[str, str]]:
+    """(words, why) of the jobs that failed when the study's sweep was last run; empty when none did or none is known."""
+    path = store / "sweeps" / study / "jobs.json"
+    jobs = read_json(path)["jobs"] if path.exists() else []
+    return [
+        (" ".join(job["words"]), f"exit code {job['exit_code']}, see {shown(path.parent / job['log'])}")
+        for job in jobs
+        if job["exit_code"]
+    ]
 
 
 def shown(path: Path) -> Path:

@@ -78,7 +78,10 @@ def record(ctx: Context, command: str) -> Path:
     folder = ctx.store.folder(ctx.plan.run)
     if ctx.main:
         path = folder / "run.json"
-        created = read_json(path)["created"] if path.exists() else stamp(time.time())
+        before = read_json(path) if path.exists() else {}
+        created = before.get("created") or stamp(time.time())
+        # A job of a sweep repeats the word sweeps=…; the same run may be a cell of several studies. Not part of any id.
+        studies = sorted({*before.get("studies", []), *([ctx.choices["sweeps"]] if "sweeps" in ctx.choices else [])})
         stages = []
         for row in ctx.plan.rows:
             at = ctx.store.folder(row.address)
@@ -92,7 +95,7 @@ def record(ctx: Context, command: str) -> Path:
             )  # fmt: skip
         run = {
             "id": ctx.plan.run.id, "name": ctx.plan.run.name, "title": title(ctx), "command": command, "created": created,
-            "machine": machine(), "config": OmegaConf.to_container(ctx.cfg, resolve=True), "stages": stages,
+            "studies": studies, "machine": machine(), "config": OmegaConf.to_container(ctx.cfg, resolve=True), "stages": stages,
         }  # fmt: skip
         write_json(path, run)
     ctx.barrier()

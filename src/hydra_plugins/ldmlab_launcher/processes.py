@@ -5,6 +5,7 @@ it before it is in `sys.modules`, where dataclasses look names up.
 """
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -69,6 +70,8 @@ class ProcessesLauncher(Launcher):
 
         with ThreadPoolExecutor(self.jobs) as pool:
             results = list(pool.map(one, enumerate(jobs, initial_job_idx)))
+        study = self.config.hydra.runtime.choices.get("sweeps")
+        _record(logs, study, results)
         failed = [(words, code, log) for words, code, log in results if code]
         for words, code, log in failed:
             print(f"error: {' '.join(words)} exited with {code}; see {log}", file=sys.stderr)
@@ -76,7 +79,23 @@ class ProcessesLauncher(Launcher):
             print(
                 f"{len(failed)} of {len(results)} jobs failed. The same command runs what is missing.", file=sys.stderr
             )
+            _say_next(study, jobs[0])
             sys.exit(1)
+        _say_next(study, jobs[0])
         return [
             JobReturn(overrides=words, status=JobStatus.COMPLETED, _return_value=code) for words, code, _ in results
         ]
+
+
+def _record(logs: Path, study: str | None, results: list[tuple[list[str], int, Path]]) -> None:
+    """`jobs.json`: what the last sweep of this study ran, and how it ended. A report tells from it what is missing."""
+    from ldmlab.store import write_json
+
+    jobs = [{"words": words, "exit_code": code, "log": log.name} for words, code, log in results]
+    write_json(logs / "jobs.json", {"study": study, "jobs": jobs})
+
+
+def _say_next(study: str | None, words: list[str]) -> None:
+    if study is not None:
+        store = "".join(f" {shlex.quote(word)}" for word in words if word.startswith("store="))
+        print(f" report  python src/report.py study={study}{store}", flush=True)

@@ -1,16 +1,17 @@
 """The stages up to the latents: data, extractor, autoencoder, reconstructions, latents."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldmlab import build, imported
 from ldmlab.autoencoders.autoencoder import Autoencoder
 from ldmlab.autoencoders.health import Health
-from ldmlab.autoencoders.scale import LatentStatistics, measure_scale
+from ldmlab.autoencoders.scale import measure_scale
 from ldmlab.checkpoint import load_tensors, save_tensors
 from ldmlab.context import Context, frozen
 from ldmlab.data.base import to_batch
@@ -18,12 +19,13 @@ from ldmlab.data.batches import Batches, to_float, to_uint8
 from ldmlab.makers.sheets import error_sheet, spread
 from ldmlab.metrics.evaluate import evaluate
 from ldmlab.metrics.features import extract
-from ldmlab.metrics.reconstruction import Reconstruction
+from ldmlab.metrics.inception_score import SPLITS, is_score
 from ldmlab.randomness import Draws
 from ldmlab.stages import latents as cache
 from ldmlab.stages.autoencoder import AutoencoderStage
 from ldmlab.stages.classifier import ClassifierStage
-from ldmlab.stages.scoring import Census, Original, extract_all
+from ldmlab.stages.reconstruction import SHOWN, Pass, save_arrays
+from ldmlab.stages.scoring import Original, extract_all
 from ldmlab.store import atomic, write_json
 
 VALIDATION_IMAGES = 128  # for the numbers during training; the scores afterwards use eval.reconstructions
@@ -147,7 +149,14 @@ def make_decoder(ctx: Context) -> Autoencoder:
 
 
 def make_reconstructions(ctx: Context) -> Path:
-    """How much the first stage loses on val images: PSNR, SSIM, perceptual distance, rFID, latents, a picture."""
+    """What the first stage loses on val images, what its latent costs and what it looks like.
+
+    scores.json   PSNR, SSIM, perceptual distance, rFID, R-IS, bits, latent moments; their protocol card
+    facts.json    what kind of first stage it is: shapes, parameters, compression; images/s on this machine
+    per_image.npz PSNR, SSIM and perceptual distance of each image, with its index in the data
+    latent.npz    histograms, correlation, components, spectra, PSNR against latent noise (`Pass.latent`)
+    shown.npz     the first images and their reconstructions; reconstructions.png shows them with their errors
+    """
 
     def work(folder: Path) -> None:
         ae, extractor = make_decoder(ctx), make_extractor(ctx)
@@ -167,18 +176,33 @@ def make_reconstructions(ctx: Context) -> Path:
             for images, name in ((reconstructed, "reconstructed"), (read, "original"))
         ]  # fmt: skip
         if ctx.main:
-            rfid = evaluate(features[0], features[1], ["fid"], ctx.cfg.eval.bootstrap, ctx.cfg.eval.seed)
-            scores, warnings = _reconstruction_scores(ctx, ae, read, n)
-            scores["rfid"] = rfid.values["fid"].to_dict()
+            batch_size, bootstrap, seed = ctx.cfg.eval.batch_size, ctx.cfg.eval.bootstrap, ctx.cfg.eval.seed
+            distance = build.evaluation_distance(ctx.cfg, extractor)
+            seen = Pass(ae, read, n, batch_size, ctx.device, None if distance is None else frozen(distance, ctx.device))
+            scores = seen.scores(bootstrap, seed)
+            metrics = ["fid", *(["is"] if features[0].logits is not None and n >= SPLITS else [])]
+            distances = evaluate(features[0], features[1], metrics, bootstrap, seed, ("eval.reconstructions",) * 2)
+            scores |= {f"r{name}": value.to_dict() for name, value in distances.values.items()}
             scores["card"] = {
-                "images": n, "split": "val", "latent": "posterior mean", "rounding": "8 bit, nearest",
+                "images": n, "split": "val", "data": f"{ctx.plan.data.name}-{ctx.plan.data.id}",
+                "resolution": ctx.data.resolution, "latent": "posterior mean", "rounding": "8 bit, nearest",
                 "extractor": extractor.name, "extractor_hash": extractor.fingerprint()[:12],
-                "latent_scale": ae.scale.flatten().tolist(), "latent_shift": ae.shift.flatten().tolist(),
+                "perceptual": None if distance is None else type(distance).__name__,
             }  # fmt: skip
-            scores["warnings"] = [*warnings, *rfid.warnings]
+            scores["warnings"] = [*seen.gauge.warnings(), *distances.warnings]
             write_json(folder / "scores.json", scores)
-            shown = list(range(min(8, n)))
-            error_sheet(folder / "reconstructions.png", read(shown).numpy(), reconstructed(shown).cpu().numpy())
+            originals = None
+            if "is" in metrics and features[1].logits is not None:  # the R-IS of a first stage that loses nothing
+                limit = is_score(features[1].logits, bootstrap, seed)
+                originals = {"value": limit.value, "low": limit.low, "high": limit.high}
+            budget = 0 if ctx.cfg.ae.fit is None else ctx.cfg.ae.fit.images
+            facts = {**seen.facts(), "training_images": budget, "is_of_originals": originals, "shown": indices[:SHOWN]}
+            write_json(folder / "facts.json", facts)
+            shown = seen.shown()
+            save_arrays(folder / "per_image.npz", {**seen.per_image(), "index": np.array(indices)})
+            save_arrays(folder / "latent.npz", seen.latent())
+            save_arrays(folder / "shown.npz", shown)
+            error_sheet(folder / "reconstructions.png", shown["original"], shown["reconstruction"])
         ctx.barrier()
 
     return ctx.make(ctx.plan.reconstructions, work)
@@ -203,27 +227,6 @@ def make_latents(ctx: Context) -> Any:
             f" latents {ctx.plan.latents.id} verified: {len(found.card['certificate'])} images, largest difference {worst:.2g} std"
         )
     return found
-
-
-@torch.no_grad()
-def _reconstruction_scores(
-    ctx: Context, ae: Autoencoder, read: Callable[[list[int]], Tensor], n: int
-) -> tuple[dict[str, Any], list[str]]:
-    """PSNR, SSIM and perceptual distance with intervals; the latent's mean and std; KL bits or codebook use."""
-    gauge = Reconstruction(_perceptual(ctx))
-    statistics = LatentStatistics(ae.c)
-    census = Census()
-    for begin in range(0, n, ctx.cfg.eval.batch_size):
-        image_BCHW = to_float(read(list(range(begin, min(begin + ctx.cfg.eval.batch_size, n)))).to(ctx.device))
-        moments_BCHW = ae.moments(image_BCHW)
-        gauge.update(image_BCHW, ae.decode(ae.sample(moments_BCHW)))
-        statistics.update(ae.posterior(moments_BCHW))
-        census.update(len(image_BCHW), ae.regulariser(moments_BCHW, None).stats, ae.regulariser.counts(moments_BCHW))
-    scores: dict[str, Any] = {
-        k: v.to_dict() for k, v in gauge.compute(ctx.cfg.eval.bootstrap, ctx.cfg.eval.seed).items()
-    }
-    scores |= {"latent_mean": statistics.mean, "latent_std": statistics.std}
-    return scores | census.compute(), gauge.warnings()
 
 
 def _images(data: Any, size: int = 256) -> Iterator[Tensor]:
@@ -269,12 +272,3 @@ def _set_scale(ctx: Context, ae: Autoencoder) -> None:
 
     found = measure_scale(posteriors(), scale.mode)
     ae.set_scale(found.scale_C11, found.shift_C11)
-
-
-def _perceptual(ctx: Context) -> nn.Module | None:
-    """The perceptual distance of the training loss, when there is one; none is put in its place when there is none."""
-    loss = ctx.cfg.ae.loss
-    if loss is None or loss.perceptual is None:
-        return None
-    classifier = make_extractor(ctx) if build.needs_classifier(ctx.cfg) else None
-    return frozen(build.first_stage_loss(ctx.cfg, classifier).perceptual, ctx.device)

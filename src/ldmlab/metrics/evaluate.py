@@ -7,7 +7,7 @@ import numpy as np
 
 from ldmlab.errors import ConfigError
 from ldmlab.metrics.features import FeatureSet
-from ldmlab.metrics.frechet import fid_score
+from ldmlab.metrics.frechet import OPTIONS, fid_score
 from ldmlab.metrics.inception_score import is_score
 from ldmlab.metrics.intervals import Score, check_bootstrap, share_score
 from ldmlab.metrics.kid import kid_score
@@ -47,11 +47,18 @@ def check_metrics(metrics: list[str], option: str = "eval.metrics") -> None:
             raise ConfigError(f"{option}: {name!r} is named twice.")
 
 
-def evaluate(samples: FeatureSet, reference: FeatureSet, metrics: list[str], bootstrap: int, seed: int) -> Scores:
+def evaluate(
+    samples: FeatureSet,
+    reference: FeatureSet,
+    metrics: list[str],
+    bootstrap: int,
+    seed: int,
+    options: tuple[str, str] = OPTIONS,
+) -> Scores:
     """Scores of generated images against reference images, features of the same extractor.
 
-    `bootstrap` resamples, seeded by `seed`, give each score its 95 % interval. Raises ConfigError for an unknown
-    metric, for too few images (naming eval.samples or eval.reference.images) and for IS without logits.
+    `bootstrap` resamples, seeded by `seed`, give each score its 95 % interval. `options` decide how many images there
+    are; FID's messages name them. Raises ConfigError for an unknown metric, for too few images and for IS without logits.
     """
     check_metrics(metrics)
     check_bootstrap(bootstrap)
@@ -71,7 +78,7 @@ def evaluate(samples: FeatureSet, reference: FeatureSet, metrics: list[str], boo
     if "kid" in metrics:
         values["kid"] = kid_score(samples.features, reference.features, bootstrap, seed)
     if "fid" in metrics:
-        values["fid"], more = fid_score(samples.features, reference.features, bootstrap, seed)
+        values["fid"], more = fid_score(samples.features, reference.features, bootstrap, seed, options)
         warnings += more
     return Scores({name: values[name] for name in metrics}, warnings)
 

@@ -25,6 +25,7 @@ from ldmlab.errors import ConfigError
 from ldmlab.metrics.intervals import Score, centred, check_bootstrap, interval_text, resamples
 
 AGREE = 1e-6  # of tr S_a + tr S_b: how far the two ways of taking the trace may differ before it is said
+OPTIONS = ("eval.samples", "eval.reference.images")  # what decides how many images there are
 NULL = 1e-10  # of the largest eigenvalue: below it a direction has no images in it
 
 
@@ -66,21 +67,25 @@ def frechet(a: Gaussian, b: Gaussian) -> Frechet:
     return Frechet(max(value, 0.0), method, abs(trace - check) / total if total > 0 else 0.0)
 
 
-def fid_score(features: np.ndarray, reference: np.ndarray, bootstrap: int, seed: int) -> tuple[Score, list[str]]:
+def fid_score(
+    features: np.ndarray, reference: np.ndarray, bootstrap: int, seed: int, options: tuple[str, str] = OPTIONS
+) -> tuple[Score, list[str]]:
     """FID of generated features [N, D] against reference features [M, D], with warnings.
+
+    options: what decides N and what decides M, for the messages.
 
     The interval says how the value moves over other sets of N generated images: the reference is held fixed, and the
     bias that FID has at N images stays in the value.
     """
     check_bootstrap(bootstrap)
-    a, b = gaussian(features), gaussian(reference, "eval.reference.images")
+    a, b = gaussian(features, options[0]), gaussian(reference, options[1])
     found = frechet(a, b)
     replicates_R = found.value + resamples(a.n, bootstrap, seed) @ influence(features, b) / a.n
     low, high = centred(found.value, replicates_R, lowest=0.0)
     method = f"float64, {found.method}; {interval_text(bootstrap)}, linearised, reference held fixed"
     warnings = []
     D = len(a.mean)
-    for what, g, option in (("samples", a, "eval.samples"), ("reference images", b, "eval.reference.images")):
+    for what, g, option in (("samples", a, options[0]), ("reference images", b, options[1])):
         if g.n <= D:
             warnings.append(
                 f"FID: {g.n} {what} for {D} features: their covariance has no full rank and the value is inflated. "

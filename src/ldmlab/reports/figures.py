@@ -1,5 +1,5 @@
-"""Curves over training: drawn from rows of the store, written as SVG, PNG and CSV, byte for byte the same for the
-same rows.
+"""Curves over training or over another quantity: drawn from rows of the store, written as SVG, PNG and CSV, byte for
+byte the same for the same rows.
 
 One panel a figure, drawn at the width of a phone (374 pt), so that its letters stay readable there and a page sets
 several beside each other. Colours are those of Okabe and Ito (2008), told apart with every common kind of colour
@@ -19,6 +19,7 @@ from ldmlab.reports.collect import Curve, Run, Score, StageRecord
 from ldmlab.reports.tables import SAMPLE_METRICS, Metric, common_card, differences
 
 WIDTH, HEIGHT = 374 / 72, 224 / 72  # inches
+TRAINING = "training images"
 MARKERS = "osD^vPX"
 PAPER_FONTS = (
     "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Liberation Sans', 'DejaVu Sans', sans-serif"
@@ -47,8 +48,8 @@ THEMES = {
 
 @dataclass(frozen=True)
 class Series:
-    """One line. `low` and `high` are as long as `values`, or empty; `loose[i]` sets a point apart (another protocol),
-    unjoined and hollow.
+    """One line. `images` is its x: images seen, unless the figure says otherwise. `low` and `high` are as long as
+    `values`, or empty; `loose[i]` sets a point apart (another protocol), unjoined and hollow.
     """
 
     name: str
@@ -60,7 +61,7 @@ class Series:
     split: str = ""
     dashed: bool = False
     colour: int = 0
-    style: Literal["noisy", "points"] = "noisy"
+    style: Literal["noisy", "points", "line"] = "noisy"
     sources: tuple[str, ...] = ()  # stage folder of each point, or one for all
 
     @property
@@ -71,7 +72,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Figure:
-    """A panel: y over training images."""
+    """A panel: y over x. span: whether x begins at 0, lies anywhere, or is logarithmic."""
 
     name: str  # file name without ending
     title: str
@@ -80,13 +81,22 @@ class Figure:
     note: str = ""
     log: bool = False
     from_zero: bool = False
+    x: str = TRAINING
+    span: Literal["from zero", "free", "log"] = "from zero"
+    ticks: tuple[float, ...] = ()
+    height: float = HEIGHT  # inches
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """CSS pixels."""
+        return round(WIDTH * 72), round(self.height * 72)
 
     @property
     def alt(self) -> str:
         lines = "; ".join(
             f"{s.caption or self.y}: {_plain(s.values[0])} to {_plain(s.values[-1])}" for s in self.series
         )
-        return f"{self.title} over training images. {lines}."
+        return f"{self.title} over {self.x}. {lines}."
 
 
 def _plain(value: float) -> str:
@@ -215,20 +225,32 @@ def data_csv(figure: Figure) -> str:
     """The drawn numbers, unsmoothed: one line a point, in full precision."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["run", "split", "images", "value", "low", "high", "other_protocol", "source"])
+    over = "images" if figure.x == TRAINING else slug(figure.x)
+    writer.writerow(["run", "split", over, "value", "low", "high", "other_protocol", "source"])
     for s in figure.series:
-        sources = s.sources if len(s.sources) == len(s.values) else s.sources * len(s.values)
+        sources = s.sources if len(s.sources) == len(s.values) else (s.sources or ("",)) * len(s.values)
         for i, (images, value) in enumerate(zip(s.images, s.values, strict=True)):
             low, high = (repr(s.low[i]), repr(s.high[i])) if s.low else ("", "")
             loose = ("yes" if s.loose[i] else "no") if s.loose else ""
-            writer.writerow([s.name, s.split, int(images), repr(value), low, high, loose, sources[i]])
+            x = int(images) if figure.x == TRAINING else f"{images:.12g}"
+            writer.writerow([s.name, s.split, x, repr(value), low, high, loose, sources[i]])
     return out.getvalue()
+
+
+def round_ticks(low: float, high: float, most: int = 6) -> tuple[float, ...]:
+    """1, 2, 5, 10, … between two positive numbers, for a logarithmic axis; powers of ten alone when those are many."""
+    decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
+    for steps in ((1, 2, 5), (1, 3), (1,)):
+        found = tuple(m * 10.0**d for d in decades for m in steps if low * 0.98 <= m * 10.0**d <= high * 1.02)
+        if 0 < len(found) <= most:
+            return found
+    return found or (low, high)
 
 
 def _thousands(value: float, _: Any = None) -> str:
     if value >= 1e6:
         return f"{value / 1e6:g} M"
-    return f"{value / 1e3:g} k" if value >= 1e3 else f"{value:g}"
+    return f"{value / 1e3:g} k" if value >= 1e3 else f"{value:g}".replace("-", "−")
 
 
 def _spread(wanted: list[float], gap: float, low: float, high: float) -> list[float]:
@@ -256,6 +278,10 @@ def _line(axes: Any, s: Series, theme: Theme) -> None:
         if width > 1:
             axes.plot(s.images, s.values, color=colour, linewidth=0.7, alpha=0.35)
         axes.plot(s.images, smooth(s.values, width), color=colour, linewidth=1.7)
+        return
+    if s.style == "line":
+        alone = marker if len(s.values) == 1 else ""
+        axes.plot(s.images, s.values, color=colour, linewidth=1.5, linestyle="--" if s.dashed else "-", marker=alone)
         return
     loose = s.loose or [False] * len(s.values)
     joined = [i for i, apart in enumerate(loose) if not apart]
@@ -292,17 +318,21 @@ def _labels(axes: Any, figure: Figure, theme: Theme) -> None:
 def _draw(figure: Figure, theme: Theme) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
-    canvas = Canvas(figsize=(WIDTH, HEIGHT), dpi=72)
+    canvas = Canvas(figsize=(WIDTH, figure.height), dpi=72)
     FigureCanvasAgg(canvas)
     longest = max((len(s.caption) for s in figure.series), default=0)
-    room = (0.03 + 0.0148 * longest) if len(figure.series) > 1 and longest else 0.03
-    axes = canvas.add_axes((0.135, 0.165, 0.845 - room, 0.69))
+    room = (0.03 + 0.0148 * longest) if sum(bool(s.caption) for s in figure.series) > 1 else 0.03
+    foot, head_room = 0.165 * HEIGHT / figure.height, 0.145 * HEIGHT / figure.height
+    axes = canvas.add_axes((0.135, foot, 0.845 - room, 1 - foot - head_room))
     axes.patch.set_alpha(0)
     for s in figure.series:
         _line(axes, s, theme)
-    axes.set_xlim(left=0)
+    if figure.span == "from zero":
+        axes.set_xlim(left=0)
+    elif figure.span == "log":
+        axes.set_xscale("log")
     if figure.log:
         axes.set_yscale("log")
     else:
@@ -312,19 +342,24 @@ def _draw(figure: Figure, theme: Theme) -> Any:
     axes.yaxis.set_major_formatter(
         FuncFormatter(lambda v, _: f"{v:g}".replace("-", "−") if abs(v) < 1e4 else _thousands(v))
     )
-    axes.xaxis.set_major_locator(MaxNLocator(5 if room < 0.1 else 4))
+    if figure.ticks:
+        axes.xaxis.set_major_locator(FixedLocator(list(figure.ticks)))
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(5 if room < 0.1 else 4))
     axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
-    axes.set_xlabel("training images", color=theme.muted, fontsize=10)
+    axes.set_xlabel(figure.x, color=theme.muted, fontsize=10)
     axes.grid(axis="y", color=theme.grid, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(colors=theme.muted, labelsize=9.5, length=0, pad=5)
-    axes.tick_params(which="minor", left=False, labelleft=False)
+    axes.tick_params(which="minor", left=False, labelleft=False, bottom=False, labelbottom=False)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(theme.muted)
     axes.spines["bottom"].set_linewidth(0.8)
     head = figure.y + (", logarithmic" if figure.log else "")
-    canvas.text(0.012, 0.935, head, color=theme.ink, fontsize=11, va="center", parse_math=False)
+    canvas.text(
+        0.012, 1 - 0.065 * HEIGHT / figure.height, head, color=theme.ink, fontsize=11, va="center", parse_math=False
+    )
     _labels(axes, figure, theme)
     return canvas
 

@@ -265,18 +265,18 @@ def report_markdown(title: str, runs: list[Run], found: list[Table], drawings: l
     return "\n".join(lines) + "\n"
 
 
-def render(title: str, runs: list[Run], found: list[Table], groups: dict[str, list[Drawing]]) -> str:
-    """The page's HTML. groups: drawings by section (scores, training, others)."""
+def environment() -> Any:
+    """Jinja with the filters of every page; an unknown name in a template is an error."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(
+    made = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    made.filters |= {
         "count": tables.count,
         "seconds": seconds,
         "option": option,
@@ -284,26 +284,35 @@ def render(title: str, runs: list[Run], found: list[Table], groups: dict[str, li
         "yaml": yaml_text,
         "rate": rate,
     }
+    return made
+
+
+def render(title: str, runs: list[Run], found: list[Table], groups: dict[str, list[Drawing]]) -> str:
+    """The page's HTML. groups: drawings by section (scores, training, others)."""
     blocks = sample_blocks(runs)
     pairs = matched(runs)
     drawn_grids = [block.grid for block in blocks] + ([pairs[1]] if pairs else [])
     sheet = pictures.contact_sheet(blocks[0].stage.pictures) if len(runs) == 1 and blocks else None
-    return environment.get_template("page.html.j2").render(
-        title=title,
-        runs=runs,
-        description=description(runs),
-        varied=varied(runs) if len(runs) > 1 else {},
-        headlines=headlines(runs[0]) if len(runs) == 1 else [],
-        sheet=sheet,
-        tables=found,
-        groups=groups,
-        blocks=blocks,
-        matched=pairs,
-        reconstructions=reconstructions(runs),
-        costs=costs(runs),
-        unfinished=[(run, record) for run in runs for record in run.unfinished],
-        listed=_listed(runs, drawn_grids),
-        plan=_plan(runs),
+    return (
+        environment()
+        .get_template("page.html.j2")
+        .render(
+            title=title,
+            runs=runs,
+            description=description(runs),
+            varied=varied(runs) if len(runs) > 1 else {},
+            headlines=headlines(runs[0]) if len(runs) == 1 else [],
+            sheet=sheet,
+            tables=found,
+            groups=groups,
+            blocks=blocks,
+            matched=pairs,
+            reconstructions=reconstructions(runs),
+            costs=costs(runs),
+            unfinished=[(run, record) for run in runs for record in run.unfinished],
+            listed=_listed(runs, drawn_grids),
+            plan=_plan(runs),
+        )
     )
 
 

@@ -81,33 +81,6 @@ class Original:
         return image
 
 
-class Census:
-    """What a regulariser says of its latents, gathered over batches: KL in bits per latent element, or use of the codebook."""
-
-    def __init__(self) -> None:
-        self.images, self.sums = 0, dict[str, float]()
-        self.counts_K: Tensor | None = None
-
-    def update(self, images: int, stats: dict[str, Tensor], counts_K: Tensor | None) -> None:
-        """One batch's regulariser stats (means over the batch) and counts per code."""
-        self.images += images
-        for name, value in stats.items():
-            self.sums[name] = self.sums.get(name, 0.0) + images * float(value)
-        if counts_K is not None:
-            self.counts_K = counts_K.cpu() + (0 if self.counts_K is None else self.counts_K)
-
-    def compute(self) -> dict[str, float]:
-        """kl_bits per element; codebook_usage (share of codes used at all) and codebook_perplexity (exp of the entropy)."""
-        if self.counts_K is None:
-            return {"kl_bits": self.sums["kl_bits"] / self.images} if "kl_bits" in self.sums else {}
-        p_K = self.counts_K.double() / self.counts_K.sum()
-        entropy = -torch.special.xlogy(p_K, p_K).sum()
-        return {
-            "codebook_usage": float((self.counts_K > 0).double().mean()),
-            "codebook_perplexity": float(entropy.exp()),
-        }
-
-
 def reference_indices(length: int, images: int | None) -> list[int]:
     """All of a split, or a fixed random subset of it (the same for every run)."""
     if images is None or images >= length:

@@ -1,0 +1,73 @@
+"""What the paper printed, to stand beside what was measured. Packaged data; nothing is computed here but log₂|Z| / f²."""
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+TABLE_8 = Path(__file__).parent / "paper_table8.yaml"
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """A row of Table 8 by our score names (rfid, ris, psnr, ssim, and perceptual for the paper's PSIM)."""
+
+    label: str
+    f: int
+    regulariser: str
+    codes: int | None
+    c: int | None
+    values: dict[str, float | None]  # None where the paper prints a dash
+    pm: dict[str, float | None]  # what stands after ±
+    printed: dict[str, str]  # both, digit by digit as the paper has them
+
+    @property
+    def bits_per_pixel(self) -> float | None:
+        """log₂|Z| / f², ours; the paper does not print it."""
+        return math.log2(self.codes) / self.f**2 if self.codes else None
+
+
+@dataclass(frozen=True)
+class Table8:
+    source: str
+    trained_on: str
+    evaluated_on: str
+    why_not_comparable: str
+    rows: tuple[PaperRow, ...]
+
+
+def _number(text: str | None) -> float | None:
+    return None if text in (None, "null") else float(str(text))
+
+
+def _printed(value: str, pm: str | None) -> str:
+    return "–" if value == "null" else value if pm is None else f"{value} ± {pm}"
+
+
+@cache
+def table_8() -> Table8:
+    import yaml
+
+    text = TABLE_8.read_text(encoding="utf-8")
+    raw: dict[str, Any] = yaml.load(text, Loader=yaml.BaseLoader)  # every leaf as the text that stands there
+    names = {"rfid": "r_fid", "ris": "r_is", "psnr": "psnr", "ssim": "ssim", "perceptual": "psim"}
+    rows = []
+    for row in raw["rows"]:
+        label = row.get("name") or f"{row['reg']} f={row['f']}"
+        label += "" if row.get("attention", "true") == "true" else ", no attention"
+        codes, c = _number(row["codes"]), _number(row["c"])
+        rows.append(
+            PaperRow(
+                label,
+                int(row["f"]),
+                row["reg"],
+                None if codes is None else int(codes),
+                None if c is None else int(c),
+                {ours: _number(row[theirs]) for ours, theirs in names.items()},
+                {ours: _number(row.get(f"{theirs}_pm")) for ours, theirs in names.items()},
+                {ours: _printed(row[theirs], row.get(f"{theirs}_pm")) for ours, theirs in names.items()},
+            )
+        )
+    why = " ".join(raw["why_not_comparable"].split())
+    return Table8(raw["source"], raw["trained_on"], raw["evaluated_on"], why, tuple(rows))
