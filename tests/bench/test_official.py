@@ -52,9 +52,9 @@ def test_losses_and_gradients_are_ours(words: list[str]) -> None:
 
 @pytest.mark.slow
 def test_memory_of_a_step_is_below_the_official_one() -> None:
-    """kl_f8 at half its width, 128 px, batch 2; at full width, 256 px and batch 4 the ratio is 0.59."""
+    """kl_f8 at half its width, 128 px, batch 2, no LPIPS; with it, at full width, 256 px and batch 4 the ratio is 0.59."""
     words = ["ae=kl_f8", "ae.network.width=64", "data.resolution=128", "bench.batch_size=2", "ae.loss.norm_images=2"]
-    cfg = load([*words, "bench.seconds=0.001"]).cfg
+    cfg = load([*words, "bench.seconds=0.001", "ae/loss/perceptual=none"]).cfg
     official, ours, checkpointing = compare_autoencoder(cfg, [], torch.device("cpu")).rows
     assert ours["memory"] <= 0.85
     assert checkpointing["peak_bytes"] <= ours["peak_bytes"] < official["peak_bytes"]
