@@ -186,7 +186,7 @@ def test_roots_and_splits_that_do_not_exist_are_named(root, tmp_path):
         Shards(str(tmp_path / "empty"), 16)
     with pytest.raises(DataError, match=r"no shards val-\*.tar; it has train"):
         Shards(str(root), 16, "val")
-    with pytest.raises(DataError, match=r"is remote.*RemoteShards"):
+    with pytest.raises(DataError, match=r"is remote and needs a folder"):
         Shards("https://example.org/set", 16)
 
 

@@ -1,9 +1,7 @@
 """Shards far away, streamed through webdataset in an order seeded per epoch.
 
-The training loop uses map-style data sets only (any image of the run by its number). To train from a stream it would
-need: batches without indices, epochs announced to the data set (`set_epoch`), `skip_shards` kept in the checkpoint,
-equal step counts on ranks whose shards differ in size, and no `accelerator.prepare` around the loader. Until then, copy
-the shards and use `Shards`.
+The training loop uses map-style data sets only (any image of the run by its number), so `data=shards` copies remote
+shards once (`fetch.py`). This is the stream, for sets that fit on no disk, in one's own code.
 """
 
 import hashlib
@@ -59,7 +57,7 @@ class RemoteShards(IterableDataset[Sample]):
         self.split = split
         self.flip = flip
         self.seed, self.rank, self.ranks = seed, rank, ranks
-        self.manifest = _fetch_manifest(manifest)
+        self.manifest, _ = fetch_manifest(manifest)
         self._shards: list[ShardRecord] = self.manifest.splits.get(split, [])
         if len(self._shards) < ranks:
             raise ConfigError(
@@ -111,9 +109,9 @@ class RemoteShards(IterableDataset[Sample]):
     def _load(self, shard: ShardRecord) -> list[dict[str, Any]]:
         from webdataset.tariterators import group_by_keys, tar_file_iterator
 
-        url = _address(self.root, shard.name)
+        url = address_of(self.root, shard.name)
         try:
-            with _open(url) as stream:
+            with open_stream(url) as stream:
                 hashed = _Hashed(stream)
                 files = ({**file, "__url__": url} for file in tar_file_iterator(hashed))
                 samples = list(group_by_keys(files))
@@ -154,13 +152,15 @@ class _Hashed:
         return content
 
 
-def _address(root: str, name: str) -> str:
+def address_of(root: str, name: str) -> str:
+    """Where a file of the set is: `name` in the place of `{shard}`, else after a slash."""
     if "{shard}" in root:
         return root.replace("{shard}", name)
     return f"{root.rstrip('/')}/{name}"
 
 
-def _open(url: str) -> Any:
+def open_stream(url: str) -> Any:
+    """A readable stream, to be used as a context."""
     from webdataset import gopen
 
     if url.startswith("s3://"):
@@ -168,10 +168,11 @@ def _open(url: str) -> Any:
     return gopen(url)
 
 
-def _fetch_manifest(manifest: str) -> Manifest:
+def fetch_manifest(manifest: str) -> tuple[Manifest, str]:
+    """A manifest and its text, from a path or an address. Raises DataError."""
     if str(manifest).startswith(REMOTE):
         try:
-            with _open(manifest) as stream:
+            with open_stream(manifest) as stream:
                 text = stream.read().decode()
         except Exception as error:
             raise DataError(f"manifest={manifest} cannot be read: {error}.") from error
@@ -181,4 +182,4 @@ def _fetch_manifest(manifest: str) -> Manifest:
                 f"manifest={manifest}: no such file. Give the manifest.json that prepare wrote beside the shards."
             )
         text = Path(manifest).read_text()
-    return parse_manifest(text, manifest)
+    return parse_manifest(text, manifest), text

@@ -1,4 +1,4 @@
-"""Local WebDataset tars as a map-style data set: random access through byte offsets, every shard checked at start.
+"""WebDataset tars as a map-style data set: random access through byte offsets, every shard checked at start.
 
 Shape letters: H W pixels, N images of the split.
 """
@@ -37,6 +37,7 @@ class Shards:
     A shard is read in full when it is new or its size or mtime changed, otherwise its last check counts; `verify` reads
     everything.
 
+    root:  a folder; or `pipe:<command>`, http(s)://, s3:// of a set with a manifest, which is copied into `cache` once.
     cache: folder for the index and the hashes; None makes them anew at every start.
     """
 
@@ -47,7 +48,7 @@ class Shards:
             raise ConfigError(f"data.resolution={resolution} must be 1 or more.")
         if split not in SPLITS:
             raise ConfigError(f"split must be one of {', '.join(SPLITS)}; got {split!r}.")
-        self.root = _folder(root)
+        self.root = _folder(root, split, cache)
         self.resolution = resolution
         self.split = split
         self.flip = flip
@@ -237,12 +238,13 @@ def _tars(root: Path) -> list[str]:
     return [entry.name for entry in os.scandir(root) if entry.name.endswith(".tar") and not entry.name.startswith(".")]
 
 
-def _folder(root: str) -> Path:
+def _folder(root: str, split: Split, cache: Path | None) -> Path:
     if str(root).startswith(REMOTE):
-        raise DataError(
-            f"data.root={root} is remote, and training needs random access. Copy the shards into a local folder; "
-            "ldmlab.data.remote.RemoteShards streams them in your own code."
-        )
+        if cache is None:
+            raise DataError(f"data.root={root} is remote and needs a folder to be copied to (cache).")
+        from ldmlab.data.fetch import local_copy
+
+        return local_copy(str(root), split, Path(cache))
     place = Path(root).expanduser()
     if not place.is_dir():
         state = "is a file" if place.exists() else "does not exist"
