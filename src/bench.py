@@ -7,6 +7,8 @@
     python src/bench.py compare=autoencoder ae=kl_f8 data.resolution=256     memory of a training step beside the official way
     python src/bench.py compare=family bench.family=[kl_f4,kl_f8] ae.network.width=32 data.resolution=64
 
+    python src/bench.py compare=tiles ae=kl_f4 ae.weights=… data=folder data.root=… data.resolution=1024      error and memory of tiles
+
 One thread unless runtime.threads says otherwise, so that times are CPU seconds, which other programs hardly disturb.
 bench.rounds repetitions of each contender take turns; a ratio is the median of the rounds' ratios.
 """

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ldmlab.autoencoders.autoencoder import Autoencoder
-from ldmlab.autoencoders.conv import ConvNetwork
+from ldmlab.autoencoders.conv import Attention, ConvNetwork
 from ldmlab.autoencoders.regularisers.kl import KL
 from ldmlab.autoencoders.regularisers.vq import VQ
 from ldmlab.errors import ConfigError
@@ -159,3 +159,11 @@ def test_equals_diffusers():
         assert close(ours.encode(image), theirs.encode(image).latents)
         z = torch.randn(2, 4, 4, 4) / 32
         assert close(ours.decode(z), theirs.decode(z).sample)
+
+
+def test_attention_never_holds_all_pairs_of_positions():
+    """One head of 16 features over 64×64 positions: all pairs would be 64 MiB, the feature maps are 256 KiB each."""
+    from ldmlab.bench.memory import peak_bytes
+
+    block, x = Attention(16).requires_grad_(False), torch.randn(1, 16, 64, 64)
+    assert peak_bytes(lambda: block(x), [x], torch.device("cpu")) < 8 << 20

@@ -140,12 +140,17 @@ class Attention(nn.Module):
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        h_BCHW = self.norm(x_BCHW)
-        q_B1NC, k_B1NC, v_B1NC = (
-            conv(h_BCHW).flatten(2).transpose(1, 2).unsqueeze(1) for conv in (self.q, self.k, self.v)
-        )
+        # The 1×1 convolutions as linear maps over positions: then a position's features lie side by side, without which
+        # PyTorch's fused attention on a CPU falls back to writing out the N×N weights (2 GiB for a 512 px image at f = 4).
+        h_BNC = self.norm(x_BCHW).flatten(2).transpose(1, 2)
+        q_B1NC, k_B1NC, v_B1NC = (_linear(conv, h_BNC).unsqueeze(1) for conv in (self.q, self.k, self.v))
         out_B1NC = F.scaled_dot_product_attention(q_B1NC, k_B1NC, v_B1NC)  # scale C^(-1/2), as the official code
-        return x_BCHW + self.proj_out(out_B1NC.squeeze(1).transpose(1, 2).reshape(x_BCHW.shape))
+        out_BNC = _linear(self.proj_out, out_B1NC.squeeze(1))
+        return x_BCHW + out_BNC.transpose(1, 2).unflatten(2, x_BCHW.shape[2:])
+
+
+def _linear(conv: nn.Conv2d, x_BNC: Tensor) -> Tensor:
+    return F.linear(x_BNC, conv.weight.flatten(1), conv.bias)
 
 
 class Downsample(nn.Module):

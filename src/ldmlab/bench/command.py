@@ -12,6 +12,7 @@ from ldmlab.bench.codebook import compare_codebook
 from ldmlab.bench.composed import measure_composed
 from ldmlab.bench.family import compare_family
 from ldmlab.bench.record import Report, append
+from ldmlab.bench.tiles import compare_tiles
 from ldmlab.bench.unet import compare_unet
 from ldmlab.errors import ConfigError
 from ldmlab.launch import set_threads
@@ -24,6 +25,7 @@ MEASURES: dict[str | None, Measure] = {
     "codebook": compare_codebook,
     "autoencoder": compare_autoencoder,
     "family": compare_family,
+    "tiles": compare_tiles,
 }
 
 

@@ -93,6 +93,13 @@ class StageRecord:
         return self.state in ("done", "ready")
 
     @property
+    def alarms(self) -> list[tuple[int, str]]:
+        """What the health guards said while it was trained: after how many images, and what."""
+        path = self.folder / "warnings.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        return [(int(row["images"]), str(row["text"])) for row in map(json.loads, lines)]
+
+    @property
     def anchor(self) -> str:
         return f"stage-{self.stage}-{self.id}"
 

@@ -256,6 +256,10 @@ def limits(cells: list[Cell]) -> list[str]:
             "The KL rate is that of a posterior sample, to the prior N(0, I); PSNR is of the posterior mean. From mean to "
             f"sample, on {len(sampled[0][0].latent['psnr_of_samples'])} images: {each}."
         )
+    for cell in cells:
+        trained = cell.run.stage("autoencoder")
+        for images, text in trained.alarms if trained else []:
+            found.append(f"While {cell.label} was trained, after {images} images: {text}")
     return found
 
 

@@ -312,8 +312,20 @@ def render(title: str, runs: list[Run], found: list[Table], groups: dict[str, li
             unfinished=[(run, record) for run in runs for record in run.unfinished],
             listed=_listed(runs, drawn_grids),
             plan=_plan(runs),
+            alarms=alarms(runs),
         )
     )
+
+
+def alarms(runs: list[Run]) -> list[str]:
+    """What the health guards said, once for a stage that several runs share."""
+    told = {
+        (record.id, images, text): f"{record.stage} {record.id}, after {images} images: {text}"
+        for run in runs
+        for record in run.stages
+        for images, text in record.alarms
+    }
+    return list(told.values())
 
 
 def _plan(runs: list[Run]) -> list[tuple[Run, list[tuple[StageRecord, bool]]]]:
