@@ -235,3 +235,14 @@ def test_a_folder_at_the_root_is_no_group(tmp_path: Path) -> None:
     finally:
         if not existed:
             made.rmdir()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["ae/loss/perceptual=squeezenet", "ae.loss.perceptual.weights=file.pth"], ["ae/loss/discriminator=patchgan_2"]],
+)
+def test_a_part_that_was_asked_for_is_not_taken_away_again(words: list[str]) -> None:
+    """`where_present` of debug=tiny and of experiments gives way to words on the command line, groups included."""
+    for preset in (["debug=tiny"], ["experiment=photos64", "data.root=here", "eval.extractor.weights=file.pth"]):
+        cfg = load([*preset, "ae=kl_f4", *words]).cfg
+        assert cfg.ae.loss["perceptual" if "perceptual" in words[0] else "discriminator"] is not None

@@ -294,11 +294,12 @@ def load(overrides: Sequence[str]) -> Composed:
 def finish(cfg: DictConfig, choices: dict[str, str], overrides: Sequence[str]) -> Composed:
     """The checks after composition: keys behind `+`, `where_present`, parts, words and ranges."""
     _refuse_unknown(cfg)
-    typed = {override.split("=")[0].lstrip("+~") for override in overrides}
+    typed = {override.split("=")[0].lstrip("+~").replace("/", ".") for override in overrides}
     plain = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
     assert isinstance(plain, DictConfig)
     for path, value in (plain.where_present or {}).items():
-        if path not in typed and _has(plain, path):
+        said = any(word == path or word.startswith(f"{path}.") for word in typed)  # the path, a part of it, its group
+        if not said and _has(plain, path):
             OmegaConf.update(plain, path, value, merge=False)
     plain.where_present = None
     if not OmegaConf.is_missing(plain, "ae") and plain.ae.weights is not None:
