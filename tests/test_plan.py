@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from ldmlab import build
 from ldmlab.config import load
 from ldmlab.errors import ConfigError
 from ldmlab.plan import Plan, as_text, sample_options, table

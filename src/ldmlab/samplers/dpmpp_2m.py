@@ -15,7 +15,7 @@ from ldmlab.samplers.grid import Grid, times
 from ldmlab.samplers.multistep import half_ahead
 from ldmlab.samplers.options import GuidanceOptions, check_eta
 
-FEW = 15  # with fewer steps than this the last one is of order 1, as in the released code
+FEW = 15  # with fewer steps than this the last one is of order 1, as in diffusers
 
 
 @torch.no_grad()

@@ -65,7 +65,7 @@ def unipc(
 ) -> Tensor:
     """From z_T down the list of times; z_0 is not clipped, `noise` is never called.
 
-    The last step is of order 1 and not corrected, as in the released code; at the data it is exact in what it was told.
+    The last step is of order 1 and not corrected, as in diffusers; at the data it is exact in what it was told.
     """
     z_BCHW, steps = zT_BCHW, len(times) - 1
     start_BCHW = zT_BCHW  # of the last step
