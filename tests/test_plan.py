@@ -6,7 +6,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from ldmlab.config import load
-from ldmlab.plan import Plan, as_text, table
+from ldmlab.errors import ConfigError
+from ldmlab.plan import Plan, as_text, sample_options, table
 from ldmlab.run import prepare
 from ldmlab.store import Store
 
@@ -138,3 +139,31 @@ def test_config_saved_is_the_whole_experiment(tmp_path: Path) -> None:
     cfg, choices = load([*BASE, f"store={tmp_path}"])
     again = OmegaConf.create(OmegaConf.to_yaml(cfg))
     assert again == cfg and choices["ae"] == "kl_f4_small"
+
+
+def test_options_of_guidance_enter_an_id_only_where_they_act(tmp_path: Path) -> None:
+    """Samples made before these options existed keep their address."""
+
+    def samples(*words: str) -> str:
+        return ids(plan_of(*words, root=tmp_path))["samples"]
+
+    cfg = load([*BASE, f"store={tmp_path}"])[0]
+    assert sample_options(cfg, 1)["sampler"] == {
+        "_target_": "ldmlab.samplers.ddim.DDIM", "steps": 50, "eta": 0.0, "grid": "trailing", "guidance": 1.0,
+    }  # fmt: skip
+    interval, rescale = "sampler.guidance_interval=[0.3,5]", "sampler.guidance_rescale=0.7"
+    assert samples() == samples(interval, rescale)
+    two = "sampler.guidance=2"
+    assert len({samples(two), samples(two, interval), samples(two, rescale), samples(two, interval, rescale)}) == 4
+
+
+def test_an_interval_beside_all_times_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"guidance_interval=\[1000, 2000\] holds none of the 50 times.*from 0\.\d+ to"
+    ):
+        plan_of("sampler.guidance=2", "sampler.guidance_interval=[1000,2000]", root=tmp_path)
+
+
+@pytest.mark.parametrize("words,said", [("plms", "plms 50 (51 evaluations)"), ("dpmpp_2m_sde", "dpmpp_2m_sde 50 ·")])
+def test_the_plan_counts_evaluations(words: str, said: str, tmp_path: Path) -> None:
+    assert said in plan_of(f"sampler={words}", "until=samples", root=tmp_path).rows[-1].what

@@ -19,6 +19,7 @@ from torch import nn
 from ldmlab.autoencoders.autoencoder import Autoencoder
 from ldmlab.conditioning.class_label import class_index
 from ldmlab.diffusion.denoiser import Denoiser
+from ldmlab.diffusion.guidance import share_within
 from ldmlab.diffusion.objectives import Objective
 from ldmlab.errors import ConfigError, UserError
 from ldmlab.loop import images_at
@@ -253,7 +254,13 @@ def check_fit(cfg: DictConfig, data: Any, val: Any) -> None:
         class_index(cfg.cond.label, data.class_names)
     chosen = sampler(cfg)
     schedule = objective(cfg).schedule
-    chosen.times(schedule.T)
+    visited = chosen.times(schedule.T)[:-1]
+    if chosen.guidance != 1 and share_within(chosen.guidance_interval, schedule, visited) == 0:
+        ratios = [schedule.at(t).sigma / max(schedule.at(t).alpha, 1e-9) for t in (visited[-1], visited[0])]
+        raise ConfigError(
+            f"sampler.guidance_interval={chosen.guidance_interval} holds none of the {len(visited)} times that are sampled: "
+            f"their noise-to-signal ratios go from {ratios[0]:.3g} to {ratios[1]:.3g}. Widen it, or set it to null."
+        )
     if chosen.guidance != 1 and not conditions.needs:
         raise ConfigError(
             f"sampler.guidance={chosen.guidance} needs a condition to guide with, and cond has none. Use sampler.guidance=1."

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ldmlab import build, imported
 from ldmlab.checkpoint import Checkpoints
+from ldmlab.diffusion.guidance import share_within
 from ldmlab.loop import images_at, total_steps
 from ldmlab.metrics.features import Extractor
 from ldmlab.store import Address, Store
@@ -146,8 +147,13 @@ def make_plan(cfg: DictConfig, choices: dict[str, str], data: Any, val: Any, sto
 
 def sample_options(cfg: DictConfig, images: int) -> dict[str, Any]:
     """What decides a set of samples beside the denoiser."""
+    sampler = options(cfg.sampler)
+    interval, rescale = sampler.pop("guidance_interval"), sampler.pop("guidance_rescale")
+    if sampler["guidance"] != 1:  # without guidance there is nothing to limit or rescale
+        sampler |= {"guidance_interval": [float(ratio) for ratio in interval]} if interval is not None else {}
+        sampler |= {"guidance_rescale": rescale} if rescale > 0 else {}
     return {
-        "snapshot": images, "weights": cfg.eval.weights, "sampler": cfg.sampler, "label_mode": cfg.eval.label_mode,
+        "snapshot": images, "weights": cfg.eval.weights, "sampler": sampler, "label_mode": cfg.eval.label_mode,
         "label": cfg.cond.label, "n": cfg.eval.samples, "seed": cfg.eval.seed,
     }  # fmt: skip
 
@@ -313,11 +319,15 @@ def _first_stage_rows(
 
 def _evaluation_rows(cfg: DictConfig, plan: Plan, size: int, costs: Costs) -> list[Row]:
     sampler, n = build.sampler(cfg), cfg.eval.samples
-    passes = sampler.steps if sampler.guidance == 1 else 2 * sampler.steps
+    passes = float(sampler.evaluations)
+    if sampler.guidance != 1:
+        schedule = build.objective(cfg).schedule
+        passes *= 1 + share_within(sampler.guidance_interval, schedule, sampler.times(schedule.T)[:-1])
+    asked = "" if sampler.evaluations == sampler.steps else f" ({number(sampler.evaluations)} evaluations)"
     rows = []
     for e in plan.evaluations:
         what = (
-            f"{number(n)} samples · {e.samples.name} {sampler.steps} · guidance {sampler.guidance:g}"
+            f"{number(n)} samples · {e.samples.name} {sampler.steps}{asked} · guidance {sampler.guidance:g}"
             f" · after {number(e.images)} img"
         )
         rows.append(Row(e.samples, what, n, passes * costs.forward + costs.decode, n * size * size * 3 / 1e6))

@@ -31,6 +31,8 @@ def test_short():
     assert (
         dataclasses.replace(CARD, weights="raw", samples=50_000).short().startswith("50k·ddim50·eta0·w1.5·uniform·raw·")
     )
+    limited = dataclasses.replace(CARD, guidance_interval=[0.3, 5.0], guidance_rescale=0.7)
+    assert limited.short() == "5k·ddim50·eta0·w1.5·in 0.3–5·rescale0.7·uniform·shapes-8c1d"
     recon = dataclasses.replace(
         CARD, sampler=None, steps=None, eta=None, guidance=None, label_mode=None, weights=None, samples=360
     )
@@ -42,6 +44,9 @@ def test_short():
     [
         ({"steps": 100}, "steps"),
         ({"guidance": 1.0}, "guidance"),
+        ({"guidance_interval": [0.3, 5.0]}, "guidance_interval"),
+        ({"guidance_rescale": 0.7}, "guidance_rescale"),
+        ({"evaluations": 99}, "evaluations"),
         ({"samples": 4_999}, "samples"),
         ({"weights": "raw"}, "weights"),
         ({"extractor_hash": "0000"}, "extractor_hash"),

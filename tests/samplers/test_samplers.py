@@ -19,7 +19,12 @@ from ldmlab.networks.unet import UNet
 from ldmlab.randomness import ImageNoise
 from ldmlab.samplers.ddim import DDIM
 from ldmlab.samplers.ddpm import DDPM
+from ldmlab.samplers.dpmpp_2m import DPMpp2M
+from ldmlab.samplers.euler import Euler
 from ldmlab.samplers.grid import times
+from ldmlab.samplers.heun import Heun
+from ldmlab.samplers.plms import PLMS
+from ldmlab.samplers.unipc import UniPC
 
 SHAPE = (2, 3, 4, 4)
 Denoise = Callable[[Tensor, Tensor, Any], Prediction]
@@ -237,8 +242,15 @@ def tiny() -> tuple[Denoise, Schedule]:
     return denoise_with(Denoiser(net, Compose([])).eval(), objective), objective.schedule
 
 
-@pytest.mark.parametrize("sampler", [DDIM(5), DDIM(5, eta=1.0), DDPM(5)], ids=["ddim", "ddim eta 1", "ddpm"])
-def test_image_seven_is_image_seven_at_any_batch_size(tiny: tuple[Denoise, Schedule], sampler: DDIM | DDPM) -> None:
+EVERY = {
+    "ddim": DDIM(5), "ddim eta 1": DDIM(5, eta=1.0), "ddpm": DDPM(5), "plms": PLMS(5), "dpmpp_2m": DPMpp2M(5),
+    "dpmpp_2m_sde": DPMpp2M(5, eta=1.0), "heun": Heun(5), "euler": Euler(5), "unipc": UniPC(5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_image_seven_is_image_seven_at_any_batch_size(tiny: tuple[Denoise, Schedule], name: str) -> None:
+    sampler: Any = EVERY[name]
     denoise, schedule = tiny
     cond = Compose([])({})
 
@@ -254,7 +266,8 @@ def test_image_seven_is_image_seven_at_any_batch_size(tiny: tuple[Denoise, Sched
 
     drawn_many, many = sample(list(range(16)))
     drawn_one, one = sample([7])
-    assert len(drawn_one) == len(drawn_many) == (1 if sampler == DDIM(5) else 5)  # the last step adds none
+    stochastic = name in ("ddim eta 1", "ddpm", "dpmpp_2m_sde")
+    assert len(drawn_one) == len(drawn_many) == (5 if stochastic else 1)  # the last step adds none
     assert all(torch.equal(a[7], b[0]) for a, b in zip(drawn_many, drawn_one, strict=True))  # bit for bit
     # The network's kernels may sum in another order at another batch size: 1e-5 of the largest value, float32.
     assert (many[7] - one[0]).abs().max() <= 1e-5 * one.abs().max()
@@ -264,8 +277,14 @@ def test_image_seven_is_image_seven_at_any_batch_size(tiny: tuple[Denoise, Sched
 def test_options_out_of_range_are_named() -> None:
     with pytest.raises(ConfigError, match=r"sampler\.eta must be from 0 to 1; got 1.5"):
         DDIM(eta=1.5)
-    for sampler in (DDIM, DDPM):
+    with pytest.raises(ConfigError, match=r"sampler\.eta must be from 0 to 1; got -1"):
+        DPMpp2M(eta=-1)
+    for sampler in {type(sampler) for sampler in EVERY.values()}:
         with pytest.raises(ConfigError, match=r"sampler\.guidance must be at least 0"):
             sampler(guidance=-0.5)
+        with pytest.raises(ConfigError, match=r"sampler\.guidance_interval must be \[low, high\].*got \[2, 1\]"):
+            sampler(guidance_interval=[2, 1])
+        with pytest.raises(ConfigError, match=r"sampler\.guidance_rescale must be from 0 .*got 1.5"):
+            sampler(guidance_rescale=1.5)
         with pytest.raises(ConfigError, match=r"sampler\.steps must be from 1 to 1000"):
             sampler(steps=2000).times(1000)

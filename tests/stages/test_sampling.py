@@ -1,11 +1,15 @@
 """Labels, seeds and parts of sampling."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from ldmlab.diffusion.objectives import Prediction
+from ldmlab.diffusion.schedules import Cosine
+from ldmlab.samplers.heun import Heun
 from ldmlab.stages import sampling
 from ldmlab.stages.sampling import contact_sheet, image_seed, labels_for, sample_all
 
@@ -49,6 +53,24 @@ def test_finished_parts_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     draw = lambda indices: torch.zeros(len(indices), 2, 2, 3, dtype=torch.uint8)  # noqa: E731
     sample_all(draw, 12, tmp_path, 5, 0, 1, lambda: None, lambda n: None)
     assert np.load(tmp_path / "images.npy")[:, 0, 0, 0].tolist() == [0] * 5 + [99] * 5 + [0] * 2
+
+
+def test_a_condition_is_encoded_once_per_draw_and_not_once_per_step() -> None:
+    encoded: list[list[int]] = []
+    seen: list[Any] = []
+
+    def condition(indices: list[int]) -> object:
+        encoded.append(indices)
+        return object()
+
+    def denoise(z: torch.Tensor, t_B: torch.Tensor, cond: Any) -> Prediction:
+        seen.append(cond)
+        return Prediction(z, z)
+
+    arguments = (Cosine(), lambda z: z, condition, [11, 12], (3, 4, 4), torch.device("cpu"), [7, 8])
+    images = sampling.draw(Heun(5), denoise, *arguments)
+    assert encoded == [[7, 8]] and len(seen) == 9 and len({id(cond) for cond in seen}) == 1
+    assert images.shape == (2, 4, 4, 3) and images.dtype == torch.uint8
 
 
 def test_contact_sheet_places_images() -> None:

@@ -20,7 +20,7 @@ from ldmlab.bench.memory import tensors_of
 from ldmlab.data.base import to_batch
 from ldmlab.data.batches import to_float
 from ldmlab.diffusion.denoiser import Denoiser, denoise_with
-from ldmlab.diffusion.guidance import guided
+from ldmlab.diffusion.guidance import as_asked
 from ldmlab.ema import EMA
 from ldmlab.loop import train_step
 from ldmlab.randomness import Draws
@@ -135,7 +135,7 @@ def _training(fit: DictConfig, stage: Any, batch: dict[str, Any], accelerator: A
 
 
 def sampler_step(cfg: DictConfig, denoiser: Denoiser, batch: dict[str, Any], shape: tuple[int, int, int]) -> Work:
-    """`SAMPLER_STEPS` steps of the composition's sampler with its guidance, the decoder not included."""
+    """Evaluations of the composition's sampler with its guidance, in `SAMPLER_STEPS` steps, the decoder not included."""
     sampler, objective = dataclasses.replace(build.sampler(cfg), steps=SAMPLER_STEPS), build.objective(cfg)
     images, device = len(batch["position"]), next(denoiser.parameters()).device
     zT_BCHW = torch.randn(images, *shape, device=device)
@@ -143,8 +143,8 @@ def sampler_step(cfg: DictConfig, denoiser: Denoiser, batch: dict[str, Any], sha
     @torch.no_grad()
     def run() -> None:
         null = denoiser.conditioner.null(images, device)
-        denoise = guided(denoise_with(denoiser, objective), sampler.guidance, null)
+        denoise = as_asked(denoise_with(denoiser, objective), sampler, null, objective.schedule)
         noise = lambda: torch.randn_like(zT_BCHW)  # noqa: E731
         sampler(denoise, zT_BCHW, objective.schedule, denoiser.condition(batch), noise)
 
-    return Work(run, images * SAMPLER_STEPS, lambda: list(tensors_of(denoiser, zT_BCHW)))
+    return Work(run, images * sampler.evaluations, lambda: list(tensors_of(denoiser, zT_BCHW)))

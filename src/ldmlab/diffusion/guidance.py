@@ -1,19 +1,47 @@
-"""Guidance: each function takes a denoise callable and returns one.
+"""Guidance: each function takes a denoise callable (two where two models are compared) and returns one, so that they stack.
 
-Shape letters: B batch, C channels, H W space.
+Of a stack the outermost is the last to have its say: `limited(guided(plain, …), plain, …)`. Guidance by the gradient of a
+classifier or of an image is in `gradient_guidance.py`. Shape letters: B batch, C channels, H W space.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ldmlab.diffusion.denoiser import Denoise
 from ldmlab.diffusion.objectives import Prediction
+from ldmlab.diffusion.schedules import Schedule
 from ldmlab.errors import ConfigError
 
+Correction = Callable[[Prediction, Prediction, Tensor, Tensor], Prediction]  # (guided, conditional, z_t, t_B)
 
-def guided(denoise: Denoise, scale: float, null: Any) -> Denoise:
+
+class Asked(Protocol):
+    """What a sampler's options say about guidance (samplers/options.py gives ranges and sources)."""
+
+    @property
+    def guidance(self) -> float: ...
+    @property
+    def guidance_interval(self) -> list[float] | None: ...
+    @property
+    def guidance_rescale(self) -> float: ...
+
+
+def as_asked(denoise: Denoise, asked: Asked, null: Any, schedule: Schedule) -> Denoise:
+    """`denoise` with the guidance of a sampler's options: classifier-free, rescaled, within its interval.
+
+    Raises ConfigError as `guided` does.
+    """
+    correction = rescaling(asked.guidance_rescale, schedule) if asked.guidance_rescale > 0 else None
+    steered = guided(denoise, asked.guidance, null, correction)
+    if asked.guidance_interval is None or steered is denoise:
+        return steered
+    return limited(steered, denoise, asked.guidance_interval, schedule)
+
+
+def guided(denoise: Denoise, scale: float, null: Any, correction: Correction | None = None) -> Denoise:
     """Classifier-free guidance: eps = eps_null + scale · (eps_cond - eps_null) (Ho & Salimans 2022 with scale = 1 + w).
 
     Both halves go through the network in one batch of 2B, the null half second. Scale 1 returns `denoise` itself, 0 is
@@ -23,6 +51,7 @@ def guided(denoise: Denoise, scale: float, null: Any) -> Denoise:
         denoise: the callable to guide.
         scale: at least 0 (`sampler.guidance`).
         null: the condition of "nothing asked" (`Cond`), for as many images as will be sampled at once.
+        correction: of the guided answer in the light of the conditional one (`rescaling`).
 
     Raises ConfigError for a negative scale, or when there is no condition to guide with.
     """
@@ -39,6 +68,92 @@ def guided(denoise: Denoise, scale: float, null: Any) -> Denoise:
     def guided_denoise(zt_BCHW: Tensor, t_B: Tensor, cond: Any) -> Prediction:
         both = denoise(torch.cat([zt_BCHW, zt_BCHW]), torch.cat([t_B, t_B]), cond.cat(null))
         (z0_c, z0_u), (eps_c, eps_u) = both.z0.chunk(2), both.eps.chunk(2)
-        return Prediction(z0_u + scale * (z0_c - z0_u), eps_u + scale * (eps_c - eps_u))
+        conditional = Prediction(z0_c, eps_c)
+        further = _away(conditional, Prediction(z0_u, eps_u), scale)
+        return further if correction is None else correction(further, conditional, zt_BCHW, t_B)
 
     return guided_denoise
+
+
+def autoguided(denoise: Denoise, weak: Denoise, scale: float, correction: Correction | None = None) -> Denoise:
+    """Autoguidance: eps = eps_weak + scale · (eps - eps_weak), away from a worse model of the same data and condition
+    (Karras et al. 2024, arXiv 2406.02507): smaller, or an earlier snapshot.
+
+    Both answer the same condition. Scale 1 returns `denoise` itself. Raises ValueError for a negative scale.
+    """
+    if scale < 0:
+        raise ValueError(f"the scale of autoguidance must be at least 0 (1 is none); got {scale}")
+    if scale == 1:
+        return denoise
+
+    def autoguided_denoise(zt_BCHW: Tensor, t_B: Tensor, cond: Any) -> Prediction:
+        strong = denoise(zt_BCHW, t_B, cond)
+        further = _away(strong, weak(zt_BCHW, t_B, cond), scale)
+        return further if correction is None else correction(further, strong, zt_BCHW, t_B)
+
+    return autoguided_denoise
+
+
+def rescaling(share: float, schedule: Schedule) -> Correction:
+    """Gives a share of the guided answer the conditional one's standard deviation (Lin et al. 2023, arXiv 2305.08891,
+    §3.4): x = share · x_guided std(x_cond) / std(x_guided) + (1 - share) · x_guided.
+
+    x is v = alpha eps - sigma z_0, what their networks answer, whatever ours were trained to; std is over C, H, W of each
+    image. z_0 and eps are those of the new v at the same z_t.
+    """
+
+    def correction(further: Prediction, conditional: Prediction, zt_BCHW: Tensor, t_B: Tensor) -> Prediction:
+        alpha_B111, sigma_B111 = _levels(schedule, t_B, zt_BCHW)
+        v_BCHW, wanted_BCHW = (alpha_B111 * p.eps - sigma_B111 * p.z0 for p in (further, conditional))
+        ratio_B111 = _spread(wanted_BCHW) / _spread(v_BCHW)
+        v_BCHW = (share * ratio_B111 + 1 - share) * v_BCHW
+        whole_B111 = alpha_B111**2 + sigma_B111**2  # 1 where variance is preserved
+        return Prediction(
+            (alpha_B111 * zt_BCHW - sigma_B111 * v_BCHW) / whole_B111,
+            (sigma_B111 * zt_BCHW + alpha_B111 * v_BCHW) / whole_B111,
+        )
+
+    return correction
+
+
+def limited(inside: Denoise, outside: Denoise, interval: list[float], schedule: Schedule) -> Denoise:
+    """`inside` where low < sigma / alpha <= high, else `outside` (Kynkäänniemi et al. 2024, arXiv 2404.07724).
+
+    Where all images of a call are on one side only that callable runs: outside the interval guidance costs nothing.
+    (Finding out waits for the device, once a call.)
+    """
+    low, high = interval
+
+    def limited_denoise(zt_BCHW: Tensor, t_B: Tensor, cond: Any) -> Prediction:
+        alpha_B, sigma_B = schedule.alpha(t_B, torch.float64), schedule.sigma(t_B, torch.float64)
+        within_B = (sigma_B > low * alpha_B) & (sigma_B <= high * alpha_B)
+        if within_B.all():
+            return inside(zt_BCHW, t_B, cond)
+        if not within_B.any():
+            return outside(zt_BCHW, t_B, cond)
+        within_B111 = within_B[:, None, None, None]
+        pairs = zip(inside(zt_BCHW, t_B, cond), outside(zt_BCHW, t_B, cond), strict=True)
+        return Prediction(*(torch.where(within_B111, a, b) for a, b in pairs))
+
+    return limited_denoise
+
+
+def share_within(interval: list[float] | None, schedule: Schedule, times: list[int]) -> float:
+    """The share of these times, 0 … 1, at which guidance with this interval acts."""
+    if interval is None:
+        return 1.0
+    levels = [schedule.at(t) for t in times]
+    return sum(interval[0] * alpha < sigma <= interval[1] * alpha for alpha, sigma in levels) / len(levels)
+
+
+def _away(towards: Prediction, away: Prediction, scale: float) -> Prediction:
+    return Prediction(away.z0 + scale * (towards.z0 - away.z0), away.eps + scale * (towards.eps - away.eps))
+
+
+def _levels(schedule: Schedule, t_B: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    alpha_B, sigma_B = schedule.alpha(t_B, like.dtype), schedule.sigma(t_B, like.dtype)
+    return alpha_B[:, None, None, None], sigma_B[:, None, None, None]
+
+
+def _spread(x_BCHW: Tensor) -> Tensor:
+    return x_BCHW.std(dim=(1, 2, 3), keepdim=True)

@@ -13,7 +13,7 @@ from ldmlab.conditioning.class_label import class_index
 from ldmlab.context import Context, frozen
 from ldmlab.data.batches import Batches
 from ldmlab.diffusion.denoiser import Denoiser, denoise_with
-from ldmlab.diffusion.guidance import guided
+from ldmlab.diffusion.guidance import as_asked
 from ldmlab.errors import DataError
 from ldmlab.makers.first_stage import make_autoencoder, make_decoder, make_extractor, make_latents
 from ldmlab.makers.sheets import save_sheet
@@ -86,7 +86,7 @@ def make_samples(ctx: Context, evaluation: Evaluation) -> Path:
         def draw(indices: list[int]) -> Tensor:
             null = model.conditioner.null(len(indices), ctx.device)
             return sampling.draw(
-                sampler, guided(plain, sampler.guidance, null), objective.schedule, ae.decode,
+                sampler, as_asked(plain, sampler, null, objective.schedule), objective.schedule, ae.decode,
                 lambda rows: model.condition({"label": label_N[rows].to(ctx.device)}),
                 [conditions["seed"][i] for i in indices], shape, ctx.device, indices,
             )  # fmt: skip
@@ -156,6 +156,7 @@ def protocol_card(ctx: Context, evaluation: Evaluation, extractor: Any, referenc
     cfg, sampler = ctx.cfg, build.sampler(ctx.cfg)
     labelled = "label" in build.conditioner(cfg, ctx.data).needs
     mode = (f"label {cfg.cond.label}" if cfg.cond.label is not None else cfg.eval.label_mode) if labelled else None
+    guided = sampler.guidance != 1
     return ProtocolCard(
         reference=ctx.plan.reference.id, reference_split=cfg.eval.reference.split, reference_images=reference_images,
         resolution=ctx.data.resolution, samples=cfg.eval.samples, label_mode=mode, sampler=evaluation.samples.name,
@@ -163,6 +164,9 @@ def protocol_card(ctx: Context, evaluation: Evaluation, extractor: Any, referenc
         snapshot_images=evaluation.images, extractor=extractor.name, extractor_hash=extractor.fingerprint(),
         resize=extractor.resize_text, grid=getattr(sampler, "grid", None), seed=cfg.eval.seed,
         bootstrap=cfg.eval.bootstrap, bootstrap_seed=cfg.eval.seed,
+        evaluations=sampler.evaluations if sampler.evaluations != sampler.steps else None,
+        guidance_interval=sampler.guidance_interval if guided else None,
+        guidance_rescale=sampler.guidance_rescale or None if guided else None,
     )  # fmt: skip
 
 

@@ -40,6 +40,9 @@ class ProtocolCard:
     resize: str  # how images reach the extractor's size
     rounding: str = "8-bit, nearest"
     grid: str | None = None  # the sampler's choice of time steps
+    evaluations: int | None = None  # of the denoiser (the guided pair is one) for each sample; None: as many as steps
+    guidance_interval: list[float] | None = None  # noise-to-signal ratios between which guidance acts; None: everywhere
+    guidance_rescale: float | None = None  # share; None: not rescaled
     seed: int = 0  # of the start noise
     bootstrap: int = 200
     bootstrap_seed: int = 0
@@ -70,6 +73,8 @@ class ProtocolCard:
             parts.append(f"{self.sampler}{'' if self.steps is None else self.steps}")
             parts += [f"eta{self.eta:g}"] if self.eta is not None else []
             parts += [f"w{self.guidance:g}"] if self.guidance is not None else []
+            parts += [f"in {'–'.join(f'{r:g}' for r in self.guidance_interval)}"] if self.guidance_interval else []
+            parts += [f"rescale{self.guidance_rescale:g}"] if self.guidance_rescale else []
         parts += [self.label_mode] if self.label_mode is not None else []
         parts += ["raw"] if self.weights == "raw" else []
         parts.append(f"{self.extractor}-{self.extractor_hash[:4]}")

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldmlab.errors import ConfigError
 from ldmlab.samplers.base import Callback, Denoise, Noise, Schedule
-from ldmlab.samplers.grid import Grid, check_guidance, times
+from ldmlab.samplers.grid import Grid, times
+from ldmlab.samplers.options import GuidanceOptions, check_eta
 
 
 @torch.no_grad()
@@ -43,14 +43,13 @@ def ddim(
 
 
 @dataclass(frozen=True)
-class DDIM:
-    """The options of DDIM; calling it samples.
+class DDIM(GuidanceOptions):
+    """The options of DDIM; calling it samples. Those of guidance: `GuidanceOptions`.
 
     Args:
         steps: network evaluations, 1 … T.
         eta: 0 (deterministic) … 1 (ancestral noise).
         grid: "trailing" (from T-1 to the data) or "official" (the released code's times; samplers/grid.py).
-        guidance: classifier-free scale, at least 0; 1 is none. Applied by `diffusion.guidance.guided`, not here.
 
     Raises ConfigError for values outside these ranges; for steps against T when it is called.
     """
@@ -58,12 +57,15 @@ class DDIM:
     steps: int = 50
     eta: float = 0.0
     grid: Grid = "trailing"
-    guidance: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.eta <= 1:
-            raise ConfigError(f"sampler.eta must be from 0 to 1; got {self.eta}.")
-        check_guidance(self.guidance)
+        super().__post_init__()
+        check_eta(self.eta)
+
+    @property
+    def evaluations(self) -> int:
+        """Of the denoiser, per sample: one a step."""
+        return self.steps
 
     def times(self, T: int) -> list[int]:
         """The times visited with a schedule of T steps; ConfigError when the steps do not fit."""

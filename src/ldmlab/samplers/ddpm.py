@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ldmlab.samplers.base import Callback, Denoise, Noise, Schedule
-from ldmlab.samplers.grid import Grid, check_guidance, times
+from ldmlab.samplers.grid import Grid, times
+from ldmlab.samplers.options import GuidanceOptions
 
 Variance = Literal["small", "large"]
 
@@ -50,14 +51,13 @@ def ddpm(
 
 
 @dataclass(frozen=True)
-class DDPM:
-    """The options of DDPM; calling it samples.
+class DDPM(GuidanceOptions):
+    """The options of DDPM; calling it samples. Those of guidance: `GuidanceOptions`.
 
     Args:
         steps: network evaluations, 1 … T.
         variance: of the noise added in each step, "small" (the true posterior's given z_0) or "large" (beta).
         grid: "trailing" (from T-1 to the data) or "official" (the released code's times; samplers/grid.py).
-        guidance: classifier-free scale, at least 0; 1 is none. Applied by `diffusion.guidance.guided`, not here.
 
     Raises ConfigError for values outside these ranges; for steps against T when it is called.
     """
@@ -65,10 +65,11 @@ class DDPM:
     steps: int = 1000
     variance: Variance = "small"
     grid: Grid = "trailing"
-    guidance: float = 1.0
 
-    def __post_init__(self) -> None:
-        check_guidance(self.guidance)
+    @property
+    def evaluations(self) -> int:
+        """Of the denoiser, per sample: one a step."""
+        return self.steps
 
     def times(self, T: int) -> list[int]:
         """The times visited with a schedule of T steps; ConfigError when the steps do not fit."""

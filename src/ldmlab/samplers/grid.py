@@ -34,9 +34,3 @@ def times(T: int, steps: int, grid: Grid) -> list[int]:
             "sampler.grid=trailing takes any."
         )
     return [t + 1 for t in reversed(range(0, T, T // steps))] + [0]
-
-
-def check_guidance(guidance: float) -> None:
-    """ConfigError for a negative guidance scale."""
-    if guidance < 0:
-        raise ConfigError(f"sampler.guidance must be at least 0 (1 is no guidance); got {guidance}.")
