@@ -37,11 +37,12 @@ MAY_IMPORT = {
     "imported": PARTS | {"build", "config", "interop"},
     "exported": {"build", "checkpoint", "config", "imported", "interop", "run"},
     "plan": PARTS | {"build", "checkpoint", "imported", "loop", "stages", "store", "tracking"},
+    "budget": {"build", "plan", "tracking"},
     "context": {"build", "card", "checkpoint", "data", "ema", "loop", "plan", "store", "tracking"},
     "publish": {"reports", "stages", "store"},
     "makers": PARTS | {"build", "checkpoint", "context", "imported", "plan", "stages", "store"},
     "cli": {"config", "launch", "run"},
-    "bench": PARTS | {"build", "card", "config", "context", "ema", "launch", "loop", "plan", "stages"},
+    "bench": PARTS | {"budget", "build", "card", "config", "context", "ema", "launch", "loop", "plan", "stages"},
 }  # fmt: skip
 ASSEMBLES = {"run"}  # the one that may see everything
 

@@ -61,6 +61,7 @@ class Plan:
     run: Address
     until: str
     rows: list[Row] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # to be read with the table
 
 
 def options(node: Any) -> Any:
@@ -197,6 +198,7 @@ def _denoiser_options(ldm: DictConfig) -> dict[str, Any]:
     """`ldm` without what changes only memory or speed."""
     plain: dict[str, Any] = options(ldm)
     plain["network"].pop("checkpointing", None)
+    plain.pop("budget")  # it became the network's width
     return plain
 
 

@@ -6,6 +6,8 @@ only; its label embedding (`y_embedder`) is our conditioner's, and its fixed pos
 Shape letters: B batch, C channels, H W space, L patches or tokens, N heads, D features.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -59,6 +61,7 @@ class DiT(nn.Module):
         super().__init__()
         check_shape(width, blocks, heads, patch)
         self.patch = patch
+        self.width_step = math.lcm(4, 2 * heads)  # widths that fit, with heads of even size, are its multiples
         if latent_size is not None:
             self.check_latent(latent_size, latent_size)
         self.checkpointing = checkpointing

@@ -84,6 +84,7 @@ class UNet(nn.Module):
         attended = sorted({width * m for i, m in enumerate(multipliers) if 2**i in factors} | {width * multipliers[-1]})
         check_heads(heads, head_channels, attended)
         self.width = width
+        self.width_step = math.lcm(GROUPS, heads or head_channels or 1)  # widths that surely fit are its multiples
         self.divisor = 2 ** (len(multipliers) - 1)  # height and width of the latent must be multiples of it
         emb_dim = 4 * width
 
