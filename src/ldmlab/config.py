@@ -91,8 +91,8 @@ class LDM:
     """The denoiser: a network and its training budget."""
 
     network: Any = MISSING
-    fit: Fit = field(default_factory=Fit)
     budget: Budget = field(default_factory=Budget)
+    fit: Fit = field(default_factory=Fit)
 
 
 @dataclass

@@ -104,7 +104,7 @@ def make_plan(cfg: DictConfig, choices: dict[str, str], data: Any, val: Any, sto
     stands_on = {"latents": latents} if latents else {"autoencoder": autoencoder, "data": data_at}
     denoiser = address(
         "denoiser", f"{choices['ldm']}-{choices['ae']}",
-        {"ldm": _denoiser_options(cfg.ldm), "cond": cond, "objective": cfg.objective, "seed": cfg.seed, **({} if latents else tile)},
+        {"ldm": _denoiser_options(cfg), "cond": cond, "objective": cfg.objective, "seed": cfg.seed, **({} if latents else tile)},
         **stands_on,
     )  # fmt: skip
     reference = address(
@@ -170,6 +170,14 @@ def caches(cfg: DictConfig, data: Any) -> bool:
     return True
 
 
+def _denoiser_options(cfg: DictConfig) -> dict[str, Any]:
+    """`ldm` without what changes only memory or speed, and without `budget`, which became the network's width."""
+    plain: dict[str, Any] = options(cfg.ldm)
+    plain["network"].pop("checkpointing", None)
+    plain.pop("budget")
+    return plain
+
+
 def _autoencoder(
     cfg: DictConfig, choices: dict[str, str], data: Address, extractor_id: str, address: Callable[..., Address]
 ) -> Address:
@@ -191,14 +199,6 @@ def _result_options(ae: DictConfig) -> dict[str, Any]:
     plain.pop("weights")
     if plain["latent_scale"]["mode"] != "given":
         plain["latent_scale"] = {k: v for k, v in plain["latent_scale"].items() if k not in ("scale", "shift")}
-    return plain
-
-
-def _denoiser_options(ldm: DictConfig) -> dict[str, Any]:
-    """`ldm` without what changes only memory or speed."""
-    plain: dict[str, Any] = options(ldm)
-    plain["network"].pop("checkpointing", None)
-    plain.pop("budget")  # it became the network's width
     return plain
 
 
