@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "launch": set(),
     "stages": PARTS | {"store"},
     "loop": {"checkpoint", "data", "ema", "tracking"},
+    "budget": {"build", "plan", "tracking"},
     "interop": {"checkpoint", "store"},
     "build": PARTS | {"loop"},
     "imported": PARTS | {"build", "config", "interop"},
@@ -41,7 +42,7 @@ MAY_IMPORT = {
     "publish": {"reports", "stages", "store"},
     "makers": PARTS | {"build", "checkpoint", "context", "imported", "plan", "stages", "store"},
     "cli": {"config", "launch", "run"},
-    "bench": PARTS | {"build", "card", "config", "context", "ema", "launch", "loop", "plan", "stages"},
+    "bench": PARTS | {"budget", "build", "imported", "card", "config", "context", "ema", "launch", "loop", "plan", "stages"},
 }  # fmt: skip
 ASSEMBLES = {"run"}  # the one that may see everything
 

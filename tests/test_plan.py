@@ -42,6 +42,7 @@ BEHIND_AE = {"autoencoder", "latents", "denoiser", "samples", "scores"}
         ("ae.fit.images=128", BEHIND_AE),
         ("ae.latent_scale.mode=per_channel", BEHIND_AE),
         ("ae.network.checkpointing=true", set()),
+        ("ldm.network.checkpointing=true", set()),
         ("seed=1", BEHIND_AE),
         ("data.seed=1", ALL),
         ("data.flip=true", {"data", "reference"} | BEHIND_AE),

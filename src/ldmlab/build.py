@@ -241,13 +241,7 @@ def check_fit(cfg: DictConfig, data: Any, val: Any) -> None:
                     f"beside the image. Use cond=none, or data with '{field}'."
                 )
         network = denoiser(cfg, ae, data).network
-    divisor = getattr(network, "divisor", 1)
-    if height % divisor:
-        raise ConfigError(
-            f"ldm.network.multipliers={list(cfg.ldm.network.multipliers)} halves the latent {divisor.bit_length() - 1} times, but it is "
-            f"{height}x{height} (data.resolution={data.resolution}, f={ae.f}). "
-            f"Use at most {(height & -height).bit_length()} multipliers, or data.resolution a multiple of {ae.f * divisor}."
-        )
+    network.check_latent(height, height)  # type: ignore[operator]
     if cfg.cond.label is not None:
         if "label" not in conditions.needs:
             raise ConfigError("cond.label asks for a class, but this denoiser takes no label. Use cond=class_label.")

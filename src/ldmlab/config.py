@@ -77,10 +77,21 @@ class AE:
 
 
 @dataclass
+class Budget:
+    """What the denoiser may cost. One target at most; it takes the place of `ldm.network.width` (ldmlab.budget)."""
+
+    parameters: float | None = None  # of the network
+    flops_per_image: float | None = None  # of training: three forward passes
+    flops_per_step: float | None = None  # the same for a whole batch
+    tolerance: float = 0.1  # how far, relatively, the nearest width may be off
+
+
+@dataclass
 class LDM:
     """The denoiser: a network and its training budget."""
 
     network: Any = MISSING
+    budget: Budget = field(default_factory=Budget)
     fit: Fit = field(default_factory=Fit)
 
 
@@ -241,6 +252,10 @@ POSITIVE = [
     "ldm.fit.images",
     "ldm.fit.batch_size",
     "ldm.fit.lr",
+    "ldm.budget.parameters",
+    "ldm.budget.flops_per_image",
+    "ldm.budget.flops_per_step",
+    "ldm.budget.tolerance",
     "eval.extractor_fit.images",
     "eval.extractor_fit.batch_size",
     "eval.extractor_fit.lr",

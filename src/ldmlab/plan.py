@@ -62,6 +62,7 @@ class Plan:
     run: Address
     until: str
     rows: list[Row] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # to be read with the table
 
 
 def options(node: Any) -> Any:
@@ -104,7 +105,7 @@ def make_plan(cfg: DictConfig, choices: dict[str, str], data: Any, val: Any, sto
     stands_on = {"latents": latents} if latents else {"autoencoder": autoencoder, "data": data_at}
     denoiser = address(
         "denoiser", f"{choices['ldm']}-{choices['ae']}",
-        {"ldm": cfg.ldm, "cond": cond, "objective": cfg.objective, "seed": cfg.seed, **({} if latents else tile)},
+        {"ldm": _denoiser_options(cfg), "cond": cond, "objective": cfg.objective, "seed": cfg.seed, **({} if latents else tile)},
         **stands_on,
     )  # fmt: skip
     reference = address(
@@ -173,6 +174,14 @@ def caches(cfg: DictConfig, data: Any) -> bool:
             )
         return False
     return True
+
+
+def _denoiser_options(cfg: DictConfig) -> dict[str, Any]:
+    """`ldm` without what changes only memory or speed, and without `budget`, which became the network's width."""
+    plain: dict[str, Any] = options(cfg.ldm)
+    plain["network"].pop("checkpointing", None)
+    plain.pop("budget")
+    return plain
 
 
 def _autoencoder(
@@ -283,7 +292,7 @@ def _rows(cfg: DictConfig, plan: Plan, data: Any, val: Any) -> list[Row]:
     work = total_steps(fit) * fit.batch_size
     per_image = 3 * costs.forward + (0 if plan.latents else costs.encode)
     gigaflops = f" · {3 * costs.forward / 1e9:.3g} GFLOP/img" if costs.forward else ""
-    what = f"UNet {millions(parameters_of(model.network))}{gigaflops} · {number(work)} img"
+    what = f"{type(model.network).__name__} {millions(parameters_of(model.network))}{gigaflops} · {number(work)} img"
     rows.append(Row(plan.denoiser, what, work, per_image, 20 * parameters_of(model) / 1e6))
     return rows if plan.until == "denoiser" else [*rows, *_evaluation_rows(cfg, plan, size, costs)]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from ldmlab import build, imported
+from ldmlab import budget, build, imported
 from ldmlab.card import machine, stamp
 from ldmlab.config import Composed
 from ldmlab.context import Context
@@ -31,8 +31,11 @@ def prepare(composed: Composed) -> tuple[Plan, Store, Any, Any]:
     store = Store(Path(cfg.store))
     caches = store.root / "data" / "cache"
     data, val = build.dataset(cfg, "train", caches), build.dataset(cfg, "val", caches)
+    sized = budget.settle(cfg, data)
     build.check_fit(cfg, data, val)
-    return make_plan(cfg, composed.choices, data, val, store.root), store, data, val
+    plan = make_plan(cfg, composed.choices, data, val, store.root)
+    plan.notes += [sized] if sized else []
+    return plan, store, data, val
 
 
 def execute(composed: Composed, command: str, may_train: bool = True) -> Path | None:
@@ -44,7 +47,7 @@ def execute(composed: Composed, command: str, may_train: bool = True) -> Path | 
     set_threads(cfg.runtime.threads)
     plan, store, data, val = prepare(composed)
     if cfg.dry_run:
-        print(as_text(table(plan, store, costs=True)))
+        print("\n ".join([as_text(table(plan, store, costs=True)), *plan.notes]))
         return None
     if not may_train:
         for address in (plan.autoencoder, plan.denoiser):
@@ -55,7 +58,7 @@ def execute(composed: Composed, command: str, may_train: bool = True) -> Path | 
                 )
     accelerator = make_accelerator(cfg.runtime.device)
     ctx = Context(cfg, composed.choices, plan, store, accelerator, data, val)
-    ctx.say(as_text(table(plan, store, costs=False)) + "\n")
+    ctx.say("\n ".join([as_text(table(plan, store, costs=False)), *plan.notes]) + "\n")
     make_data(ctx)
     order: list[tuple[str, Callable[[], object]]] = [
         ("autoencoder", lambda: (make_autoencoder(ctx), make_reconstructions(ctx))),

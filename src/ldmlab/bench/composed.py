@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from ldmlab import build
+from ldmlab import budget, build
 from ldmlab.bench import record, work
 from ldmlab.bench.memory import peak_bytes
 from ldmlab.bench.peak import Peak, peak_of
@@ -30,6 +30,7 @@ COLUMNS = [
 def measure_composed(cfg: DictConfig, words: list[str], device: torch.device) -> record.Report:
     """Rows: encode, decode, first stage's step, denoiser's step, sampler's step; real images, the loader not included."""
     data, val = build.dataset(cfg, "train", None), build.dataset(cfg, "val", None)
+    budget.settle(cfg, data)
     build.check_fit(cfg, data, val)
     report = record.Report("composed", COLUMNS)
     peaks: dict[str, Peak] = {}

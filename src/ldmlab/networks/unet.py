@@ -6,6 +6,7 @@ official ones, so that importing a checkpoint is renaming only.
 Shape letters: B batch, C channels, H W space, L tokens, D features.
 """
 
+import math
 from typing import Protocol
 
 import torch
@@ -45,6 +46,8 @@ class UNet(nn.Module):
         dropout: in residual blocks, before the last convolution.
         scale_shift_norm: the time embedding scales and shifts the second norm instead of being added.
         resblock_updown: residual blocks change the size, instead of a strided or repeating convolution.
+        checkpointing: keep the input of each block alone for the backward pass and compute the rest again: less memory,
+            about a third more time, the same result.
     Given by the assembly, never options:
         in_channels: latent channels plus those of a concatenated condition; out_channels: latent channels.
         context_dim: features of a token; None builds plain self-attention and takes no tokens.
@@ -69,6 +72,7 @@ class UNet(nn.Module):
         dropout: float = 0.0,
         scale_shift_norm: bool = False,
         resblock_updown: bool = False,
+        checkpointing: bool = False,
         context_dim: int | None = None,
         vector_dim: int | None = None,
         latent_size: int | None = None,
@@ -80,6 +84,7 @@ class UNet(nn.Module):
         attended = sorted({width * m for i, m in enumerate(multipliers) if 2**i in factors} | {width * multipliers[-1]})
         check_heads(heads, head_channels, attended)
         self.width = width
+        self.width_step = math.lcm(GROUPS, heads or head_channels or 1)  # widths that surely fit are its multiples
         self.divisor = 2 ** (len(multipliers) - 1)  # height and width of the latent must be multiples of it
         emb_dim = 4 * width
 
@@ -127,6 +132,7 @@ class UNet(nn.Module):
         self.out = nn.Sequential(
             Norm(channels, eps=1e-5), nn.SiLU(), zeroed(nn.Conv2d(channels, out_channels, 3, padding=1))
         )
+        self.recompute(checkpointing)
 
     def forward(self, z_BCHW: Tensor, t_B: Tensor, cond: Condition) -> Tensor:
         """Prediction [B, out_channels, H, W] at times `t_B` (0 … T-1, whole or fractional).
@@ -153,7 +159,7 @@ class UNet(nn.Module):
             raise ConfigError(
                 f"ldm.network.multipliers has {self.divisor.bit_length()} levels, which need latents whose height "
                 f"and width are multiples of {self.divisor}; this latent is {height}x{width}. Change data.resolution (to "
-                f"a multiple of f·{self.divisor}), take a smaller f, or use fewer multipliers."
+                f"a multiple of f·{self.divisor}), take a smaller f, or use at most {levels_of(height, width)} multipliers."
             )
 
     def recompute(self, on: bool) -> None:
@@ -161,6 +167,12 @@ class UNet(nn.Module):
         for pieces in self.modules():
             if isinstance(pieces, Pieces):
                 pieces.recompute = on
+
+
+def levels_of(height: int, width: int) -> int:
+    """Levels of a network that halves a latent of this size at each level but the last."""
+    both = math.gcd(height, width)
+    return (both & -both).bit_length()
 
 
 def mlp(inputs: int, outputs: int) -> nn.Sequential:
