@@ -140,7 +140,17 @@ def denoiser(cfg: DictConfig, ae: Autoencoder, data: Any) -> Denoiser:
 
 
 def objective(cfg: DictConfig) -> Objective:
-    return cast(Objective, part(cfg.objective))
+    """`objective` with its parts. A schedule that follows the latent's size (Shifted) is told it here."""
+    node = cfg.objective
+    if not node.schedule.get("_partial_", False):
+        return cast(Objective, part(node))
+    with shapes_only():
+        size = autoencoder(cfg).latent_shape(cfg.data.resolution)[1]
+    schedule = part(node.schedule, latent_size=size)
+    bare = cast(DictConfig, node.copy())
+    bare.schedule = None
+    bare["_partial_"] = True
+    return cast(Objective, part(bare, schedule=schedule))
 
 
 def sampler(cfg: DictConfig) -> Any:

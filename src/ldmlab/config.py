@@ -260,6 +260,7 @@ GIVEN: dict[str, tuple[str, ...]] = {
     "ae.loss.perceptual": ("classifier",),
     "ldm.network": ("in_channels", "out_channels", "context_dim", "vector_dim", "latent_size"),
     "cond.conditioner": ("n_classes",),
+    "objective.schedule": ("latent_size",),
 }
 """Constructor arguments that follow from other parts. `build.py` passes them; as options they would be second truths."""
 
@@ -581,6 +582,8 @@ def misfit(value: Any, hint: Any) -> str | None:
         return None if isinstance(value, (int, float)) and not isinstance(value, bool) else "a number"
     if hint is str:
         return None if isinstance(value, str) else "text"
+    if inspect.isclass(hint) and hint.__module__.startswith("ldmlab.") and isinstance(value, (str, bool, int, float)):
+        return f"a part with a _target_ ({hint.__name__})"
     return None
 
 

@@ -103,7 +103,7 @@ def make_plan(cfg: DictConfig, choices: dict[str, str], data: Any, val: Any, sto
     stands_on = {"latents": latents} if latents else {"autoencoder": autoencoder, "data": data_at}
     denoiser = address(
         "denoiser", f"{choices['ldm']}-{choices['ae']}",
-        {"ldm": cfg.ldm, "cond": cond, "objective": cfg.objective, "seed": cfg.seed, **({} if latents else tile)},
+        {"ldm": cfg.ldm, "cond": cond, "objective": _objective_options(cfg), "seed": cfg.seed, **({} if latents else tile)},
         **stands_on,
     )  # fmt: skip
     reference = address(
@@ -167,6 +167,16 @@ def caches(cfg: DictConfig, data: Any) -> bool:
             )
         return False
     return True
+
+
+def _objective_options(cfg: DictConfig) -> dict[str, Any]:
+    """`objective` without what says nothing: parts that are not there, and the `delta` of another loss than Huber's.
+    Options that came later so leave the ids of older runs alone."""
+    plain: dict[str, Any] = options(cfg.objective)
+    silent = {"weighting": None, "times": None, "stratified": False}
+    if plain.get("loss") != "huber":
+        plain.pop("delta", None)
+    return {k: v for k, v in plain.items() if k not in silent or v != silent[k]}
 
 
 def _autoencoder(

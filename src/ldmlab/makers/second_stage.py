@@ -38,9 +38,9 @@ def make_denoiser(ctx: Context, images: int | None = None) -> Denoiser:
     def work(folder: Path) -> float:
         data = make_latents(ctx)
         objective = build.objective(ctx.cfg)
-        stage = DiffusionStage(model, ae, objective, Draws(ctx.cfg.seed), ctx.cfg.cond.drop)
-        probe = DiffusionStage(model, ae, objective, Draws(ctx.cfg.seed + 1), 0.0)
+        stage = DiffusionStage(model, ae, objective, Draws(ctx.cfg.seed), ctx.cfg.cond.drop, ctx.cfg.ldm.fit.batch_size)
         size = min(VALIDATION_IMAGES, len(ctx.val))
+        probe = DiffusionStage(model, ae, objective, Draws(ctx.cfg.seed + 1), 0.0, size)
         held = Batches(ctx.val, size, size, ctx.cfg.seed, ctx.device).step(0)[0]
 
         @torch.no_grad()
