@@ -82,6 +82,9 @@ class LDM:
 
     network: Any = MISSING
     fit: Fit = field(default_factory=Fit)
+    power_ema: list[float] = field(
+        default_factory=list
+    )  # relative widths, [0.05, 0.1]: for eval.ema_width (2312.02696)
 
 
 @dataclass
@@ -122,6 +125,7 @@ class Eval:
     seed: int = 0
     batch_size: int = 64
     weights: str = "ema"  # ema | raw
+    ema_width: float | None = None  # an average of this relative width, made from ldm.power_ema; null: ldm.fit.ema's
     at: list[float] = field(default_factory=lambda: [1.0])  # fractions of training whose snapshots are scored
     reconstructions: int = 1000  # val images for PSNR, SSIM, rFID, at most
 

@@ -103,7 +103,7 @@ def make_plan(cfg: DictConfig, choices: dict[str, str], data: Any, val: Any, sto
     stands_on = {"latents": latents} if latents else {"autoencoder": autoencoder, "data": data_at}
     denoiser = address(
         "denoiser", f"{choices['ldm']}-{choices['ae']}",
-        {"ldm": cfg.ldm, "cond": cond, "objective": _objective_options(cfg), "seed": cfg.seed, **({} if latents else tile)},
+        {"ldm": _denoiser_options(cfg), "cond": cond, "objective": _objective_options(cfg), "seed": cfg.seed, **({} if latents else tile)},
         **stands_on,
     )  # fmt: skip
     reference = address(
@@ -149,6 +149,7 @@ def sample_options(cfg: DictConfig, images: int) -> dict[str, Any]:
     return {
         "snapshot": images, "weights": cfg.eval.weights, "sampler": cfg.sampler, "label_mode": cfg.eval.label_mode,
         "label": cfg.cond.label, "n": cfg.eval.samples, "seed": cfg.eval.seed,
+        **({} if cfg.eval.ema_width is None else {"ema_width": cfg.eval.ema_width}),
     }  # fmt: skip
 
 
@@ -167,6 +168,12 @@ def caches(cfg: DictConfig, data: Any) -> bool:
             )
         return False
     return True
+
+
+def _denoiser_options(cfg: DictConfig) -> dict[str, Any]:
+    """`ldm` without power_ema where none is kept."""
+    plain: dict[str, Any] = options(cfg.ldm)
+    return {k: v for k, v in plain.items() if k != "power_ema" or v}
 
 
 def _objective_options(cfg: DictConfig) -> dict[str, Any]:

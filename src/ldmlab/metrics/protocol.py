@@ -33,7 +33,7 @@ class ProtocolCard:
     steps: int | None
     eta: float | None
     guidance: float | None
-    weights: str | None  # ema or raw
+    weights: str | None  # ema, raw, or "ema width 0.1"
     snapshot_images: int | None  # training images behind the scored weights
     extractor: str
     extractor_hash: str
@@ -71,7 +71,7 @@ class ProtocolCard:
             parts += [f"eta{self.eta:g}"] if self.eta is not None else []
             parts += [f"w{self.guidance:g}"] if self.guidance is not None else []
         parts += [self.label_mode] if self.label_mode is not None else []
-        parts += ["raw"] if self.weights == "raw" else []
+        parts += [] if self.weights in (None, "ema") else [self.weights]
         parts.append(f"{self.extractor}-{self.extractor_hash[:4]}")
         return "·".join(parts)
 
