@@ -23,6 +23,7 @@ from ldmlab.diffusion.guidance import share_within
 from ldmlab.diffusion.objectives import Objective
 from ldmlab.errors import ConfigError, UserError
 from ldmlab.loop import images_at
+from ldmlab.power_ema import gamma_of
 from ldmlab.randomness import seed_of
 
 SHAPES = "ldmlab.data.shapes.Shapes"
@@ -141,7 +142,17 @@ def denoiser(cfg: DictConfig, ae: Autoencoder, data: Any) -> Denoiser:
 
 
 def objective(cfg: DictConfig) -> Objective:
-    return cast(Objective, part(cfg.objective))
+    """`objective` with its parts. A schedule that follows the latent's size (Shifted) is told it here."""
+    node = cfg.objective
+    if not node.schedule.get("_partial_", False):
+        return cast(Objective, part(node))
+    with shapes_only():
+        size = autoencoder(cfg).latent_shape(cfg.data.resolution)[1]
+    schedule = part(node.schedule, latent_size=size)
+    bare = cast(DictConfig, node.copy())
+    bare.schedule = None
+    bare["_partial_"] = True
+    return cast(Objective, part(bare, schedule=schedule))
 
 
 def sampler(cfg: DictConfig) -> Any:
@@ -264,8 +275,9 @@ def check_fit(cfg: DictConfig, data: Any, val: Any) -> None:
             f"sampler.guidance={chosen.guidance} needs a denoiser that also knows the null condition, but cond.drop=0 "
             "never trains it. Use cond.drop=0.1, or sampler.guidance=1."
         )
-    if cfg.eval.weights == "ema" and cfg.ldm.fit.ema is None:
+    if cfg.eval.weights == "ema" and cfg.ldm.fit.ema is None and cfg.eval.ema_width is None:
         raise ConfigError("eval.weights=ema, but ldm.fit.ema=null keeps no averaged weights. Use eval.weights=raw.")
+    check_power_ema(cfg)
     kept = {1.0, *cfg.ldm.fit.snapshots}
     for fraction in cfg.eval.at:
         if fraction not in kept:
@@ -286,6 +298,27 @@ def check_fit(cfg: DictConfig, data: Any, val: Any) -> None:
     if len(val) == 0:
         raise ConfigError(
             "the data has no val images; reconstructions cannot be scored. Give data.val_fraction or a val split."
+        )
+
+
+def check_power_ema(cfg: DictConfig) -> None:
+    """ConfigError unless every width is one, and eval.ema_width has averages to be made of."""
+    for width in cfg.ldm.power_ema:
+        gamma_of(width, "ldm.power_ema")
+    if len(set(cfg.ldm.power_ema)) < len(cfg.ldm.power_ema):
+        raise ConfigError(f"ldm.power_ema={list(cfg.ldm.power_ema)} names a width twice.")
+    wanted = cfg.eval.ema_width
+    if wanted is None:
+        return
+    gamma_of(wanted, "eval.ema_width")
+    if not cfg.ldm.power_ema:
+        raise ConfigError(
+            f"eval.ema_width={wanted} is made from power-function averages, and ldm.power_ema=[] keeps none. "
+            "Train with ldm.power_ema=[0.05,0.1] and some ldm.fit.snapshots, or use eval.ema_width=null."
+        )
+    if cfg.eval.weights != "ema":
+        raise ConfigError(
+            f"eval.ema_width={wanted} is an average, but eval.weights={cfg.eval.weights}. Use eval.weights=ema."
         )
 
 

@@ -93,6 +93,9 @@ class LDM:
     network: Any = MISSING
     budget: Budget = field(default_factory=Budget)
     fit: Fit = field(default_factory=Fit)
+    power_ema: list[float] = field(
+        default_factory=list
+    )  # relative widths, [0.05, 0.1]: for eval.ema_width (2312.02696)
 
 
 @dataclass
@@ -133,6 +136,7 @@ class Eval:
     seed: int = 0
     batch_size: int = 64
     weights: str = "ema"  # ema | raw
+    ema_width: float | None = None  # an average of this relative width, made from ldm.power_ema; null: ldm.fit.ema's
     at: list[float] = field(default_factory=lambda: [1.0])  # fractions of training whose snapshots are scored
     reconstructions: int = 1000  # val images for PSNR, SSIM, rFID, at most
 
@@ -275,6 +279,7 @@ GIVEN: dict[str, tuple[str, ...]] = {
     "ae.loss.perceptual": ("classifier",),
     "ldm.network": ("in_channels", "out_channels", "context_dim", "vector_dim", "latent_size"),
     "cond.conditioner": ("n_classes",),
+    "objective.schedule": ("latent_size",),
 }
 """Constructor arguments that follow from other parts. `build.py` passes them; as options they would be second truths."""
 
@@ -597,6 +602,8 @@ def misfit(value: Any, hint: Any) -> str | None:
         return None if isinstance(value, (int, float)) and not isinstance(value, bool) else "a number"
     if hint is str:
         return None if isinstance(value, str) else "text"
+    if inspect.isclass(hint) and hint.__module__.startswith("ldmlab.") and isinstance(value, (str, bool, int, float)):
+        return f"a part with a _target_ ({hint.__name__})"
     return None
 
 

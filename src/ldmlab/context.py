@@ -1,7 +1,7 @@
 """What every stage of a running command shares: the plan, the store, the ranks and the eye of the user."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from ldmlab.data.batches import Batches
 from ldmlab.ema import EMA
 from ldmlab.loop import Events, Progressed, Stage, fit
 from ldmlab.plan import Plan
+from ldmlab.power_ema import PowerEMA
 from ldmlab.store import Address, Store, atomic, write_json
 from ldmlab.tracking import Progress, Tracker, WandbMirror
 
@@ -113,10 +114,12 @@ class Context:
         validate: Callable[[], dict[str, float]] | None = None,
         group: int = 1,
         examine: Callable[[dict[str, float], float], list[str]] = lambda row, share: [],
+        power_ema: Sequence[float] = (),
     ) -> Progressed:
         """Train a stage with the one loop; leaves weights, averages and snapshots in `folder`.
 
-        `group` images of a batch must stay in one micro-batch. `examine`: see `loop.Events`.
+        `group` images of a batch must stay in one micro-batch. `examine`: see `loop.Events`. `power_ema`: relative widths
+        of power-function averages, kept beside each snapshot as power_<width>.safetensors.
         The first player is the one that is kept and averaged; another player's weights are kept under its own name.
         """
         runtime = self.cfg.runtime
@@ -127,7 +130,8 @@ class Context:
         first = stage.players[0]
         raw = stage.modules[first]
         optimizers = {player: build.optimizer(module, budget) for player, module in stage.modules.items()}
-        averages = {first: EMA(raw, budget.ema)} if budget.ema is not None else {}
+        averages: dict[str, EMA] = {first: EMA(raw, budget.ema)} if budget.ema is not None else {}
+        powers = {f"power_{width:g}": PowerEMA(raw, width) for width in power_ema}
         if runtime.compile:
             raw.compile()
         mirror = self._mirror(address, folder) if self.main and self.cfg.tracking.wandb else None
@@ -139,6 +143,7 @@ class Context:
                 for name, tensors in [
                     ("weights", raw.state_dict()),
                     *((("ema", averages[first].state_dict()),) if averages else ()),
+                    *((name, average.state_dict()) for name, average in powers.items()),
                     *((player, module.state_dict()) for player, module in others.items()),
                 ]:
                     with atomic(where / f"{name}.safetensors") as beside:
@@ -158,7 +163,7 @@ class Context:
         )  # fmt: skip
         try:
             done = fit(
-                address.stage, stage, batches, budget, optimizers, averages, self.accelerator, Checkpoints(folder),
+                address.stage, stage, batches, budget, optimizers, averages | powers, self.accelerator, Checkpoints(folder),
                 Tracker(folder if self.main else None, mirror), events,
             )  # fmt: skip
         finally:

@@ -105,7 +105,7 @@ def make_plan(cfg: DictConfig, choices: dict[str, str], data: Any, val: Any, sto
     stands_on = {"latents": latents} if latents else {"autoencoder": autoencoder, "data": data_at}
     denoiser = address(
         "denoiser", f"{choices['ldm']}-{choices['ae']}",
-        {"ldm": _denoiser_options(cfg), "cond": cond, "objective": cfg.objective, "seed": cfg.seed, **({} if latents else tile)},
+        {"ldm": _denoiser_options(cfg), "cond": cond, "objective": _objective_options(cfg), "seed": cfg.seed, **({} if latents else tile)},
         **stands_on,
     )  # fmt: skip
     reference = address(
@@ -156,6 +156,7 @@ def sample_options(cfg: DictConfig, images: int) -> dict[str, Any]:
     return {
         "snapshot": images, "weights": cfg.eval.weights, "sampler": sampler, "label_mode": cfg.eval.label_mode,
         "label": cfg.cond.label, "n": cfg.eval.samples, "seed": cfg.eval.seed,
+        **({} if cfg.eval.ema_width is None else {"ema_width": cfg.eval.ema_width}),
     }  # fmt: skip
 
 
@@ -177,11 +178,22 @@ def caches(cfg: DictConfig, data: Any) -> bool:
 
 
 def _denoiser_options(cfg: DictConfig) -> dict[str, Any]:
-    """`ldm` without what changes only memory or speed, and without `budget`, which became the network's width."""
+    """`ldm` without what changes only memory or speed, without `budget`, which became the network's width, and without
+    power_ema where none is kept."""
     plain: dict[str, Any] = options(cfg.ldm)
     plain["network"].pop("checkpointing", None)
     plain.pop("budget")
-    return plain
+    return {k: v for k, v in plain.items() if k != "power_ema" or v}
+
+
+def _objective_options(cfg: DictConfig) -> dict[str, Any]:
+    """`objective` without what says nothing: parts that are not there, and the `delta` of another loss than Huber's.
+    Options that came later so leave the ids of older runs alone."""
+    plain: dict[str, Any] = options(cfg.objective)
+    silent = {"weighting": None, "times": None, "stratified": False}
+    if plain.get("loss") != "huber":
+        plain.pop("delta", None)
+    return {k: v for k, v in plain.items() if k not in silent or v != silent[k]}
 
 
 def _autoencoder(

@@ -65,6 +65,18 @@ class Draws:
         return torch.cat(drawn)[start : start + len(position_B)]
 
 
+def stratified(draws: Draws, purpose: str, position_B: Tensor, group: int) -> Tensor:
+    """Uniform numbers in [0, 1), float64 [B] on the CPU, evenly spread: one in each n-th of [0, 1) per n = `group` positions.
+
+    Number i of group g is (u_g + i / n) mod 1 with one uniform u_g (Kingma et al. 2107.00630, App. I.1), so it depends on
+    the position alone. Groups are positions g·n … g·n + n - 1.
+    """
+    place_B = position_B.cpu()
+    group_B = place_B.div(group, rounding_mode="floor")
+    u_G = draws.rand(purpose, torch.arange(int(group_B[0]), int(group_B[-1]) + 1), (), "cpu").double()
+    return (u_G[group_B - group_B[0]] + (place_B % group).double() / group) % 1.0
+
+
 class ImageNoise:
     """Standard normal noise with one generator per image; call it once per draw.
 

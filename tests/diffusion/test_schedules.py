@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from ldmlab.diffusion.schedules import Cosine, LinearSqrtBeta, Schedule
+from ldmlab.diffusion.paths import Flow, Karras
+from ldmlab.diffusion.rescaled import Shifted, ZeroTerminalSNR
+from ldmlab.diffusion.schedules import Cosine, Linear, LinearSqrtBeta, Schedule
 from ldmlab.errors import ConfigError
 
 
@@ -76,7 +78,11 @@ def test_noising_is_that_of_diffusers(diffusers: ModuleType, kind: str, schedule
     torch.testing.assert_close(schedule.zt(z0.double(), eps.double(), t), exact, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("schedule", [LinearSqrtBeta(), Cosine(), LinearSqrtBeta(T=10)])
+@pytest.mark.parametrize(
+    "schedule",
+    [LinearSqrtBeta(), Cosine(), LinearSqrtBeta(T=10), Linear(), Flow(), Karras(), ZeroTerminalSNR(Cosine()),
+     Shifted(Flow(), 64, 32), Shifted(LinearSqrtBeta(), 8, factor=0.3)],
+)  # fmt: skip
 def test_variance_is_preserved_and_minus_one_is_the_data(schedule: Schedule) -> None:
     t = torch.arange(-1, schedule.T)
     alpha, sigma = schedule.alpha(t, torch.float64), schedule.sigma(t, torch.float64)
@@ -91,7 +97,62 @@ def test_variance_is_preserved_and_minus_one_is_the_data(schedule: Schedule) -> 
             schedule.at(outside)
 
 
+def test_linear_is_that_of_diffusers(diffusers: ModuleType) -> None:
+    theirs = diffusers.DDPMScheduler(beta_schedule="linear", beta_start=1e-4, beta_end=0.02)
+    torch.testing.assert_close(Linear().alpha_bar_T.float(), theirs.alphas_cumprod, rtol=2e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("schedule", [LinearSqrtBeta(), Cosine(), Linear()])
+def test_zero_terminal_snr_is_that_of_diffusers(diffusers: ModuleType, schedule: Schedule) -> None:
+    module = __import__("diffusers.schedulers.scheduling_ddim", fromlist=["rescale_zero_terminal_snr"])
+    betas = 1 - schedule.alpha_bar_T / torch.cat([torch.ones(1).double(), schedule.alpha_bar_T[:-1]])
+    theirs = torch.cumprod(1 - module.rescale_zero_terminal_snr(betas), dim=0)
+    ours = ZeroTerminalSNR(schedule)
+    torch.testing.assert_close(ours.alpha_bar_T, theirs, rtol=1e-9, atol=1e-15)
+    assert ours.at(999) == (0.0, 1.0) and ours.ends_without_signal and not schedule.ends_without_signal
+    assert ours.at(0).alpha == pytest.approx(schedule.at(0).alpha, rel=1e-12)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 0.25])
+def test_flow_has_the_sigmas_of_diffusers(diffusers: ModuleType, shift: float) -> None:
+    # Their sigma is τ of the straight line: ours is sigma / (alpha + sigma). Shift: SD3, eq. 23.
+    theirs = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift).sigmas.flip(0).double()
+    ours = Shifted(Flow(), 8, factor=shift)
+    alpha, sigma = ours.levels()
+    torch.testing.assert_close(sigma / (alpha + sigma), theirs, rtol=1e-6, atol=1e-7)
+    assert ours.at(999) == (0.0, 1.0)
+
+
+def test_karras_has_the_sigmas_of_diffusers(diffusers: ModuleType) -> None:
+    theirs = diffusers.EDMEulerScheduler()
+    theirs.set_timesteps(1000)
+    alpha, sigma = Karras().levels()
+    torch.testing.assert_close((sigma / alpha).flip(0).float(), theirs.sigmas[:-1], rtol=1e-5, atol=0)
+    assert float(sigma[-1] / alpha[-1]) == pytest.approx(80, rel=1e-9)
+
+
+@pytest.mark.parametrize("size", [8, 32, 128])
+def test_larger_latents_get_more_noise(size: int) -> None:
+    # simple diffusion: log SNR + 2 log(base / size)
+    (alpha, sigma), (a, s) = Shifted(Cosine(), size, base_size=32).levels(), Cosine().levels()
+    expected = 2 * (a / s).log() + 2 * np.log(32 / size)
+    torch.testing.assert_close(2 * (alpha / sigma).log(), expected, rtol=1e-9, atol=1e-9)
+
+
 def test_options_out_of_range_are_named() -> None:
+    for given in ((32, None), (None, 3.0)):
+        assert Shifted(Flow(), 8, *given).factor == (0.25 if given[0] else 3.0)
+    for wrong in ((None, None), (32, 3.0)):
+        with pytest.raises(ConfigError, match=r"objective\.schedule needs exactly one of base_size and factor"):
+            Shifted(Flow(), 8, *wrong)
+    with pytest.raises(ConfigError, match=r"base_size and factor must be greater than 0; got 0 and None"):
+        Shifted(Flow(), 8, 0)
+    with pytest.raises(ConfigError, match="T must be at least 2 to be rescaled; got 1"):
+        ZeroTerminalSNR(LinearSqrtBeta(T=1))
+    with pytest.raises(ConfigError, match="sigma_min=1, sigma_max=1, rho=7"):
+        Karras(10, 1, 1)
+    with pytest.raises(ConfigError, match=r"beta_start=0\.5, beta_end=0\.1"):
+        Linear(10, 0.5, 0.1)
     with pytest.raises(ConfigError, match=r"objective\.schedule\.T must be at least 1; got 0"):
         LinearSqrtBeta(T=0)
     with pytest.raises(ConfigError, match=r"beta_start=0\.5, beta_end=0\.1"):

@@ -10,7 +10,11 @@ from ldmlab.conditioning.class_label import ClassLabel
 from ldmlab.conditioning.compose import Compose
 from ldmlab.diffusion.denoiser import Denoiser
 from ldmlab.diffusion.objectives import Objective
+from ldmlab.diffusion.paths import Flow, Karras
 from ldmlab.diffusion.schedules import LinearSqrtBeta
+from ldmlab.diffusion.targets import EDM
+from ldmlab.diffusion.times import LogitNormal, LogNormal
+from ldmlab.diffusion.weightings import MinSNR
 from ldmlab.errors import ConfigError
 from ldmlab.networks.unet import UNet
 from ldmlab.randomness import Draws
@@ -104,6 +108,30 @@ def test_no_split_of_the_batch_changes_the_loss() -> None:
     torch.testing.assert_close(torch.stack(parts).mean(), whole, rtol=1e-5, atol=1e-6)
     other, _ = stage(seed=6).loss(batch(0, 16), "denoiser", 0)
     assert abs(float((other - whole).detach())) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [Objective("flow", Flow(), times=LogitNormal(), stratified=True),
+     Objective(EDM(), Karras(), "huber", MinSNR(), LogNormal(), stratified=True)],
+)  # fmt: skip
+def test_no_split_changes_what_other_objectives_train_on(objective: Objective) -> None:
+    mine = stage()
+    recorder = Recorder(mine.modules["denoiser"])
+    mine = DiffusionStage(mine.modules["denoiser"], mine.autoencoder, objective, mine.draws, 0.25, batch_size=16)  # type: ignore[arg-type]
+    mine.modules["denoiser"] = recorder
+    whole, logs = mine.loss(batch(0, 16), "denoiser", 0)
+    cuts = ((0, 4), (4, 4), (8, 4), (12, 4))
+    parts = [mine.loss(batch(first, n), "denoiser", 0) for first, n in cuts]
+    torch.testing.assert_close(torch.stack([loss for loss, _ in parts]).mean(), whole, rtol=1e-5, atol=1e-6)
+    shown, time = (torch.cat([asked[i] for asked in recorder.asked[1:]]) for i in (0, 1))
+    torch.testing.assert_close(shown, recorder.asked[0][0])
+    assert torch.equal(time, recorder.asked[0][1])
+    for i in range(4):  # quarters of the training distribution, of which a stratified batch of 16 has four each
+        quarter = torch.stack([log[f"loss_t{i}"] for _, log in parts]).mean()
+        torch.testing.assert_close(quarter, logs[f"loss_t{i}"], rtol=1e-5, atol=1e-6)
+    u = objective.u(mine.draws, torch.arange(16), 16)
+    assert torch.bincount((u * 4).long(), minlength=4).tolist() == [4, 4, 4, 4]
 
 
 def test_only_the_denoiser_learns() -> None:

@@ -27,7 +27,10 @@ class Denoiser(nn.Module):
         self.conditioner: Any = conditioner
 
     def forward(self, zt_BCHW: Tensor, t_B: Tensor, batch: dict[str, Any], drop_B: Tensor | None = None) -> Tensor:
-        """The network's answer for z_t under the batch's condition; the null one where `drop_B` (bool) is true."""
+        """The network's answer for z_t under the batch's condition; the null one where `drop_B` (bool) is true.
+
+        z_t and t as the objective shows them (`Objective.inputs`).
+        """
         return self.network(zt_BCHW, t_B, self.condition(batch, drop_B))
 
     def condition(self, batch: dict[str, Any], drop_B: Tensor | None = None) -> Any:
@@ -45,6 +48,7 @@ def denoise_with(denoiser: Denoiser, objective: Objective) -> Denoise:
     """
 
     def denoise(zt_BCHW: Tensor, t_B: Tensor, cond: Any) -> Prediction:
-        return objective.prediction(denoiser.network(zt_BCHW, t_B, cond), zt_BCHW, t_B)
+        shown_BCHW, time_B = objective.inputs(zt_BCHW, t_B)
+        return objective.prediction(denoiser.network(shown_BCHW, time_B, cond), zt_BCHW, t_B)
 
     return denoise

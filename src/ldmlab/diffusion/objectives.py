@@ -1,70 +1,120 @@
 """What the network is trained to predict, how far it is off, and what its output says about z_0 and eps.
 
-With z_t = alpha z_0 + sigma eps and v = alpha eps - sigma z_0 (Salimans & Ho 2022), each of eps, v and z_0 gives the
-other two.
-
 Shape letters: B batch, C channels, H W space.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ldmlab.diffusion.schedules import Schedule
+from ldmlab.diffusion.targets import WORDS, Prediction, Target, Word
+from ldmlab.diffusion.times import Times, Uniform
+from ldmlab.diffusion.weightings import Weighting
+from ldmlab.errors import ConfigError
+from ldmlab.randomness import Draws, stratified
 
-
-class Prediction(NamedTuple):
-    """What a denoiser believes of z_t = alpha z0 + sigma eps: the clean latent and the noise, both [B, C, H, W]."""
-
-    z0: Tensor
-    eps: Tensor
+__all__ = ["Objective", "Prediction"]
 
 
 class Objective:
-    """Target, schedule and distance; the weight is 1 for each t ("simple", Ho et al. 2020, eq. 14; the paper's eq. 2
-    and 3).
+    """Target, schedule, distance, weight of each noise level, and how often each is visited.
 
     Args:
-        target: "eps" (the paper), "v" or "z0".
+        target: "eps" (the paper), "v", "z0", "flow", or a part such as targets.EDM.
         schedule: alpha and sigma of t.
-        loss: "l2" (mean squared error) or "l1" (mean absolute error; churches, inpainting and layout models, D11).
+        loss: "l2" (squared error), "l1" (absolute error; churches, inpainting and layout models, D11) or "huber" (half the
+            squared error up to `delta`, delta · (absolute error - delta / 2) beyond).
+        weighting: of each noise level; None is weight 1 on the target's own error ("simple", Ho et al. 2020, eq. 14; the
+            paper's eq. 2 and 3).
+        times: distribution of t in training; None is uniform.
+        stratified: spread the times of each batch evenly over that distribution (2107.00630, App. I.1).
+        delta: of loss=huber.
+
+    Raises ConfigError for parts that cannot work together.
     """
 
-    def __init__(self, target: Literal["eps", "v", "z0"], schedule: Schedule, loss: Literal["l2", "l1"] = "l2"):
-        self.target = target
+    def __init__(
+        self,
+        target: Word | Target,
+        schedule: Schedule,
+        loss: Literal["l2", "l1", "huber"] = "l2",
+        weighting: Weighting | None = None,
+        times: Times | None = None,
+        stratified: bool = False,
+        delta: float = 1.0,
+    ):
+        if not delta > 0:
+            raise ConfigError(f"objective.delta must be greater than 0; got {delta}.")
+        self.target = target if isinstance(target, Target) else WORDS[target]()
+        self.target.check(schedule)
         self.schedule = schedule
         self.distance = loss
+        self.delta = delta
+        self.times = times or Uniform()
+        self.stratified = stratified
+        self._weight = None if weighting is None else {torch.device("cpu"): self._weights(weighting)}
+
+    def u(self, draws: Draws, position_B: Tensor, batch_size: int = 1) -> Tensor:
+        """Uniform numbers in [0, 1) for the times of these images, [B] on the CPU; purpose "t".
+
+        `batch_size`: images of one optimiser step, over all ranks and micro-batches; read when `stratified`.
+        """
+        if self.stratified:
+            return stratified(draws, "t", position_B, batch_size)
+        return draws.rand("t", position_B, (), "cpu")
 
     def t(self, u_B: Tensor) -> Tensor:
-        """Uniform numbers in [0, 1) → whole times 0 … T-1, uniformly distributed."""
-        return (u_B * self.schedule.T).long().clamp(max=self.schedule.T - 1)
+        """Uniform numbers in [0, 1) → whole times 0 … T-1 of the training distribution; never falling in u."""
+        return self.times.t(u_B, self.schedule)
+
+    def inputs(self, zt_BCHW: Tensor, t_B: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network is shown for z_t and t: (image-like [B, C, H, W], time [B], whole or fractional)."""
+        return self.target.inputs(zt_BCHW, t_B, *self._levels(t_B, zt_BCHW.dtype))
 
     def target_of(self, z0_BCHW: Tensor, eps_BCHW: Tensor, t_B: Tensor) -> Tensor:
         """What the network should answer for z_t."""
-        if self.target == "eps":
-            return eps_BCHW
-        if self.target == "z0":
-            return z0_BCHW
-        alpha_B111, sigma_B111 = self._levels(t_B, z0_BCHW.dtype)
-        return alpha_B111 * eps_BCHW - sigma_B111 * z0_BCHW
+        return self.target.of(z0_BCHW, eps_BCHW, *self._levels(t_B, z0_BCHW.dtype))
+
+    def weight(self, t_B: Tensor) -> Tensor | None:
+        """Weight of the loss at these times, float64 [B]; None for 1 throughout."""
+        if self._weight is None:
+            return None
+        if t_B.device not in self._weight:  # once per device, as the schedule's tables
+            self._weight[t_B.device] = self._weight[torch.device("cpu")].to(t_B.device)
+        return self._weight[t_B.device][t_B]
 
     def loss(self, out_BCHW: Tensor, z0_BCHW: Tensor, eps_BCHW: Tensor, t_B: Tensor) -> Tensor:
-        """Distance of the network's answer to its target, mean over C, H, W; [B], float32 or wider."""
+        """Weighted distance of the network's answer to its target, mean over C, H, W; [B], float32 or wider."""
         error_BCHW = out_BCHW.to(z0_BCHW.dtype) - self.target_of(z0_BCHW, eps_BCHW, t_B)
-        distance_BCHW = error_BCHW.square() if self.distance == "l2" else error_BCHW.abs()
-        return distance_BCHW.mean(dim=(1, 2, 3))
+        if self.distance == "l2":
+            distance_BCHW = error_BCHW.square()
+        elif self.distance == "l1":
+            distance_BCHW = error_BCHW.abs()
+        else:
+            distance_BCHW = F.huber_loss(error_BCHW, torch.zeros_like(error_BCHW), reduction="none", delta=self.delta)
+        loss_B, weight_B = distance_BCHW.mean(dim=(1, 2, 3)), self.weight(t_B)
+        return loss_B if weight_B is None else weight_B.to(loss_B.dtype) * loss_B
 
     def prediction(self, out_BCHW: Tensor, zt_BCHW: Tensor, t_B: Tensor) -> Prediction:
         """Clean latent and noise from the network's answer, in the dtype of z_t; nothing is clipped."""
-        out_BCHW = out_BCHW.to(zt_BCHW.dtype)
-        alpha_B111, sigma_B111 = self._levels(t_B, zt_BCHW.dtype)
-        if self.target == "eps":
-            return Prediction((zt_BCHW - sigma_B111 * out_BCHW) / alpha_B111, out_BCHW)
-        if self.target == "z0":
-            return Prediction(out_BCHW, (zt_BCHW - alpha_B111 * out_BCHW) / sigma_B111)
-        return Prediction(alpha_B111 * zt_BCHW - sigma_B111 * out_BCHW, sigma_B111 * zt_BCHW + alpha_B111 * out_BCHW)
+        return self.target.read(out_BCHW.to(zt_BCHW.dtype), zt_BCHW, *self._levels(t_B, zt_BCHW.dtype))
 
     def _levels(self, t_B: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         alpha_B, sigma_B = self.schedule.alpha(t_B, dtype), self.schedule.sigma(t_B, dtype)
         return alpha_B[:, None, None, None], sigma_B[:, None, None, None]
+
+    def _weights(self, weighting: Weighting) -> Tensor:
+        levels = self.schedule.levels()
+        weight_T = weighting.of_z0(*levels) * self.target.z0_error(*levels)
+        wrong_T = ~(weight_T.isfinite() & (weight_T > 0))
+        if wrong_T.any():
+            t = int(wrong_T.nonzero()[-1])
+            raise ConfigError(
+                f"objective.weighting={type(weighting).__name__} gives time {t} of {self.schedule.T} the weight {float(weight_T[t]):g} "
+                "with this target and schedule: the network would never learn what sampling asks of it there. Use another weighting "
+                "(null), or a schedule that keeps some signal."
+            )
+        return weight_T

@@ -1,6 +1,8 @@
 """Noise schedules as tables: z_t = alpha(t) z_0 + sigma(t) eps, with alpha² + sigma² = 1.
 
 Times are whole: t = 0 … T-1 are the noisy ones, and t = -1 is the data itself (alpha 1, sigma 0). Tables are float64.
+Any path from data to noise, z = a z_0 + s eps, is in here divided by √(a² + s²), so that samplers meet one kind of
+schedule; what the network sees is the target's business (targets.py). alpha may be 0 at T-1 and nowhere else.
 
 Shape letters: B batch, C channels, H W space, T steps.
 """
@@ -22,14 +24,11 @@ class Level(NamedTuple):
 
 
 class Schedule:
-    """A discrete schedule from its betas; beta_t = 1 - alpha_t² / alpha_{t-1}² (Ho et al. 2020; the paper's App. B).
+    """A discrete schedule from its `alpha_bar_T` = alpha², float64, falling; other code calls it `alphas_cumprod`."""
 
-    `alpha_bar_T` is the cumulative product of 1 - beta, what other code calls `alphas_cumprod`; alpha = √alpha_bar.
-    """
-
-    def __init__(self, beta_T: Tensor):
-        self.T = len(beta_T)
-        self.alpha_bar_T = torch.cumprod(1 - beta_T.double(), dim=0)
+    def __init__(self, alpha_bar_T: Tensor):
+        self.T = len(alpha_bar_T)
+        self.alpha_bar_T = alpha_bar_T.double()
         ends = torch.ones(1, dtype=torch.float64)
         alpha_bar = torch.cat([ends, self.alpha_bar_T])  # place t + 1 holds time t, so that place 0 is the data
         self._alpha = {torch.device("cpu"): alpha_bar.sqrt()}
@@ -42,6 +41,16 @@ class Schedule:
     def sigma(self, t_B: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Noise at times -1 … T-1, [B], on the device of `t_B`."""
         return self._look_up(self._sigma, t_B).to(dtype)
+
+    def levels(self) -> tuple[Tensor, Tensor]:
+        """(alpha_T, sigma_T) of the noisy times 0 … T-1, float64, on the CPU."""
+        cpu = torch.device("cpu")
+        return self._alpha[cpu][1:], self._sigma[cpu][1:]
+
+    @property
+    def ends_without_signal(self) -> bool:
+        """Whether alpha is 0 at T-1 (zero terminal SNR): z_T is noise alone."""
+        return float(self.alpha_bar_T[-1]) == 0
 
     def at(self, t: int) -> Level:
         """Signal and noise of one time, -1 … T-1, in float64."""
@@ -62,6 +71,11 @@ class Schedule:
         return tables[t_B.device][t_B + 1]
 
 
+def of_betas(beta_T: Tensor) -> Tensor:
+    """alpha_bar_T from beta_t = 1 - alpha_t² / alpha_{t-1}² (Ho et al. 2020; the paper's App. B)."""
+    return torch.cumprod(1 - beta_T.double(), dim=0)
+
+
 class LinearSqrtBeta(Schedule):
     """Betas that are the squares of a linear ramp between √beta_start and √beta_end: the paper's schedule.
 
@@ -71,12 +85,20 @@ class LinearSqrtBeta(Schedule):
 
     def __init__(self, T: int = 1000, beta_start: float = 0.0015, beta_end: float = 0.0195):
         check_steps(T)
-        if not 0 < beta_start <= beta_end < 1:
-            raise ConfigError(
-                f"objective.schedule needs 0 < beta_start <= beta_end < 1; got beta_start={beta_start}, "
-                f"beta_end={beta_end}."
-            )
-        super().__init__(torch.linspace(beta_start**0.5, beta_end**0.5, T, dtype=torch.float64) ** 2)
+        check_betas(beta_start, beta_end)
+        super().__init__(of_betas(torch.linspace(beta_start**0.5, beta_end**0.5, T, dtype=torch.float64) ** 2))
+
+
+class Linear(Schedule):
+    """Betas that rise linearly (Ho et al. 2020, §4). The official LDM code calls this "sqrt_linear" (D16).
+
+    Raises ConfigError unless 0 < beta_start <= beta_end < 1.
+    """
+
+    def __init__(self, T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02):
+        check_steps(T)
+        check_betas(beta_start, beta_end)
+        super().__init__(of_betas(torch.linspace(beta_start, beta_end, T, dtype=torch.float64)))
 
 
 class Cosine(Schedule):
@@ -91,10 +113,19 @@ class Cosine(Schedule):
             raise ConfigError(f"objective.schedule needs s >= 0 and 0 < max_beta < 1; got s={s}, max_beta={max_beta}.")
         alpha_bar = [math.cos((t / T + s) / (1 + s) * math.pi / 2) ** 2 for t in range(T + 1)]
         beta_T = [min(1 - alpha_bar[t + 1] / alpha_bar[t], max_beta) for t in range(T)]
-        super().__init__(torch.tensor(beta_T, dtype=torch.float64))
+        super().__init__(of_betas(torch.tensor(beta_T, dtype=torch.float64)))
 
 
 def check_steps(T: int) -> None:
     """ConfigError unless there is at least one noisy time."""
     if T < 1:
         raise ConfigError(f"objective.schedule.T must be at least 1; got {T}.")
+
+
+def check_betas(beta_start: float, beta_end: float) -> None:
+    """ConfigError unless they are two probabilities in order."""
+    if not 0 < beta_start <= beta_end < 1:
+        raise ConfigError(
+            f"objective.schedule needs 0 < beta_start <= beta_end < 1; got beta_start={beta_start}, "
+            f"beta_end={beta_end}."
+        )

@@ -1,5 +1,6 @@
 """The stages from the denoiser to the scores."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from ldmlab.data.batches import Batches
 from ldmlab.diffusion.denoiser import Denoiser, denoise_with
 from ldmlab.diffusion.guidance import as_asked
 from ldmlab.errors import DataError
+from ldmlab.loop import images_at
 from ldmlab.makers.first_stage import make_autoencoder, make_decoder, make_extractor, make_latents
 from ldmlab.makers.sheets import save_sheet
 from ldmlab.metrics.evaluate import evaluate, label_agreement
 from ldmlab.metrics.features import FeatureSet
 from ldmlab.metrics.protocol import ProtocolCard
 from ldmlab.plan import Evaluation
+from ldmlab.power_ema import Profile, combine, gamma_of, project
 from ldmlab.randomness import Draws
 from ldmlab.stages import sampling
 from ldmlab.stages.diffusion import DiffusionStage
@@ -28,6 +31,7 @@ from ldmlab.stages.scoring import Original, extract_all, load_features, referenc
 from ldmlab.store import read_json, write_json
 
 VALIDATION_IMAGES = 128  # whose loss is measured during training
+LOOSE = 0.1  # relative error of an average's profile that is worth a note
 
 
 def make_denoiser(ctx: Context, images: int | None = None) -> Denoiser:
@@ -38,9 +42,9 @@ def make_denoiser(ctx: Context, images: int | None = None) -> Denoiser:
     def work(folder: Path) -> float:
         data = make_latents(ctx)
         objective = build.objective(ctx.cfg)
-        stage = DiffusionStage(model, ae, objective, Draws(ctx.cfg.seed), ctx.cfg.cond.drop)
-        probe = DiffusionStage(model, ae, objective, Draws(ctx.cfg.seed + 1), 0.0)
+        stage = DiffusionStage(model, ae, objective, Draws(ctx.cfg.seed), ctx.cfg.cond.drop, ctx.cfg.ldm.fit.batch_size)
         size = min(VALIDATION_IMAGES, len(ctx.val))
+        probe = DiffusionStage(model, ae, objective, Draws(ctx.cfg.seed + 1), 0.0, size)
         held = Batches(ctx.val, size, size, ctx.cfg.seed, ctx.device).step(0)[0]
 
         @torch.no_grad()
@@ -50,7 +54,9 @@ def make_denoiser(ctx: Context, images: int | None = None) -> Denoiser:
             model.train()
             return {k: float(v) for k, v in logs.items()}
 
-        return ctx.train(ctx.plan.denoiser, folder, stage, data, ctx.cfg.ldm.fit, validate).seconds
+        return ctx.train(
+            ctx.plan.denoiser, folder, stage, data, ctx.cfg.ldm.fit, validate, power_ema=ctx.cfg.ldm.power_ema
+        ).seconds
 
     folder = ctx.make(ctx.plan.denoiser, work)
     final = ctx.plan.evaluations[-1].images if ctx.plan.evaluations else None
@@ -58,9 +64,33 @@ def make_denoiser(ctx: Context, images: int | None = None) -> Denoiser:
         folder = folder / "snapshots" / f"{images:012d}"
     elif images is not None and images != final:
         raise DataError(f"{folder} has no snapshot at {images} images.")
+    if ctx.cfg.eval.ema_width is not None:
+        model.load_state_dict(make_average(ctx, images))
+        return frozen(model, ctx.device)  # type: ignore[return-value]
     name = "ema" if ctx.cfg.eval.weights == "ema" else "weights"
     model.load_state_dict(load_tensors(folder / f"{name}.safetensors"))
     return frozen(model, ctx.device)  # type: ignore[return-value]
+
+
+def make_average(ctx: Context, images: int | None) -> dict[str, Tensor]:
+    """Weights averaged with the profile of `eval.ema_width`, as they would be after `images` (None: all of training)."""
+    fit, widths = ctx.cfg.ldm.fit, list(ctx.cfg.ldm.power_ema)
+    folder, end = ctx.store.folder(ctx.plan.denoiser), images_at(fit, 1.0)
+    images = end if images is None else images
+    kept = sorted({images_at(fit, fraction) for fraction in fit.snapshots} - {end})
+    places = {at: folder / "snapshots" / f"{at:012d}" for at in kept if at <= images} | (
+        {end: folder} if images == end else {}
+    )
+    stored = [
+        (Profile(at, gamma_of(w)), place / f"power_{w:g}.safetensors") for at, place in places.items() for w in widths
+    ]
+    fitted = project([profile for profile, _ in stored], Profile(images, gamma_of(ctx.cfg.eval.ema_width)))
+    if fitted.error > LOOSE:
+        ctx.say(
+            f" note: eval.ema_width={ctx.cfg.eval.ema_width:g} is off by {fitted.error:.0%} (of its profile's size): {len(stored)} "
+            "stored averages cannot make it. More ldm.fit.snapshots, or a width nearer to ldm.power_ema."
+        )
+    return combine(fitted.coefficients, [partial(load_tensors, path) for _, path in stored])
 
 
 def make_samples(ctx: Context, evaluation: Evaluation) -> Path:
@@ -155,12 +185,13 @@ def protocol_card(ctx: Context, evaluation: Evaluation, extractor: Any, referenc
     """Everything that decides a score beside the trained network (architecture §7)."""
     cfg, sampler = ctx.cfg, build.sampler(ctx.cfg)
     labelled = "label" in build.conditioner(cfg, ctx.data).needs
+    weights = cfg.eval.weights if cfg.eval.ema_width is None else f"ema width {cfg.eval.ema_width:g}"
     mode = (f"label {cfg.cond.label}" if cfg.cond.label is not None else cfg.eval.label_mode) if labelled else None
     guided = sampler.guidance != 1
     return ProtocolCard(
         reference=ctx.plan.reference.id, reference_split=cfg.eval.reference.split, reference_images=reference_images,
         resolution=ctx.data.resolution, samples=cfg.eval.samples, label_mode=mode, sampler=evaluation.samples.name,
-        steps=sampler.steps, eta=getattr(sampler, "eta", None), guidance=sampler.guidance, weights=cfg.eval.weights,
+        steps=sampler.steps, eta=getattr(sampler, "eta", None), guidance=sampler.guidance, weights=weights,
         snapshot_images=evaluation.images, extractor=extractor.name, extractor_hash=extractor.fingerprint(),
         resize=extractor.resize_text, grid=getattr(sampler, "grid", None), seed=cfg.eval.seed,
         bootstrap=cfg.eval.bootstrap, bootstrap_seed=cfg.eval.seed,

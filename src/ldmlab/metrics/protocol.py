@@ -33,7 +33,7 @@ class ProtocolCard:
     steps: int | None
     eta: float | None
     guidance: float | None
-    weights: str | None  # ema or raw
+    weights: str | None  # ema, raw, or "ema width 0.1"
     snapshot_images: int | None  # training images behind the scored weights
     extractor: str
     extractor_hash: str
@@ -76,7 +76,7 @@ class ProtocolCard:
             parts += [f"in {'–'.join(f'{r:g}' for r in self.guidance_interval)}"] if self.guidance_interval else []
             parts += [f"rescale{self.guidance_rescale:g}"] if self.guidance_rescale else []
         parts += [self.label_mode] if self.label_mode is not None else []
-        parts += ["raw"] if self.weights == "raw" else []
+        parts += [] if self.weights in (None, "ema") else [self.weights]
         parts.append(f"{self.extractor}-{self.extractor_hash[:4]}")
         return "·".join(parts)
 

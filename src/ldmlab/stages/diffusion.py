@@ -14,7 +14,7 @@ from ldmlab.diffusion.objectives import Objective
 from ldmlab.errors import ConfigError
 from ldmlab.randomness import Draws
 
-BINS = 4  # of t, for the log
+BINS = 4  # of noise levels, for the log
 
 
 class FirstStage(Protocol):
@@ -34,9 +34,10 @@ class DiffusionStage:
     Args:
         denoiser: the module that learns.
         autoencoder: frozen here, and put in eval mode.
-        objective: target, schedule, distance, distribution of t.
+        objective: target, schedule, distance, weight and distribution of t.
         draws: random numbers by position; purposes "posterior", "t", "eps" and "drop".
         drop: probability, per example, of training without its condition (`cond.drop`).
+        batch_size: images of one optimiser step, over which a stratified objective spreads its times.
 
     Raises ConfigError for a probability outside [0, 1].
     """
@@ -44,7 +45,13 @@ class DiffusionStage:
     players: tuple[str, ...] = ("denoiser",)
 
     def __init__(
-        self, denoiser: Denoiser, autoencoder: FirstStage, objective: Objective, draws: Draws, drop: float = 0.0
+        self,
+        denoiser: Denoiser,
+        autoencoder: FirstStage,
+        objective: Objective,
+        draws: Draws,
+        drop: float = 0.0,
+        batch_size: int = 1,
     ):
         if not 0 <= drop <= 1:
             raise ConfigError(f"cond.drop must be from 0 to 1; got {drop}.")
@@ -55,6 +62,7 @@ class DiffusionStage:
         self.objective = objective
         self.draws = draws
         self.drop = drop
+        self.batch_size = batch_size
 
     def active(self, player: str, images_seen: int) -> bool:
         """The denoiser learns from each batch."""
@@ -65,25 +73,28 @@ class DiffusionStage:
         return {}
 
     def loss(self, batch: dict[str, Any], player: str, images_seen: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean loss over the batch, and logs (detached): "loss", and "loss_t0" … "loss_t3" for the quarters of t.
+        """Mean loss over the batch, and logs (detached): "loss", and "loss_t0" … "loss_t3" for the quarters of the
+        training distribution of t, the least noisy first: quarters of the schedule where t is uniform.
 
         The batch holds cached "moments" or an "image". A quarter's number is 4 · (sum of its losses) / B, so that its
         mean over steps, micro-batches and ranks is the mean loss of that quarter even where a batch has no example of
-        it.
+        it. Losses are weighted, as they are trained on.
         """
         position_B = batch["position"]
         z0_BCHW = self.latents(batch)
         device = z0_BCHW.device
-        t_B = self.objective.t(self.draws.rand("t", position_B, (), "cpu")).to(device, non_blocking=True)
+        u_B = self.objective.u(self.draws, position_B, self.batch_size)
+        t_B = self.objective.t(u_B).to(device, non_blocking=True)
         eps_BCHW = self.draws.randn("eps", position_B, z0_BCHW.shape[1:], device)
         drop_B = None
         if self.drop > 0:
             drop_B = (self.draws.rand("drop", position_B, (), "cpu") < self.drop).to(device, non_blocking=True)
         zt_BCHW = self.objective.schedule.zt(z0_BCHW, eps_BCHW, t_B)
-        out_BCHW = self.modules[player](zt_BCHW, t_B, batch, drop_B)
+        shown_BCHW, time_B = self.objective.inputs(zt_BCHW, t_B)
+        out_BCHW = self.modules[player](shown_BCHW, time_B, batch, drop_B)
         loss_B = self.objective.loss(out_BCHW, z0_BCHW, eps_BCHW, t_B)
         loss = loss_B.mean()
-        return loss, {"loss": loss.detach(), **self._by_time(loss_B.detach(), t_B)}
+        return loss, {"loss": loss.detach(), **self._by_time(loss_B.detach(), u_B)}
 
     @torch.no_grad()
     def latents(self, batch: dict[str, Any]) -> Tensor:
@@ -93,6 +104,8 @@ class DiffusionStage:
         noise_BCHW = self.draws.randn("posterior", batch["position"], shape, moments_BCHW.device)
         return self.autoencoder.sample(moments_BCHW.float(), noise_BCHW)
 
-    def _by_time(self, loss_B: Tensor, t_B: Tensor) -> dict[str, Tensor]:
-        bin_B = t_B * BINS // self.objective.schedule.T
+    def _by_time(self, loss_B: Tensor, u_B: Tensor) -> dict[str, Tensor]:
+        bin_B = (
+            (u_B * BINS).long().to(loss_B.device, non_blocking=True)
+        )  # t never falls in u: quarters of u are quarters of t
         return {f"loss_t{i}": BINS * (loss_B * (bin_B == i)).mean() for i in range(BINS)}
