@@ -92,8 +92,11 @@ def options() -> list[list[str]]:
     ]
     nested = [["ae=kl_f8", f"{sub.relative_to(CONF)}={name}"] for sub in sorted((CONF / "ae").rglob("*")) if sub.is_dir()
               for name in group_options(str(sub.relative_to(CONF)))]  # fmt: skip
-    kinds = ("unet_base", "dit_b_2")  # one yaml of each kind of denoiser; the others differ in numbers
-    pairs = itertools.product(group_options("ae"), kinds, group_options("cond"))
+    conds = group_options("cond")  # one yaml of each kind of denoiser; the others differ in numbers
+    pairs = [
+        *itertools.product(group_options("ae"), ("unet_base",), conds),
+        *itertools.product(("identity", "kl_f8", "vq_f32"), ("dit_b_2",), conds),
+    ]
     crossed = [[f"ae={a}", f"ldm={n}", f"cond={c}", "data.resolution=256"] for a, n, c in pairs]
     debug = [[f"ae={a}", f"cond={c}", "debug=tiny"] for a in group_options("ae") for c in group_options("cond")]
     found = [*alone, *nested, *crossed, *debug]

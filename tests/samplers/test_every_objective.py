@@ -13,7 +13,13 @@ from ldmlab.diffusion.targets import Prediction
 from ldmlab.randomness import ImageNoise
 
 MEAN, STD = 0.3, 0.5
-OBJECTIVES = ["eps_linear", "v_cosine", "v_ztsnr", "flow", "edm"]  # one of each kind of schedule; two end without signal
+OBJECTIVES = [
+    "eps_linear",
+    "v_cosine",
+    "v_ztsnr",
+    "flow",
+    "edm",
+]  # one of each kind of schedule; two end without signal
 
 
 def exact(schedule: Any) -> Callable[[Tensor, Tensor, Any], Prediction]:
