@@ -104,7 +104,7 @@ def latent_drifts(rows: list[Row], share: float) -> str | None:
     if values is None or share < 0.5 or len(known) < 4 * PATIENCE:
         return None
     usual = median(known[len(known) // 4 : -PATIENCE])
-    if all(usual / 2 <= value <= 2 * usual for value in values):
+    if any(usual / 2 <= value <= 2 * usual for value in values):
         return None
     return (
         f"the latent's standard deviation went from {usual:.3g} to {values[-1]:.3g}. A denoiser's scale is measured at the end, "
