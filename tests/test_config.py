@@ -115,6 +115,8 @@ def with_files(words: list[str]) -> list[str]:
         more += ["data.root=/nowhere", "eval.extractor.weights=/nowhere.pth"]
     if "ae/regulariser=none" in words:
         return ["ae=identity", "ae/regulariser=none"]
+    if "ae/regulariser=fsq_3" in words:
+        return ["ae=vq_f4", "ae/regulariser=fsq_3"]  # three channels
     return [*words, *more]
 
 

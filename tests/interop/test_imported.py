@@ -91,7 +91,7 @@ def test_the_loss_s_files_are_not_asked_for(small: Path) -> None:
         (
             ["ae=vq_f4", "ae.network.middle_attention=false"],
             ["ae=vq_f4"],
-            "It fits ae=vq_f4 ae.network.middle_attention=false.",
+            "It fits ae=vq_f4_noattn.",
         ),
         (["ae=kl_f4"], ["ae=kl_f4", "debug=tiny"], "It fits ae=kl_f4 ae.network.width=128 ae.network.blocks=2."),
     ],
