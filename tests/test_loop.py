@@ -136,6 +136,8 @@ def test_durations() -> None:
     assert total_steps(budget) == 13
     assert [images_at(budget, f) for f in (0.0, 0.5, 1.0)] == [8, 48, 104]
     assert [learning_rate(budget, n) for n in (0, 8, 24, 32, 80)] == [0.25, 0.5, 1.0, 1.0, 1.0]
+    budget = Fit(images=100, batch_size=8, lr=1.0, warmup=16, cooldown=32)  # 13 steps, 104 images
+    assert [learning_rate(budget, n) for n in (0, 8, 64, 72, 80, 96)] == [0.5, 1.0, 1.0, 1.0, 0.75, 0.25]
 
 
 def test_metrics_rewind_drops_what_will_be_written_again(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ class Fit:
     precision: str = "fp32"  # fp32 | bf16 (autocast; weights and averages stay fp32)
     ema: float | None = None  # decay of the averaged copy, warm-up min(ema, (1+n)/(10+n)) after n steps
     warmup: int = 0  # images over which the learning rate rises linearly
+    cooldown: int = 0  # last images over which it falls linearly to 0
     snapshots: list[float] = field(default_factory=list)  # fractions of `images` at which weights are kept
 
 

@@ -49,6 +49,7 @@ class Budget(Protocol):
     clip: float | None
     precision: str
     warmup: int
+    cooldown: int
     snapshots: list[float]
 
 
@@ -111,8 +112,12 @@ def images_at(budget: Budget, fraction: float) -> int:
 
 
 def learning_rate(budget: Budget, images: int) -> float:
-    """Linear warm-up over `warmup` images, then constant; a function of images seen, not of calls."""
-    return budget.lr * min(1.0, (images + budget.batch_size) / budget.warmup) if budget.warmup else budget.lr
+    """Linear warm-up over `warmup` images, constant, linear cool-down over the last `cooldown` images; a function of images
+    seen, not of calls."""
+    rise = min(1.0, (images + budget.batch_size) / budget.warmup) if budget.warmup else 1.0
+    left = total_steps(budget) * budget.batch_size - images
+    fall = min(1.0, left / budget.cooldown) if budget.cooldown else 1.0
+    return budget.lr * min(rise, fall)
 
 
 def fit(
@@ -154,7 +159,7 @@ def fit(
     def flush() -> dict[str, float]:
         values = _mean(pending, accelerator, name, done, checkpoints)
         values["images_per_second"] = clock.speed(done.images)
-        values["lr"] = learning_rate(budget, done.images)
+        values["lr"] = learning_rate(budget, done.images - budget.batch_size)  # of the step just done
         tracker.log(values, done.images, done.steps, "train", clock.seconds())
         for text in events.examine(values, done.images / end):
             tracker.warn(text, done.images)

@@ -66,8 +66,14 @@ class Plan:
 
 
 def options(node: Any) -> Any:
-    """A config node as plain data for an id."""
-    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    """A config node as plain data for an id, without a cool-down that is not there (the option came later than most runs)."""
+    return _spoken(OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node)
+
+
+def _spoken(plain: Any) -> Any:
+    if not isinstance(plain, dict):
+        return plain
+    return {k: _spoken(v) for k, v in plain.items() if not (k == "cooldown" and v == 0 and "warmup" in plain)}
 
 
 def make_plan(cfg: DictConfig, choices: dict[str, str], data: Any, val: Any, store_root: Path) -> Plan:
