@@ -4,6 +4,7 @@ Shape letters: B batch, C channels, H W space.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ldmlab.samplers.base import Callback, Denoise, Noise, Schedule
-from ldmlab.samplers.grid import Grid, times
-from ldmlab.samplers.options import GuidanceOptions, check_eta
+from ldmlab.samplers.grid import Grid
+from ldmlab.samplers.options import check_eta
+from ldmlab.samplers.sampler import Rule, Sampler
 
 
 @torch.no_grad()
@@ -43,7 +45,7 @@ def ddim(
 
 
 @dataclass(frozen=True)
-class DDIM(GuidanceOptions):
+class DDIM(Sampler):
     """The options of DDIM; calling it samples. Those of guidance: `GuidanceOptions`.
 
     Args:
@@ -63,22 +65,5 @@ class DDIM(GuidanceOptions):
         check_eta(self.eta)
 
     @property
-    def evaluations(self) -> int:
-        """Of the denoiser, per sample: one a step."""
-        return self.steps
-
-    def times(self, T: int) -> list[int]:
-        """The times visited with a schedule of T steps; ConfigError when the steps do not fit."""
-        return times(T, self.steps, self.grid)
-
-    def __call__(
-        self,
-        denoise: Denoise,
-        zT_BCHW: Tensor,
-        schedule: Schedule,
-        cond: Any,
-        noise: Noise,
-        callback: Callback | None = None,
-    ) -> Tensor:
-        """z_0 from z_T ~ N(0, I)."""
-        return ddim(denoise, zT_BCHW, self.times(schedule.T), schedule, cond, noise, self.eta, callback)
+    def rule(self) -> Rule:
+        return partial(ddim, eta=self.eta)

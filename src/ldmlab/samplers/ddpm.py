@@ -4,6 +4,7 @@ Shape letters: B batch, C channels, H W space.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -11,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ldmlab.samplers.base import Callback, Denoise, Noise, Schedule
-from ldmlab.samplers.grid import Grid, times
-from ldmlab.samplers.options import GuidanceOptions
+from ldmlab.samplers.grid import Grid
+from ldmlab.samplers.sampler import Rule, Sampler
 
 Variance = Literal["small", "large"]
 
@@ -51,7 +52,7 @@ def ddpm(
 
 
 @dataclass(frozen=True)
-class DDPM(GuidanceOptions):
+class DDPM(Sampler):
     """The options of DDPM; calling it samples. Those of guidance: `GuidanceOptions`.
 
     Args:
@@ -67,22 +68,5 @@ class DDPM(GuidanceOptions):
     grid: Grid = "trailing"
 
     @property
-    def evaluations(self) -> int:
-        """Of the denoiser, per sample: one a step."""
-        return self.steps
-
-    def times(self, T: int) -> list[int]:
-        """The times visited with a schedule of T steps; ConfigError when the steps do not fit."""
-        return times(T, self.steps, self.grid)
-
-    def __call__(
-        self,
-        denoise: Denoise,
-        zT_BCHW: Tensor,
-        schedule: Schedule,
-        cond: Any,
-        noise: Noise,
-        callback: Callback | None = None,
-    ) -> Tensor:
-        """z_0 from z_T ~ N(0, I)."""
-        return ddpm(denoise, zT_BCHW, self.times(schedule.T), schedule, cond, noise, self.variance, callback)
+    def rule(self) -> Rule:
+        return partial(ddpm, variance=self.variance)

@@ -4,6 +4,7 @@ Order 2 with eta 0. Shape letters: B batch, C channels, H W space.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -11,9 +12,10 @@ import torch
 from torch import Tensor
 
 from ldmlab.samplers.base import Callback, Denoise, Level, Noise, Schedule
-from ldmlab.samplers.grid import Grid, times
+from ldmlab.samplers.grid import Grid
 from ldmlab.samplers.multistep import half_ahead
-from ldmlab.samplers.options import GuidanceOptions, check_eta
+from ldmlab.samplers.options import check_eta
+from ldmlab.samplers.sampler import Rule, Sampler
 
 FEW = 15  # with fewer steps than this the last one is of order 1, as in diffusers
 
@@ -55,7 +57,7 @@ def dpmpp_2m(
 
 
 @dataclass(frozen=True)
-class DPMpp2M(GuidanceOptions):
+class DPMpp2M(Sampler):
     """The options of DPM-Solver++(2M); calling it samples. Those of guidance: `GuidanceOptions`.
 
     Args:
@@ -75,22 +77,5 @@ class DPMpp2M(GuidanceOptions):
         check_eta(self.eta)
 
     @property
-    def evaluations(self) -> int:
-        """Of the denoiser, per sample: one a step."""
-        return self.steps
-
-    def times(self, T: int) -> list[int]:
-        """The times visited with a schedule of T steps; ConfigError when the steps do not fit."""
-        return times(T, self.steps, self.grid)
-
-    def __call__(
-        self,
-        denoise: Denoise,
-        zT_BCHW: Tensor,
-        schedule: Schedule,
-        cond: Any,
-        noise: Noise,
-        callback: Callback | None = None,
-    ) -> Tensor:
-        """z_0 from z_T ~ N(0, I)."""
-        return dpmpp_2m(denoise, zT_BCHW, self.times(schedule.T), schedule, cond, noise, self.eta, callback)
+    def rule(self) -> Rule:
+        return partial(dpmpp_2m, eta=self.eta)

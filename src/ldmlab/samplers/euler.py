@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ldmlab.samplers.base import Callback, Denoise, Noise, Schedule
 from ldmlab.samplers.ddim import ddim
-from ldmlab.samplers.grid import Grid, times
-from ldmlab.samplers.options import GuidanceOptions
+from ldmlab.samplers.grid import Grid
+from ldmlab.samplers.sampler import Rule, Sampler
 
 
 def euler(
@@ -32,7 +32,7 @@ def euler(
 
 
 @dataclass(frozen=True)
-class Euler(GuidanceOptions):
+class Euler(Sampler):
     """The options of Euler's method; calling it samples. Those of guidance: `GuidanceOptions`.
 
     Args:
@@ -46,22 +46,5 @@ class Euler(GuidanceOptions):
     grid: Grid = "trailing"
 
     @property
-    def evaluations(self) -> int:
-        """Of the denoiser, per sample: one a step."""
-        return self.steps
-
-    def times(self, T: int) -> list[int]:
-        """The times visited with a schedule of T steps; ConfigError when the steps do not fit."""
-        return times(T, self.steps, self.grid)
-
-    def __call__(
-        self,
-        denoise: Denoise,
-        zT_BCHW: Tensor,
-        schedule: Schedule,
-        cond: Any,
-        noise: Noise,
-        callback: Callback | None = None,
-    ) -> Tensor:
-        """z_0 from z_T ~ N(0, I)."""
-        return euler(denoise, zT_BCHW, self.times(schedule.T), schedule, cond, noise, callback)
+    def rule(self) -> Rule:
+        return euler

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ldmlab.samplers.base import Callback, Denoise, Level, Noise, Prediction, Schedule
-from ldmlab.samplers.grid import Grid, times
-from ldmlab.samplers.options import GuidanceOptions
+from ldmlab.samplers.grid import Grid
+from ldmlab.samplers.sampler import Rule, Sampler
 
 MOST_NOISE = 160.0  # s where the paper's grid starts: sigma_max 80 for data of standard deviation 0.5
 
@@ -59,7 +59,7 @@ def heun(
 
 
 @dataclass(frozen=True)
-class Heun(GuidanceOptions):
+class Heun(Sampler):
     """The options of Heun's method; calling it samples. Those of guidance: `GuidanceOptions`.
 
     Args:
@@ -77,18 +77,6 @@ class Heun(GuidanceOptions):
         """Of the denoiser, per sample: two a step, one in a last step that arrives at the data (grid "trailing")."""
         return 2 * self.steps - (self.grid == "trailing")
 
-    def times(self, T: int) -> list[int]:
-        """The times visited with a schedule of T steps; ConfigError when the steps do not fit."""
-        return times(T, self.steps, self.grid)
-
-    def __call__(
-        self,
-        denoise: Denoise,
-        zT_BCHW: Tensor,
-        schedule: Schedule,
-        cond: Any,
-        noise: Noise,
-        callback: Callback | None = None,
-    ) -> Tensor:
-        """z_0 from z_T ~ N(0, I)."""
-        return heun(denoise, zT_BCHW, self.times(schedule.T), schedule, cond, noise, callback)
+    @property
+    def rule(self) -> Rule:
+        return heun

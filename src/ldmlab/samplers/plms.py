@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from ldmlab.samplers.base import Callback, Denoise, Noise, Schedule
-from ldmlab.samplers.grid import Grid, times
+from ldmlab.samplers.grid import Grid
 from ldmlab.samplers.heun import improved
-from ldmlab.samplers.options import GuidanceOptions
+from ldmlab.samplers.sampler import Rule, Sampler
 
 WEIGHTS = {
     2: (3 / 2, -1 / 2),
@@ -62,7 +62,7 @@ def plms(
 
 
 @dataclass(frozen=True)
-class PLMS(GuidanceOptions):
+class PLMS(Sampler):
     """The options of PLMS; calling it samples. Those of guidance: `GuidanceOptions`.
 
     Args:
@@ -80,18 +80,6 @@ class PLMS(GuidanceOptions):
         """Of the denoiser, per sample: one a step and one more in the first; a single step is DDIM's."""
         return self.steps + (self.steps > 1)
 
-    def times(self, T: int) -> list[int]:
-        """The times visited with a schedule of T steps; ConfigError when the steps do not fit."""
-        return times(T, self.steps, self.grid)
-
-    def __call__(
-        self,
-        denoise: Denoise,
-        zT_BCHW: Tensor,
-        schedule: Schedule,
-        cond: Any,
-        noise: Noise,
-        callback: Callback | None = None,
-    ) -> Tensor:
-        """z_0 from z_T ~ N(0, I)."""
-        return plms(denoise, zT_BCHW, self.times(schedule.T), schedule, cond, noise, callback)
+    @property
+    def rule(self) -> Rule:
+        return plms

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from ldmlab.samplers.base import Callback, Denoise, Level, Noise, Schedule
-from ldmlab.samplers.grid import Grid, times
+from ldmlab.samplers.grid import Grid
 from ldmlab.samplers.multistep import half_ahead, half_log_snr
-from ldmlab.samplers.options import GuidanceOptions
+from ldmlab.samplers.sampler import Rule, Sampler
 
 Asked = tuple[Level, Tensor]  # a level and the z_0 predicted there
 
@@ -84,7 +84,7 @@ def unipc(
 
 
 @dataclass(frozen=True)
-class UniPC(GuidanceOptions):
+class UniPC(Sampler):
     """The options of UniPC; calling it samples. Those of guidance: `GuidanceOptions`.
 
     Args:
@@ -98,22 +98,5 @@ class UniPC(GuidanceOptions):
     grid: Grid = "trailing"
 
     @property
-    def evaluations(self) -> int:
-        """Of the denoiser, per sample: one a step."""
-        return self.steps
-
-    def times(self, T: int) -> list[int]:
-        """The times visited with a schedule of T steps; ConfigError when the steps do not fit."""
-        return times(T, self.steps, self.grid)
-
-    def __call__(
-        self,
-        denoise: Denoise,
-        zT_BCHW: Tensor,
-        schedule: Schedule,
-        cond: Any,
-        noise: Noise,
-        callback: Callback | None = None,
-    ) -> Tensor:
-        """z_0 from z_T ~ N(0, I)."""
-        return unipc(denoise, zT_BCHW, self.times(schedule.T), schedule, cond, noise, callback)
+    def rule(self) -> Rule:
+        return unipc
