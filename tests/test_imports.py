@@ -43,7 +43,8 @@ MAY_IMPORT = {
     "publish": {"reports", "stages", "store"},
     "makers": PARTS | {"build", "checkpoint", "context", "imported", "loop", "plan", "power_ema", "stages", "store"},
     "cli": {"config", "launch", "run"},
-    "bench": PARTS | {"budget", "build", "imported", "card", "config", "context", "ema", "launch", "loop", "plan", "stages"},
+    "checks": PARTS | {"build", "loop", "power_ema"},
+    "bench": PARTS | {"checks", "budget", "build", "imported", "card", "config", "context", "ema", "launch", "loop", "plan", "stages"},
 }  # fmt: skip
 ASSEMBLES = {"run"}  # the one that may see everything
 

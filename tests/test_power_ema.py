@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from ldmlab.build import check_power_ema
+from ldmlab.checks import check_power_ema
 from ldmlab.config import load
 from ldmlab.errors import ConfigError
 from ldmlab.power_ema import PowerEMA, Profile, combine, gamma_of, project

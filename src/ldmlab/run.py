@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from ldmlab import budget, build, imported
 from ldmlab.card import machine, stamp
+from ldmlab.checks import check_fit
 from ldmlab.config import Composed
 from ldmlab.context import Context
 from ldmlab.errors import UserError
@@ -32,7 +33,7 @@ def prepare(composed: Composed) -> tuple[Plan, Store, Any, Any]:
     caches = store.root / "data" / "cache"
     data, val = build.dataset(cfg, "train", caches), build.dataset(cfg, "val", caches)
     sized = budget.settle(cfg, data)
-    build.check_fit(cfg, data, val)
+    check_fit(cfg, data, val)
     plan = make_plan(cfg, composed.choices, data, val, store.root)
     plan.notes += [sized] if sized else []
     return plan, store, data, val

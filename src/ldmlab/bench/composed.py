@@ -10,6 +10,7 @@ from ldmlab.bench import record, work
 from ldmlab.bench.memory import peak_bytes
 from ldmlab.bench.peak import Peak, peak_of
 from ldmlab.bench.timing import clock_for, interleave
+from ldmlab.checks import check_fit
 from ldmlab.context import frozen
 from ldmlab.launch import make_accelerator
 from ldmlab.plan import caches, flops_of
@@ -31,7 +32,7 @@ def measure_composed(cfg: DictConfig, words: list[str], device: torch.device) ->
     """Rows: encode, decode, first stage's step, denoiser's step, sampler's step; real images, the loader not included."""
     data, val = build.dataset(cfg, "train", None), build.dataset(cfg, "val", None)
     budget.settle(cfg, data)
-    build.check_fit(cfg, data, val)
+    check_fit(cfg, data, val)
     report = record.Report("composed", COLUMNS)
     peaks: dict[str, Peak] = {}
     with work.any_weights(cfg) as note:
