@@ -1,6 +1,7 @@
 """Every objective in conf/ builds and is what its name says; ids of older runs hold; mistakes are one line."""
 
 import pytest
+import torch
 
 from ldmlab import build
 from ldmlab.config import Composed, group_options, load
@@ -32,7 +33,15 @@ def test_every_objective_builds(option: str) -> None:
     [(g, o) for g in ("schedule", "weighting", "times") for o in group_options(f"objective/{g}")],
 )
 def test_every_part_goes_with_v(group: str, option: str) -> None:
-    made("objective=v_cosine", f"objective/{group}={option}")
+    objective, plain = made("objective=v_cosine", f"objective/{group}={option}"), made("objective=v_cosine")
+    t_B, u_B = torch.arange(objective.schedule.T), torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
+    changed = {
+        "schedule": not torch.equal(objective.schedule.alpha_bar_T, plain.schedule.alpha_bar_T),
+        "weighting": objective.weight(t_B) is not None,
+        "times": not torch.equal(objective.t(u_B), plain.t(u_B)),
+    }
+    untouched = option in ("cosine", "none", "uniform", "simple")  # what v_cosine has already
+    assert changed == {name: name == group and not untouched for name in changed}
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,9 @@
 """DiT: published sizes and operations, equality with diffusers' network, adaLN-Zero's start, the seams for conditions."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from network_inputs import cond, inputs, stirred
 from torch import Tensor
 
 from ldmlab import build
@@ -18,25 +17,6 @@ from ldmlab.plan import flops_of
 def dit(**options: object) -> DiT:
     given = {"in_channels": 4, "out_channels": 4, "width": 32, "blocks": 2, "heads": 2} | options
     return DiT(**given)  # type: ignore[arg-type]
-
-
-def stirred(net: DiT) -> DiT:
-    """Zero-initialised layers replaced, so that every branch speaks."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            if not parameter.any():
-                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return net
-
-
-def cond(tokens: Tensor | None = None, concat: Tensor | None = None, vector: Tensor | None = None) -> SimpleNamespace:
-    return SimpleNamespace(tokens_BLD=tokens, concat_BCHW=concat, vector_BD=vector)
-
-
-def inputs(b: int = 3, c: int = 4, size: int = 8) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(b, c, size, size, generator=generator), torch.tensor([0, 500, 999][:b])
 
 
 # Millions of parameters, 10⁹ multiply-adds of one forward pass at 32x32x4: the DiT paper's Table 4 and repository

@@ -1,9 +1,8 @@
 """The UNet: official names, seams for conditions, honest complaints."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
+from network_inputs import cond, inputs, stirred
 from torch import Tensor
 
 from ldmlab.errors import ConfigError
@@ -13,25 +12,6 @@ from ldmlab.networks.unet import UNet
 def build(c: int = 4, **options: object) -> UNet:
     given = {"width": 32, "multipliers": [1, 2], "blocks": 1, "attention_factors": [2], "heads": 2} | options
     return UNet(c, c, **given)  # type: ignore[arg-type]
-
-
-def stirred(net: UNet) -> UNet:
-    """Zero-initialised layers replaced, so that every branch speaks."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            if not parameter.any():
-                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return net
-
-
-def cond(tokens: Tensor | None = None, concat: Tensor | None = None, vector: Tensor | None = None) -> SimpleNamespace:
-    return SimpleNamespace(tokens_BLD=tokens, concat_BCHW=concat, vector_BD=vector)
-
-
-def inputs(b: int = 3, c: int = 4, size: int = 8) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(b, c, size, size, generator=generator), torch.tensor([0, 500, 999][:b])
 
 
 def test_names_are_the_official_ones() -> None:
