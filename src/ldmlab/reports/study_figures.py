@@ -115,6 +115,7 @@ def _title(name: str, bins: int) -> str:
 
 
 def trained_label(cell: Cell, study: Study) -> str:
-    """The cell's label without what does not belong to its denoiser."""
+    """The cell's label without what does not belong to its denoiser; the denoiser's own name where nothing is left."""
     own = tuple(knob for knob in study.knobs if knob not in ASKED)
-    return words(cell, own, study.knobs) or cell.label
+    named = "" if cell.denoiser is None else cell.denoiser.folder.name.rpartition("-")[0]
+    return words(cell, own, study.knobs) or named

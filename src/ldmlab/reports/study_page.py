@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ldmlab.errors import DataError
 from ldmlab.reports import page, study_figures, study_pictures, study_tables, tables
-from ldmlab.reports.collect import Run, StageRecord, flatten, read_runs, varied
+from ldmlab.reports.collect import StageRecord, flatten, read_runs, varied
 from ldmlab.reports.figures import Figure, files
 from ldmlab.reports.study_cells import Cell, Study, read_study, words
 from ldmlab.reports.study_figures import trained_label
@@ -39,22 +39,31 @@ class Counted(NamedTuple):
     refused: Mapping[str, str]
 
 
+NAMES = {
+    "sampler": "sampler", "steps": "number of steps", "guidance": "guidance scale", "guidance_interval": "interval of guidance",
+    "ldm": "network", "objective": "objective", "ae": "first stage", "cond": "condition", "data": "data",
+}  # fmt: skip
+
+
 def title_of(study: Study) -> str:
+    """ "Samplers over network evaluations on shapes, 32 px", "Objectives on …"."""
     data = sorted({str(cell.run.choice("data") or cell.run.title.split(" · ")[0]) for cell in study.cells})
     sizes = sorted({int(cell.scores.card["resolution"]) for cell in study.cells if "resolution" in cell.scores.card})
     where = ", ".join(data) + (f", {'/'.join(map(str, sizes))} px" if sizes else "")
-    if study.axis is not None:
-        return f"Scores of samples over {study.axis.title.removesuffix(' an image')} on {where}"
-    return f"Scores of samples by {' and '.join(knob.rpartition('.')[2] for knob in study.knobs) or 'run'} on {where}"
+    if study.axis is not None and study.axis.knob == "guidance":
+        return f"Guidance on {where}"
+    knobs = [knob for knob in study.knobs if study.axis is None or knob != study.axis.knob]
+    names = [f"{NAMES[knob]}s" if knob in NAMES and knob != "data" else knob for knob in knobs]
+    what = " and ".join(names) or "samples"
+    along = f" over {study.axis.title.removesuffix(' an image')}" if study.axis is not None else ""
+    return f"{what[0].upper()}{what[1:]}{along} on {where}"
 
 
-def question(study: Study, runs: list[Run]) -> str:
+def question(study: Study) -> str:
     """What varies and what does not, in a sentence."""
     one = len(study.denoisers) == 1
     who = "One trained denoiser" if one else f"{len(study.denoisers)} denoisers"
-    names = {"sampler": "sampler", "steps": "number of steps", "guidance": "guidance scale", "ldm": "network",
-             "guidance_interval": "interval of guidance", "ae": "first stage", "cond": "condition"}  # fmt: skip
-    vary = [names.get(knob, knob) for knob in study.knobs]
+    vary = [NAMES.get(knob, knob) for knob in study.knobs]
     listed = " and ".join([", ".join(vary[:-1]), vary[-1]] if len(vary) > 1 else vary)
     return f"{who}; {listed or 'nothing'} {'vary' if len(vary) > 1 else 'varies'}, all else is equal."
 
@@ -157,7 +166,6 @@ def markdown(
     title: str,
     name: str,
     study: Study,
-    runs: list[Run],
     scores: Table,
     counted: Counted,
     missing: list[tuple[str, str]],
@@ -165,7 +173,7 @@ def markdown(
     losses: list[Figure],
     shown: list[Rows],
 ) -> str:
-    lines = [f"# {tables.escape(title)}", "", tables.escape(question(study, runs)), ""]
+    lines = [f"# {tables.escape(title)}", "", tables.escape(question(study)), ""]
     lines += [f"- {tables.escape(sentence)}" for sentence in study_tables.verdicts(study)]
     lines += [f"- missing: `{said}`, {tables.escape(why)}" for said, why in missing]
     lines += ["", *(f"![{tables.escape(f.alt)}](figures/{f.name}.svg)\n" for f in drawn)]
@@ -255,7 +263,7 @@ def report(
         .render(
             title=heading,
             name=name,
-            question=question(study, runs),
+            question=question(study),
             cells=study.cells,
             verdicts=study_tables.verdicts(study),
             missing=missing,
@@ -264,6 +272,7 @@ def report(
             columns=columns(study),
             knobs_of=by_id,
             ties=study_tables.ties(study),
+            few=len(study.cells) <= study_tables.MANY,
             drawn=page.draw(drawn),
             baseline=study_tables.baseline(study).label,
             differences=study_tables.difference_rows(study),

@@ -210,7 +210,7 @@ def verdicts(study: Study) -> list[str]:
         return []
     lead = [leader(cells)]
     if study.axis is None:
-        return [*lead, *against(study)]
+        return [*(lead if len(cells) > 2 else []), *against(study)]
     return [*lead, *(fewer(study) if study.axis.knob == "steps" else guided(study))]
 
 
