@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from ldmlab import budget
 from ldmlab.errors import UserError
@@ -43,8 +45,8 @@ def count(runs: list[Path]) -> Counts:
             continue
         try:
             counts.found[id_] = _count(run["config"], folder / stages["samples"]["folder"])
-        except UserError as error:
-            counts.refused[id_] = str(error)
+        except (UserError, OmegaConfBaseException, HydraException) as error:  # written by another version of the code
+            counts.refused[id_] = " ".join(str(error).splitlines()[0].split())
     return counts
 
 

@@ -81,9 +81,11 @@ class Study:
     @property
     def denoisers(self) -> list[Cell]:
         """The first cell of each denoiser."""
-        return list({cell.run.stage("denoiser").id: cell for cell in reversed(self.cells) if cell.denoiser}.values())[
-            ::-1
-        ]
+        found: dict[str, Cell] = {}
+        for cell in self.cells:
+            if cell.denoiser is not None:
+                found.setdefault(cell.denoiser.id, cell)
+        return list(found.values())
 
 
 def scored(run: Run) -> Cell | None:

@@ -253,9 +253,7 @@ def report(
     contents = {file: data for figure in [*drawn, *losses] for file, data in files(figure).items()}
     contents |= {f"figures/{each.name}.png": each.sheet for each in shown}
     contents["table.csv"] = study_tables.write_csv(study).encode()
-    contents["report.md"] = markdown(
-        heading, name, study, runs, scores, counted, missing, drawn, losses, shown
-    ).encode()
+    contents["report.md"] = markdown(heading, name, study, scores, counted, missing, drawn, losses, shown).encode()
     environment = page.environment()
     by_id = {cell.scores.id: knob_texts(study, cell) for cell in study.cells}
     contents["index.html"] = (

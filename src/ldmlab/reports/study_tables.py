@@ -165,7 +165,7 @@ def compared_pairs(study: Study) -> list[tuple[Cell, Cell]]:
         for b in two.cells
         if a.knobs[knob] == b.knobs[knob] and a is not b
     ]
-    return list(dict.fromkeys([*along, *across]))
+    return list({(a.scores.id, b.scores.id): (a, b) for a, b in [*along, *across]}.values())
 
 
 def indistinct(study: Study) -> list[tuple[Metric, list[tuple[Cell, Cell]]]]:
