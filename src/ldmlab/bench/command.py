@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
+from ldmlab.bench.attention import compare_attention
 from ldmlab.bench.autoencoder import compare_autoencoder
 from ldmlab.bench.codebook import compare_codebook
 from ldmlab.bench.composed import measure_composed
@@ -28,6 +29,7 @@ MEASURES: dict[str | None, Measure] = {
     "family": compare_family,
     "tiles": compare_tiles,
     "compression": compare_compression,
+    "attention": compare_attention,
 }
 
 
