@@ -70,6 +70,15 @@ def test_what_cannot_be_met_is_said(words: list[str], said: list[str]) -> None:
     assert all(part in str(error.value) for part in said), str(error.value)
 
 
+@pytest.mark.parametrize("name", budget.TARGETS)
+def test_a_typed_width_beside_a_budget_is_refused(name: str) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"ldm\.network\.width=64 and ldm\.budget\.{name}=1e\+09 .*budget\.{name}=null"
+    ):
+        load(["ldm=unet_tiny", "ldm.network.width=64", f"ldm.budget.{name}=1e9"])
+    assert load(["ldm=unet_tiny", "ldm.network.width=64", f"ldm.budget.{name}=null"]).cfg.ldm.network.width == 64
+
+
 def test_the_width_found_is_the_width_typed(tmp_path: Path) -> None:
     """An id knows the width and not how it was chosen."""
     base = [

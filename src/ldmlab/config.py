@@ -328,7 +328,20 @@ def finish(cfg: DictConfig, choices: dict[str, str], overrides: Sequence[str]) -
         plain.ae.loss = plain.ae.loss if plain.ae.train == "decoder" else None
     _complete_node(plain, "", choices)
     _check_values(plain)
+    _check_width(plain, typed)
     return Composed(plain, choices)
+
+
+def _check_width(cfg: DictConfig, typed: set[str]) -> None:
+    """A budget of the denoiser decides its width: one of the two may be typed. Raises ConfigError."""
+    if "ldm.network.width" not in typed or OmegaConf.is_missing(cfg, "ldm"):
+        return
+    budget = {name: value for name, value in cfg.ldm.budget.items() if name != "tolerance" and value is not None}
+    for name, value in budget.items():
+        raise ConfigError(
+            f"ldm.network.width={cfg.ldm.network.width} and ldm.budget.{name}={value:g} are both given, and the budget chooses "
+            f"the width. Leave the width out, or set ldm.budget.{name}=null."
+        )
 
 
 # ---- net 1: composition, with Hydra's messages in our voice --------------------------------------------------------------

@@ -55,14 +55,20 @@ def make_page(run: Path) -> Path:
 def make_report(runs: list[Path], out: Path | None, store: Path, study: str | None = None) -> Path:
     """One page of several runs: in `out`, or in the store under an id of the runs it shows.
 
-    Runs of a study that end at their first stage get the page of first stages.
+    Runs of a study that end at their first stage get the page of first stages, others the page of samples.
     """
-    from ldmlab.reports import first_stages, page
+    from ldmlab.reports import first_stages, page, study_page
 
     folder = out or store / "reports" / make_id("report", 1, {"runs": [run.name for run in runs]}, {})
-    if study is not None and all(first_stages.ends_there(run) for run in runs):
+    if study is None:
+        return shown(page.report(runs, folder, None))
+    if all(first_stages.ends_there(run) for run in runs):
         return shown(first_stages.report(runs, folder, study, missing_cells(store, study)))
-    return shown(page.report(runs, folder, None))
+    from ldmlab import work
+
+    counts = work.count(runs)
+    counted = study_page.Counted({i: study_page.Work(*w) for i, w in counts.found.items()}, counts.refused)
+    return shown(study_page.report(runs, folder, study, missing_cells(store, study), counted))
 
 
 def missing_cells(store: Path, study: str) -> list[tuple[str, str]]:

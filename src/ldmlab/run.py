@@ -99,7 +99,8 @@ def record(ctx: Context, command: str) -> Path:
             )  # fmt: skip
         run = {
             "id": ctx.plan.run.id, "name": ctx.plan.run.name, "title": title(ctx), "command": command, "created": created,
-            "studies": studies, "machine": machine(), "config": OmegaConf.to_container(ctx.cfg, resolve=True), "stages": stages,
+            "studies": studies, "choices": ctx.choices, "machine": machine(),
+            "config": OmegaConf.to_container(ctx.cfg, resolve=True), "stages": stages,
         }  # fmt: skip
         write_json(path, run)
     ctx.barrier()

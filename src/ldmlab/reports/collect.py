@@ -147,6 +147,12 @@ class Run:
     machine: dict[str, Any]
     config: dict[str, Any]
     stages: tuple[StageRecord, ...]
+    choices: dict[str, str] = field(default_factory=dict)  # what was chosen of each group: {"ldm": "unet_tiny", …}
+
+    def choice(self, group: str) -> str | None:
+        """The option chosen of a group; for runs from before choices were recorded, the word of their command."""
+        words = [word.partition("=")[2] for word in self.command.split() if word.startswith(f"{group}=")]
+        return self.choices.get(group) or next(reversed(words), None)
 
     @property
     def label(self) -> str:
@@ -365,6 +371,7 @@ def read_run(folder: Path) -> Run:
         created=str(raw.get("created") or ""),
         machine=dict(raw.get("machine") or {}),
         config=dict(raw.get("config") or {}),
+        choices=dict(raw.get("choices") or {}),
         stages=tuple(read_stage(entry, Path(folder), command, entry.get("stage") in scored) for entry in raw["stages"]),
     )
 

@@ -98,6 +98,10 @@ class Figure:
         )
         return f"{self.title} over {self.x}. {lines}."
 
+    def drawn(self, theme: Theme) -> Any:
+        """A canvas of Matplotlib. Other kinds of panel draw themselves in another way."""
+        return _draw(self, theme)
+
 
 def _plain(value: float) -> str:
     return f"{value:.3g}"
@@ -169,7 +173,9 @@ def over_training(runs: list[Run], metric: Metric) -> Figure | None:
     )
 
 
-def logged(runs: list[Run], stage: str, quantity: str, title: str = "") -> Figure | None:
+def logged(
+    runs: list[Run], stage: str, quantity: str, title: str = "", only: tuple[str, ...] = ("train", "val")
+) -> Figure | None:
     """A quantity of metrics.jsonl, train and val, of every run that logged it; a shared stage is drawn once."""
     series, seen = [], set()
     for i, run in enumerate(runs):
@@ -178,7 +184,7 @@ def logged(runs: list[Run], stage: str, quantity: str, title: str = "") -> Figur
             continue
         seen.add(record.id)
         splits = list(dict.fromkeys(row.get("split", "train") for row in record.rows if quantity in row))
-        for split in splits:
+        for split in (split for split in splits if split in only):
             curve: Curve = record.curve(quantity, split)
             if curve.values:
                 series.append(
@@ -187,7 +193,7 @@ def logged(runs: list[Run], stage: str, quantity: str, title: str = "") -> Figur
                         curve.images,
                         curve.values,
                         split=split,
-                        dashed=split == "val" and "train" in splits,
+                        dashed=split == "val" and {"train", "val"} <= {*splits} & {*only},
                         colour=i,
                         style="noisy" if split == "train" else "points",
                         sources=(record.place,),
@@ -378,7 +384,7 @@ def _rendered(figure: Figure, theme: Theme, save: Callable[[Any, io.BytesIO], No
         matplotlib.rcParams.update(defaults)
         matplotlib.rcParams.update(settings)
         out = io.BytesIO()
-        save(_draw(figure, theme), out)
+        save(figure.drawn(theme), out)
     return out.getvalue()
 
 

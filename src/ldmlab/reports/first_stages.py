@@ -14,11 +14,12 @@ from typing import Any
 from ldmlab.errors import DataError
 from ldmlab.reports import comparisons, first_stage_figures, first_stage_pictures, page, tables
 from ldmlab.reports.cells import Cell, read_cells
-from ldmlab.reports.collect import Run, Score, read_runs, varied
+from ldmlab.reports.collect import Run, read_runs, varied
 from ldmlab.reports.comparisons import Pair
 from ldmlab.reports.figures import Figure, files
 from ldmlab.reports.paper import Table8, table_8
 from ldmlab.reports.tables import Metric, Table
+from ldmlab.reports.text import markdown_table, millions, plain
 
 # What stands in the table of scores; the rest is in table.csv and in the section of each latent.
 SHOWN = ("psnr", "ssim", "perceptual", "rfid", "ris", "bits_per_pixel", "entropy_bits_per_pixel", "codebook_usage")
@@ -76,17 +77,6 @@ def difference(pair: Pair, metric: Metric) -> tuple[str, str]:
         return "–", ""
     text, interval = tables.shown(score, metric.factor)
     return (f"+{text}" if score.value > 0 else text), interval
-
-
-def plain(value: float | None, digits: int = 3) -> str:
-    """Three significant digits; a dash for None."""
-    return "–" if value is None else tables.shown(Score(float(f"{value:.{digits}g}")))[0]
-
-
-def millions(count: int) -> str:
-    if count == 0:
-        return "0"
-    return f"{count / 1e6:.2f} M" if count >= 1e6 else f"{count / 1e3:.0f} k" if count >= 1e3 else str(count)
 
 
 def machine(cells: list[Cell]) -> str:
@@ -151,15 +141,6 @@ def paper_csv(paper: Table8) -> str:
     return out.getvalue()
 
 
-def _table(heads: list[str], rows: list[list[str]], left: int = 1) -> list[str]:
-    """A Markdown table; the first `left` columns are words."""
-    align = ["---" if i < left else "---:" for i in range(len(heads))]
-    lines = [heads, align, *rows]
-    return [
-        f"| {' | '.join(cell if cell in ('---', '---:') else tables.escape(cell) for cell in line)} |" for line in lines
-    ]
-
-
 def identity_rows(cells: list[Cell]) -> tuple[list[str], list[list[str]]]:
     """(heads, rows): what each cell is and what it costs."""
     heads = [
@@ -217,16 +198,16 @@ def markdown(
     lines += ["", "## Scores", "", tables.markdown(scores).rstrip()]
     lines += [f"- {tables.escape(text)}" for text in ties(cells)]
     lines += [f"- {tables.escape(text)}" for text in limits(cells)]
-    lines += ["", "## What each one is", "", *_table(*identity_rows(cells)), "", tables.escape(machine(cells))]
+    lines += ["", "## What each one is", "", *markdown_table(*identity_rows(cells)), "", tables.escape(machine(cells))]
     for heading, pairs in (
         ("From one f to the next", comparisons.along_f(cells)),
         ("One regulariser against another at equal f", comparisons.at_equal_f(cells)),
     ):
         if pairs:
-            lines += ["", f"## {heading}", "", *_table(*pair_rows(pairs))]
+            lines += ["", f"## {heading}", "", *markdown_table(*pair_rows(pairs))]
             lines += ["", "Brackets: paired 95 % interval over the same images."]
     lines += ["", "## The paper's Table 8, not comparable", "", tables.escape(paper.why_not_comparable), ""]
-    lines += _table(*paper_rows(paper))
+    lines += markdown_table(*paper_rows(paper))
     lines += ["", "## Figures", "", *(f"![{tables.escape(f.alt)}](figures/{f.name}.svg)\n" for f in drawn)]
     lines += ["## Reconstructions", "", "![originals and reconstructions](figures/reconstructions.png)", ""]
     lines += [f"Errors, times {first_stage_pictures.ERROR_GAIN}:", "", "![errors](figures/errors.png)", ""]

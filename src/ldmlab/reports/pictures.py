@@ -155,25 +155,32 @@ def _spread_over_classes(pictures: Pictures, indices: list[int], n: int) -> list
     return [i for _, _, i in sorted(ranked)[:n]]
 
 
+def matching(each: list[Pictures], n: int) -> list[list[int]]:
+    """For each set the places of up to n pictures that share seed and condition with those of all others, the classes in
+    turn; empty when fewer than two sets can be matched.
+    """
+    if len(each) < 2 or not all(p.seeds for p in each) or len({p.images_NHWC.shape[1:] for p in each}) > 1:
+        return []
+    where = [{_key(p, i): i for i in reversed(range(len(p)))} for p in each]
+    common = [i for i in range(len(each[0])) if all(_key(each[0], i) in other for other in where)]
+    keys = [_key(each[0], i) for i in _spread_over_classes(each[0], common, n)]
+    return [[index[key] for key in keys] for index in where] if keys else []
+
+
 def same_seeds(entries: list[tuple[str, Pictures, str]]) -> Grid | None:
     """One row per entry (caption, pictures, anchor prefix), columns share seed and condition. None when fewer than
     two entries can be matched.
     """
     entries = [entry for entry in entries if entry[1].seeds]
-    if len(entries) < 2 or len({p.images_NHWC.shape[1:] for _, p, _ in entries}) > 1:
+    if not entries:
         return None
-    where = [{_key(p, i): i for i in reversed(range(len(p)))} for _, p, _ in entries]
-    first = entries[0][1]
-    columns = cell_size(first.images_NHWC.shape[2])[1]
-    common = [i for i in range(len(first)) if all(_key(first, i) in other for other in where)]
-    chosen = _spread_over_classes(first, common, columns)
-    if not chosen:
-        return None
-    strips = []
-    for (caption, pictures, prefix), index in zip(entries, where, strict=True):
-        tiles = tuple(_tile(pictures, index[_key(first, i)], prefix) for i in chosen)
-        strips.append(Strip(caption, "", tiles))
-    return _grid(strips, first, columns)
+    columns = cell_size(entries[0][1].images_NHWC.shape[2])[1]
+    found = matching([pictures for _, pictures, _ in entries], columns)
+    strips = [
+        Strip(caption, "", tuple(_tile(pictures, i, prefix) for i in chosen))
+        for (caption, pictures, prefix), chosen in zip(entries, found, strict=False)
+    ]
+    return _grid(strips, entries[0][1], columns) if found else None
 
 
 def last_drawn(run: Run) -> Snapshot | None:

@@ -72,6 +72,7 @@ class Cell:
     interval: str = ""  # "[11.9, 12.8]"
     note: str = ""  # mark of the footnote that says which field of the card differs
     best: bool = False
+    tied: bool = False  # cannot be told from the best of its column (`study_tables`)
 
 
 @dataclass(frozen=True)
@@ -268,28 +269,50 @@ def _warnings(records: list[StageRecord]) -> list[tuple[str, str]]:
     return [("", text if text.endswith(".") else f"{text}.") for text in texts]
 
 
+class Entry(NamedTuple):
+    """What becomes a row: the scores, or what is waited for while there are none."""
+
+    run: Run
+    record: StageRecord | None
+    label: str
+    images: int | None = None
+    final: bool = True  # takes part in the ranking
+    waiting: str = "not scored"
+    source: StageRecord | None = None  # where the row leads when there is no record
+
+
+def join(title: str, known: tuple[Metric, ...], entries: list[Entry]) -> Table:
+    """One table of the scores of all entries: the metrics somebody measured, the protocol most share, and footnotes for
+    what differs from it.
+    """
+    records = [e.record for e in entries if e.record is not None and e.record.done]
+    metrics = _present(known, records) or known[:1]
+    reference = common_card(records)
+    card, short = (reference.card, reference.card_short) if reference else ({}, "")
+    notes = Footnotes()
+    rows = [
+        Row(
+            e.run, e.record or e.source, e.label, e.images, e.final, _cells(e.record, e.waiting, metrics, card, notes)
+        )
+        for e in entries
+    ]  # fmt: skip
+    marked = tuple((mark, sentence) for sentence, mark in notes.marks.items())
+    return _rank(Table(title, metrics, tuple(rows), card, short, marked + tuple(_warnings(records))))
+
+
 def samples_table(runs: list[Run]) -> Table | None:
     """Scores of generated images: per run one row per snapshot, earliest first. None when no run has a samples or
     scores stage.
     """
-    entries = [(run, snapshot) for run in runs for snapshot in run.snapshots]
-    if not entries:
-        return None
-    records = [s.scores for _, s in entries if s.scores is not None and s.scores.done]
-    metrics = _present(SAMPLE_METRICS, records) or SAMPLE_METRICS[:1]
-    reference = common_card(records)
-    notes = Footnotes()
-    rows = []
-    for run, snapshot in entries:
+    entries = []
+    for run in runs:
         done = [s for s in run.snapshots if s.scores is not None and s.scores.done]
-        final = bool(done) and snapshot is done[-1]
-        samples = snapshot.samples
-        waiting = samples.state if samples is not None and not samples.done else "not scored"
-        cells = _cells(snapshot.scores, waiting, metrics, reference.card if reference else {}, notes)
-        rows.append(Row(run, snapshot.scores or snapshot.samples, run.label, snapshot.images, final, cells))
-    marked = tuple((mark, sentence) for sentence, mark in notes.marks.items())
-    card, short = (reference.card, reference.card_short) if reference else ({}, "")
-    return _rank(Table("Generated images", metrics, tuple(rows), card, short, marked + tuple(_warnings(records))))
+        for snapshot in run.snapshots:
+            samples = snapshot.samples
+            waiting = samples.state if samples is not None and not samples.done else "not scored"
+            final = bool(done) and snapshot is done[-1]
+            entries.append(Entry(run, snapshot.scores, run.label, snapshot.images, final, waiting, samples))
+    return join("Generated images", SAMPLE_METRICS, entries) if entries else None
 
 
 def first_stage_table(runs: list[Run]) -> Table | None:
@@ -303,20 +326,11 @@ def first_stage_table(runs: list[Run]) -> Table | None:
         if record is not None:
             shared.setdefault(record.id, []).append(run)
             stages[record.id] = record
-    if not stages:
-        return None
-    records = [record for record in stages.values() if record.done]
-    metrics = _present(FIRST_STAGE_METRICS, records) or FIRST_STAGE_METRICS[:1]
-    reference = common_card(records)
-    notes = Footnotes()
-    rows = []
-    for id_, record in stages.items():
-        cells = _cells(record, record.state, metrics, reference.card if reference else {}, notes)
-        label = ", ".join(run.label for run in shared[id_])
-        rows.append(Row(shared[id_][0], record, label, None, record.done, cells))
-    marked = tuple((mark, sentence) for sentence, mark in notes.marks.items())
-    card, short = (reference.card, reference.card_short) if reference else ({}, "")
-    return _rank(Table("First stage", metrics, tuple(rows), card, short, marked + tuple(_warnings(records))))
+    entries = [
+        Entry(shared[id_][0], record, ", ".join(run.label for run in shared[id_]), final=record.done)
+        for id_, record in stages.items()
+    ]
+    return join("First stage", FIRST_STAGE_METRICS, entries) if entries else None
 
 
 def escape(text: str) -> str:

@@ -1,0 +1,212 @@
+"""The cells of a study of generated images, and what varies among them: the axis, the lines, the labels.
+
+What decides a score is on its protocol card (how the denoiser was asked) and in its run's configuration (how it was
+trained). A *knob* is whatever of the two differs among the cells without following from another knob: `steps` may differ
+because the samplers do, but is a knob only where it differs within one sampler.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from ldmlab.reports.collect import Run, StageRecord, flatten
+
+TRAINED = ("data", "ae", "ldm", "cond", "objective")  # groups of options behind a denoiser
+OF_SAMPLER = ("steps", "eta", "grid")  # of the card: they may follow from the sampler
+ASKED = ("sampler", *OF_SAMPLER, "guidance", "guidance_interval", "guidance_rescale", "weights")  # fields of the card
+STUDIED = (*ASKED, "evaluations")  # what a study of samples may vary; in all else the cards must be equal
+UNGUIDED = 1.0  # the guidance at which the fields below say nothing
+OF_GUIDANCE = ("guidance_interval", "guidance_rescale")
+
+
+class Axis(NamedTuple):
+    """knob: what is varied · title: of the axis · log: whether it is logarithmic · short: for headings and file names"""
+
+    knob: str
+    title: str
+    short: str
+    log: bool
+
+
+AXES = (
+    Axis("steps", "network evaluations an image", "evaluations", True),
+    Axis("guidance", "guidance scale", "guidance", False),
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run's last scored samples. `knobs`: the study's knobs with this cell's values; `label` tells it from others."""
+
+    run: Run
+    samples: StageRecord
+    scores: StageRecord
+    knobs: dict[str, Any]
+    label: str = ""
+
+    @property
+    def evaluations(self) -> int | None:
+        """Of the denoiser for one image; a guided pair counts as one."""
+        return self.scores.card.get("evaluations") or self.scores.card.get("steps")
+
+    @property
+    def denoiser(self) -> StageRecord | None:
+        return self.run.stage("denoiser")
+
+    @property
+    def fit(self) -> dict[str, Any]:
+        """`ldm.fit` of its configuration; empty in a run that has none."""
+        return dict((self.run.config.get("ldm") or {}).get("fit") or {})
+
+    def at(self, axis: Axis) -> float:
+        return float((self.evaluations if axis.knob == "steps" else self.knobs[axis.knob]) or 0)
+
+
+@dataclass(frozen=True)
+class Line:
+    """Cells that differ in the axis alone, along it."""
+
+    label: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Study:
+    """`cells` in the order of their lines; without an axis every cell is a line of its own."""
+
+    cells: tuple[Cell, ...]
+    knobs: tuple[str, ...]
+    axis: Axis | None
+    lines: tuple[Line, ...]
+
+    @property
+    def denoisers(self) -> list[Cell]:
+        """The first cell of each denoiser."""
+        return list({cell.run.stage("denoiser").id: cell for cell in reversed(self.cells) if cell.denoiser}.values())[
+            ::-1
+        ]
+
+
+def scored(run: Run) -> Cell | None:
+    """The run's last snapshot that has scores, and None without one."""
+    done = [s for s in run.snapshots if s.scores is not None and s.scores.done and s.samples is not None]
+    if not done:
+        return None
+    last = done[-1]
+    assert last.scores is not None and last.samples is not None
+    return Cell(run, last.samples, last.scores, {})
+
+
+def read_study(runs: list[Run]) -> Study:
+    """The finished cells of the runs, each set of scores once."""
+    found: dict[str, Cell] = {}
+    for run in runs:
+        cell = scored(run)
+        if cell is not None:
+            found.setdefault(cell.scores.id, cell)
+    cells = list(found.values())
+    every = [options(cell) for cell in cells]
+    knobs = tuple(knob for knob in dict.fromkeys(k for each in every for k in each) if is_knob(knob, every))
+    cells = [replace(cell, knobs={k: own.get(k) for k in knobs}) for cell, own in zip(cells, every, strict=True)]
+    axis = next((axis for axis in AXES if axis.knob in knobs and _repeats(cells, knobs, axis)), None)
+    others = tuple(knob for knob in knobs if axis is None or knob != axis.knob)
+    cells = [replace(cell, label=label(cell, knobs, axis)) for cell in cells]
+    lines = tuple(_lines(cells, others, axis))
+    ordered = tuple(dict.fromkeys(cell.scores.id for line in lines for cell in line.cells))
+    by_id = {cell.scores.id: cell for cell in cells}
+    return Study(tuple(by_id[id_] for id_ in ordered), knobs, axis, lines)
+
+
+def options(cell: Cell) -> dict[str, Any]:
+    """Everything that may be a knob: chosen groups, options of training, and how the denoiser was asked."""
+    config = cell.run.config
+    trained = flatten({group: config[group] for group in (*TRAINED, "seed") if group in config})
+    if any(
+        (config.get("ldm") or {}).get("budget", {}).get(t) for t in ("parameters", "flops_per_image", "flops_per_step")
+    ):
+        trained.pop("ldm.network.width", None)  # the budget chose it
+    chosen = {group: cell.run.choice(group) for group in TRAINED}
+    return chosen | trained | {name: cell.scores.card.get(name) for name in ASKED}
+
+
+def owner(knob: str) -> str | None:
+    """The group whose choice may already say it."""
+    if knob in OF_SAMPLER:
+        return "sampler"
+    group, dot, _ = knob.partition(".")
+    return group if dot and group in TRAINED else None
+
+
+def is_knob(knob: str, every: list[dict[str, Any]]) -> bool:
+    """Whether it varies, and within one choice of its group where the group's choice varies too."""
+    group = owner(knob)
+    by_choice: dict[str, set[str]] = {}
+    for each in every:
+        if knob in OF_GUIDANCE and each.get("guidance") == UNGUIDED:
+            continue
+        by_choice.setdefault(repr(each.get(group)) if group else "", set()).add(repr(each.get(knob)))
+    return any(len(values) > 1 for values in by_choice.values())
+
+
+def word(knob: str, value: Any, knobs: tuple[str, ...]) -> str:
+    """A knob's value as a label says it; "" where it needs no word."""
+    if knob in (*TRAINED, "sampler", "weights", "grid"):
+        return "–" if value is None else str(value)
+    if knob == "steps":
+        return f"{value} steps"
+    if knob == "guidance_interval":
+        return "everywhere" if value is None else "in " + "–".join(f"{ratio:g}" for ratio in value)
+    if knob == "guidance_rescale":
+        return f"rescale {value:g}" if value else ""
+    if knob in ("guidance", "eta", "seed"):
+        return f"{knob} {value}" if value is None else f"{knob} {value:g}"
+    last = knob.rpartition(".")[2]
+    ambiguous = sum(other.rpartition(".")[2] == last for other in knobs) > 1
+    return f"{knob if ambiguous else last}={'null' if value is None else value}"
+
+
+def words(cell: Cell, which: tuple[str, ...], knobs: tuple[str, ...]) -> str:
+    return " ".join(text for knob in which if (text := word(knob, cell.knobs[knob], knobs)))
+
+
+def label(cell: Cell, knobs: tuple[str, ...], axis: Axis | None) -> str:
+    """ "ddim at 50 evaluations", "guidance 2 in 0.56–5.8", "eps_linear"."""
+    others = tuple(knob for knob in knobs if axis is None or knob != axis.knob)
+    if axis is not None and axis.knob == "guidance" and cell.knobs["guidance"] == UNGUIDED:
+        others = tuple(knob for knob in others if knob not in OF_GUIDANCE)
+    said = words(cell, others, knobs)
+    if axis is None:
+        return said or cell.run.label
+    if axis.knob == "steps":
+        return " ".join(part for part in (said, f"at {cell.evaluations} evaluations") if part)
+    return " ".join(part for part in (f"guidance {cell.knobs['guidance']:g}", said) if part)
+
+
+def _key(cell: Cell, knobs: tuple[str, ...]) -> str:
+    return repr([cell.knobs[knob] for knob in knobs])
+
+
+def _repeats(cells: list[Cell], knobs: tuple[str, ...], axis: Axis) -> bool:
+    """Whether two cells differ in the axis alone."""
+    keys = [_key(cell, tuple(k for k in knobs if k != axis.knob)) for cell in cells]
+    return len(set(keys)) < len(keys)
+
+
+def _lines(cells: list[Cell], others: tuple[str, ...], axis: Axis | None) -> list[Line]:
+    """A line per combination of the other knobs. Cells without guidance begin every line of a guidance axis that they
+    do not contradict: an interval or a rescaling has nothing to act on there.
+    """
+    if axis is None:
+        return [Line(cell.label, (cell,)) for cell in cells]
+    free = OF_GUIDANCE if axis.knob == "guidance" else ()
+    bound = tuple(knob for knob in others if knob not in free)
+    shared = [cell for cell in cells if free and cell.knobs["guidance"] == UNGUIDED]
+    own = [cell for cell in cells if cell not in shared] or shared
+    groups: dict[str, list[Cell]] = {}
+    for cell in own:
+        groups.setdefault(_key(cell, others), []).append(cell)
+    lines = []
+    for members in groups.values():
+        joins = [cell for cell in shared if _key(cell, bound) == _key(members[0], bound) and cell not in members]
+        ordered = sorted([*joins, *members], key=lambda cell: cell.at(axis))
+        lines.append(Line(words(members[0], others, others), tuple(ordered)))
+    return lines
