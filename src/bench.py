@@ -3,9 +3,11 @@
     python src/bench.py                                        the default composition: encode, decode, training steps, sampling
     python src/bench.py ae=kl_f8 ldm=unet_base data.resolution=256 bench.batch_size=1
     python src/bench.py compare=unet                           our UNet beside diffusers' equal network (bench.shapes, bench.variants)
+    python src/bench.py compare=attention                      fused attention beside two products, over dtypes and head sizes
     python src/bench.py compare=codebook ae=vq_f8 data.resolution=256        block look-up beside the whole distance matrix
     python src/bench.py compare=autoencoder ae=kl_f8 data.resolution=256     memory of a training step beside the official way
     python src/bench.py compare=family bench.family=[kl_f4,kl_f8] ae.network.width=32 data.resolution=64
+    python src/bench.py compare=compression data.resolution=256 cond=class_label ldm.network.width=64      time beside FLOPs, f = 1 … 32
 
     python src/bench.py compare=tiles ae=kl_f4 ae.weights=… data=folder data.root=… data.resolution=1024      error and memory of tiles
 

@@ -199,7 +199,7 @@ class RunConfig:
     to: str | None = None  # export.py: diffusers | compvis
     verify: bool = False  # prepare.py: check an existing data set instead of making one
     runs: str | None = None  # report.py: "all", or a glob over run names
-    compare: str | None = None  # bench.py: unet | codebook | autoencoder | family | tiles; null: the composition itself
+    compare: str | None = None  # bench.py: CHOICES names the comparisons; null: the composition itself
     study: str | None = None  # report.py: the runs that a sweep has made, by its name in sweeps/
     data: Any = MISSING
     ae: AE = MISSING
@@ -231,7 +231,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "eval.reference.split": ("train", "val", "test"),
     "runtime.device": ("auto", "cpu", "cuda"),
     "prepare.format": ("jpg", "png", "webp"),
-    "compare": ("unet", "codebook", "autoencoder", "family", "tiles"),
+    "compare": ("unet", "codebook", "autoencoder", "family", "tiles", "compression", "attention"),
     "tracking.wandb": ("offline", "online"),
 }
 """Words that an option takes. OmegaConf has no Literal; one table here keeps them in one place."""

@@ -7,9 +7,11 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
+from ldmlab.bench.attention import compare_attention
 from ldmlab.bench.autoencoder import compare_autoencoder
 from ldmlab.bench.codebook import compare_codebook
 from ldmlab.bench.composed import measure_composed
+from ldmlab.bench.compression import compare_compression
 from ldmlab.bench.family import compare_family
 from ldmlab.bench.record import Report, append
 from ldmlab.bench.tiles import compare_tiles
@@ -26,6 +28,8 @@ MEASURES: dict[str | None, Measure] = {
     "autoencoder": compare_autoencoder,
     "family": compare_family,
     "tiles": compare_tiles,
+    "compression": compare_compression,
+    "attention": compare_attention,
 }
 
 

@@ -16,16 +16,21 @@ from ldmlab.networks.blocks import Norm, TokenNorm, zeroed
 def attend(q_BNLD: Tensor, k_BNLD: Tensor, v_BNLD: Tensor) -> Tensor:
     """softmax(q kᵀ / √D) v per head, [B, N, L, D]; the kernel is chosen by device and dtype.
 
-    PyTorch's fused kernel everywhere except for low precision on a CPU, where it measured 0.81-0.90 times the speed of
-    two matrix products (design/performance.md). Both sum the softmax in float32 or wider.
+    PyTorch's fused kernel everywhere except for low precision on a CPU, where two matrix products are 1 to 3.7 times as
+    fast (`bench.py compare=attention`). At head sizes from 384 up, training in float32 on a CPU would gain 4 to 14 % by
+    them too and pay with L² numbers a head: not taken. Both sum the softmax in float32 or wider.
     """
     if q_BNLD.device.type == "cpu" and q_BNLD.dtype in (torch.bfloat16, torch.float16):
-        # q and k are scaled by D^-1/4 each: the product then cannot overflow in half precision (official comment
-        # agrees).
-        scale = q_BNLD.shape[-1] ** -0.25
-        score_BNLM = (q_BNLD * scale) @ (k_BNLD * scale).transpose(-1, -2)
-        return score_BNLM.softmax(dim=-1) @ v_BNLD  # the kernel sums in float32 and keeps only its result
+        return two_products(q_BNLD, k_BNLD, v_BNLD)
     return F.scaled_dot_product_attention(q_BNLD, k_BNLD, v_BNLD)
+
+
+def two_products(q_BNLD: Tensor, k_BNLD: Tensor, v_BNLD: Tensor) -> Tensor:
+    """The same, with the weights of all pairs of positions written out."""
+    # q and k are scaled by D^-1/4 each: the product then cannot overflow in half precision (official comment agrees).
+    scale = q_BNLD.shape[-1] ** -0.25
+    score_BNLM = (q_BNLD * scale) @ (k_BNLD * scale).transpose(-1, -2)
+    return score_BNLM.softmax(dim=-1) @ v_BNLD  # the kernel sums in float32 and keeps only its result
 
 
 class SelfAttention(nn.Module):

@@ -1,0 +1,28 @@
+"""`compare=attention`: the two kernels are the same function, and the table says which one the networks use."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ldmlab.bench import attention
+from ldmlab.bench.command import run
+from ldmlab.config import load
+from ldmlab.networks.attention import two_products
+
+
+def test_both_kernels_are_softmax_qk_v() -> None:
+    q, k, v = torch.randn(3, 2, 3, 40, 16, dtype=torch.float64)
+    expected = torch.softmax(q @ k.transpose(-1, -2) / 4, dim=-1) @ v
+    assert torch.allclose(two_products(q, k, v), expected, atol=1e-12)
+    assert torch.allclose(F.scaled_dot_product_attention(q, k, v), expected, atol=1e-12)
+
+
+def test_the_table_names_the_kernel_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "SHAPES", [attention.Shape(2, 64, 16, "small")])
+    words = ["compare=attention", "bench.rounds=2", "runtime.threads=1"]
+    rows = run(load(words).cfg, "python src/bench.py " + " ".join(words)).rows
+    assert [(row["dtype"], row["what"]) for row in rows] == [
+        ("float32", "forward"), ("float32", "training"), ("bfloat16", "forward"), ("bfloat16", "training")
+    ]  # fmt: skip
+    assert [row["chosen"] for row in rows] == ["fused", "fused", "two products", "two products"]
+    assert all(row["fused_seconds"] > 0 and row["plain_seconds"] > 0 for row in rows)
