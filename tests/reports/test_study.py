@@ -196,9 +196,9 @@ def test_fewer_evaluations_are_held_against_the_paper_s_sampler(fake_store: Fake
     assert study_tables.baseline(study).label == "ddim at 50 evaluations"
     lead, good, bad = study_tables.verdicts(study)
     assert lead.startswith("Lowest FID: heun at 99 evaluations, 9.00 [")
-    assert good.startswith("At 20 evaluations or fewer, not worse than ddim at 50 evaluations, FID 10.00 [")
-    assert "dpmpp_2m at 20 evaluations 10.0 [" in good and "heun" not in good
-    assert "heun at 19 evaluations 14.0 [" in bad and "ddim at 20 evaluations" in bad and "dpmpp" not in bad
+    assert good.startswith("At 20 evaluations or fewer not worse than ddim at 50 evaluations (FID 10.00 [")
+    assert "dpmpp_2m at 20 evaluations (10.0 [" in good and "heun" not in good
+    assert "heun at 19 evaluations (+4.0" in bad and "ddim at 20 evaluations" in bad and "dpmpp" not in bad
 
 
 def test_guidance_says_where_the_score_is_least_and_what_the_others_do(fake_store: FakeStore) -> None:

@@ -341,6 +341,8 @@ def _draw(figure: Figure, theme: Theme) -> Any:
         axes.set_xscale("log")
     if figure.log:
         axes.set_yscale("log")
+        values = [v for s in figure.series for v in s.values if 0 < v < math.inf]
+        axes.yaxis.set_major_locator(FixedLocator(list(round_ticks(min(values), max(values)))))
     else:
         axes.yaxis.set_major_locator(MaxNLocator(5))
         if figure.from_zero:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from ldmlab.reports import dot_rows, figures
 from ldmlab.reports.collect import Score
 from ldmlab.reports.figures import HEIGHT, Figure, Series, round_ticks, slug
-from ldmlab.reports.study_cells import ASKED, Axis, Cell, Study, words
+from ldmlab.reports.study_cells import ASKED, Axis, Cell, Line, Study, words
 from ldmlab.reports.study_tables import bare, metrics_of
 from ldmlab.reports.tables import Metric, common_card, differences
 
@@ -48,23 +48,20 @@ def rows(study: Study, metric: Metric) -> Figure:
 
 
 def over(study: Study, metric: Metric, axis: Axis) -> Figure:
-    """A score along the axis, a line of cells a line; lines that lie on each other are drawn once, under both names."""
-    series: list[Series] = []
-    for n, line in enumerate(study.lines):
-        cells = tuple(cell for cell in line.cells if metric.key in cell.scores.scores)
+    """A score along the axis, a line of cells a line; lines that lie on each other are drawn once, under all their names."""
+    series = []
+    for n, together in enumerate(coinciding(study, axis)):
+        cells = tuple(cell for cell in together[0].cells if metric.key in cell.scores.scores)
         if not cells:
             continue
         scores, k = [cell.scores.scores[metric.key] for cell in cells], metric.factor
-        made = Series(
-            line.label, [cell.at(axis) for cell in cells], [s.value * k for s in scores],
-            [_interval(s)[0] * k for s in scores], [_interval(s)[1] * k for s in scores], _loose(study, cells),
-            dashed=n >= len(figures.MARKERS), colour=n, style="points", sources=tuple(cell.scores.place for cell in cells),
+        series.append(
+            Series(
+                ", ".join(line.label for line in together), [cell.at(axis) for cell in cells], [s.value * k for s in scores],
+                [_interval(s)[0] * k for s in scores], [_interval(s)[1] * k for s in scores], _loose(study, cells),
+                dashed=n >= len(figures.MARKERS), colour=n, style="points", sources=tuple(c.scores.place for c in cells),
+            )
         )  # fmt: skip
-        same = next((i for i, other in enumerate(series) if _coincide(other, made)), None)
-        if same is None:
-            series.append(made)
-        else:
-            series[same] = replace(series[same], name=f"{series[same].name}, {made.name}")
     xs = sorted({x for s in series for x in s.images})
     values = [v for s in series for v in s.values]
     log = metric.better == "down" and min(values) > 0 and max(values) / min(values) > 10
@@ -79,11 +76,29 @@ def over(study: Study, metric: Metric, axis: Axis) -> Figure:
     )  # fmt: skip
 
 
-def _coincide(a: Series, b: Series) -> bool:
-    if a.images != b.images:
+def coinciding(study: Study, axis: Axis) -> list[list[Line]]:
+    """The lines, those together that agree in every score (ddim without noise and euler are one rule)."""
+    groups: list[list[Line]] = []
+    for line in study.lines:
+        same = next((group for group in groups if _agree(group[0], line, axis)), None)
+        if same is None:
+            groups.append([line])
+        else:
+            same.append(line)
+    return groups
+
+
+def _agree(one: Line, two: Line, axis: Axis) -> bool:
+    if [cell.at(axis) for cell in one.cells] != [cell.at(axis) for cell in two.cells]:
         return False
-    widths = [high - low for low, high in zip(a.low, a.high, strict=True)]
-    return all(abs(x - y) <= COINCIDE * w for x, y, w in zip(a.values, b.values, widths, strict=True))
+    for a, b in zip(one.cells, two.cells, strict=True):
+        if set(a.scores.scores) != set(b.scores.scores) or differences(bare(a.scores).card, bare(b.scores).card):
+            return False
+        for key, score in a.scores.scores.items():
+            low, high = _interval(score)
+            if abs(score.value - b.scores.scores[key].value) > COINCIDE * (high - low):
+                return False
+    return True
 
 
 def loss_figures(study: Study) -> list[Figure]:

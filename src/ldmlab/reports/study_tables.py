@@ -241,11 +241,11 @@ def fewer(study: Study) -> list[str]:
         within = [cell for cell in line.cells if (cell.evaluations or 0) <= limit]
         d = difference(base, within[-1], LEADING) if within else None
         if d is not None:
-            kind = "worse" if d.verdict == "worse" else "not worse"
-            found.setdefault(kind, []).append(f"{d.cell.label} {score_text(d.cell)}, difference {d.text}")
-    against = f"{base.label}, {LEADING.label} {score_text(base)}"
+            kind, own = ("worse", "") if d.verdict == "worse" else ("not worse", f"{score_text(d.cell)}, ")
+            found.setdefault(kind, []).append(f"{d.cell.label} ({own}{d.text})")
+    against = f"{base.label} ({LEADING.label} {score_text(base)})"
     return [
-        f"At {limit:g} evaluations or fewer, {kind} than {against}, beyond the interval: {'; '.join(found[kind])}."
+        f"At {limit:g} evaluations or fewer {kind} than {against} beyond the paired interval: {'; '.join(found[kind])}."
         for kind in ("not worse", "worse")
         if kind in found
     ]
