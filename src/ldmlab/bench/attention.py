@@ -56,7 +56,7 @@ def compare_attention(cfg: DictConfig, words: list[str], device: torch.device) -
     """Rows: shapes × {float32, bfloat16} × {forward, forward and backward}."""
     clock, batch = clock_for(device), cfg.bench.batch_size or 1
     report = record.Report("attention", COLUMNS)
-    kernels = {"fused": F.scaled_dot_product_attention, "plain": two_products}
+    kernels: dict[str, Callable[..., Tensor]] = {"fused": F.scaled_dot_product_attention, "plain": two_products}
     for shape in SHAPES:
         record.announce(shape.where)
         for dtype in (torch.float32, torch.bfloat16):
