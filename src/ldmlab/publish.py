@@ -64,10 +64,10 @@ def make_report(runs: list[Path], out: Path | None, store: Path, study: str | No
         return shown(page.report(runs, folder, None))
     if all(first_stages.ends_there(run) for run in runs):
         return shown(first_stages.report(runs, folder, study, missing_cells(store, study)))
-    from ldmlab import work
+    from ldmlab import counts
 
-    counts = work.count(runs)
-    counted = study_page.Counted({i: study_page.Work(*w) for i, w in counts.found.items()}, counts.refused)
+    found = counts.count(runs)
+    counted = study_page.Counted({i: study_page.Work(*w) for i, w in found.found.items()}, found.refused)
     return shown(study_page.report(runs, folder, study, missing_cells(store, study), counted))
 
 
