@@ -163,11 +163,15 @@ def install(cfg: DictConfig, model: Denoiser, folder: Path) -> None:
 
 def options(cfg: DictConfig) -> dict[str, Any]:
     """What an imported denoiser is a function of beside its first stage, for its id."""
-    network: Any = OmegaConf.to_container(cfg.ldm.network)
+    network, cond, objective = (
+        OmegaConf.to_container(node) for node in (cfg.ldm.network, cfg.cond.conditioner, cfg.objective)
+    )
+    assert isinstance(network, dict) and isinstance(objective, dict)
     network.pop("checkpointing", None)
+    read = {name: objective[name] for name in ("target", "schedule")}  # the rest of it matters in training alone
     return {
-        "weights": denoisers.digest(Path(cfg.ldm.weights)), "format": denoisers.VERSION, "network": network,
-        "cond": cfg.cond.conditioner, "objective": {"target": cfg.objective.target, "schedule": cfg.objective.schedule},
+        "weights": denoisers.digest(Path(cfg.ldm.weights)), "format": denoisers.VERSION, "network": network, "cond": cond,
+        "objective": read,
     }  # fmt: skip
 
 
