@@ -218,15 +218,19 @@ def _fitting(network: dict[str, Tensor], cfg: DictConfig, choices: dict[str, str
     if layout is None:
         return "It is no UNet of this family."
     parts = []
-    best = _changes(cfg, layout)
-    name, debug = choices["ldm"], [f"debug={choices['debug']}"] if "debug" in choices else []
-    for option in group_options("ldm") if best is None or best else []:
+    name, best, debug = (
+        choices["ldm"],
+        _changes(cfg, layout),
+        [f"debug={choices['debug']}"] if "debug" in choices else [],
+    )
+    others = group_options("ldm") if best is None or (best and not debug) else []  # debug=tiny gives all one structure
+    for option in others:
         try:
             words = _changes(load([f"ldm={option}", "ldm.weights=file", *debug]).cfg, layout)
         except ConfigError:
             continue  # an option that needs more words than a name
-        if words is not None and (best is None or len(words) < len(best)):
-            name, best = option, words
+        if words is not None and (best is None or len(words) + (name == choices["ldm"]) < len(best)):
+            name, best = option, words  # another option is one word more than the one that was said
     if best is not None and (best or name != choices["ldm"]):
         parts.append(f"Its network is ldm={' '.join([name, *best])}; heads are in no tensor (D12).")
     if layout.context_dim is not None:

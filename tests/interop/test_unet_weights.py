@@ -218,10 +218,14 @@ def test_official_to_ours_to_official_is_bit_identical(name: str, averaged: bool
     assert found.scale is not None and found.scale.item() == 0.25
     assert schedules.difference(found.alpha_bar_T, LinearSqrtBeta().alpha_bar_T) is None  # type: ignore[arg-type]
     assert (found.copies.ema is not None) == averaged
-    assert equal({k.removeprefix("network."): v for k, v in found.copies.raw.items() if "network" in k}, dict(net.state_dict()))
+    assert equal(
+        {k.removeprefix("network."): v for k, v in found.copies.raw.items() if "network" in k}, dict(net.state_dict())
+    )
     if averaged:
         mixed = unet(name, seed=3).state_dict()  # an averaged UNet with the conditioner as it is, as the official code
-        assert equal({k.removeprefix("network."): v for k, v in found.copies.ema.items() if "network" in k}, dict(mixed))  # type: ignore[union-attr]
+        assert equal(
+            {k.removeprefix("network."): v for k, v in found.copies.ema.items() if "network" in k}, dict(mixed)
+        )  # type: ignore[union-attr]
     assert equal(official_unet.from_ours(found.copies), official)
 
 
@@ -229,7 +233,9 @@ def test_our_checkpoint_comes_back_with_what_the_official_names_lack(tmp_path: P
     raw, ema = denoiser("tokens").state_dict(), denoiser("tokens", seed=5).state_dict()
     stage = first_stage(torch.rand(4, 1, 1))
     files = denoisers.as_compvis(Copies(raw, ema), facts_of(unet("tokens"), "v"), stage, [4, 8])
-    assert files == denoisers.as_compvis(Copies(raw, ema), facts_of(unet("tokens"), "v"), stage, [4, 8])  # the same bytes
+    assert files == denoisers.as_compvis(
+        Copies(raw, ema), facts_of(unet("tokens"), "v"), stage, [4, 8]
+    )  # the same bytes
     found = denoisers.read(write(tmp_path, files))
     assert equal(found.copies.raw, raw) and found.copies.ema is not None and equal(found.copies.ema, ema)
     assert found.heads == heads_of(unet("tokens")) and found.target == "v"
@@ -247,7 +253,13 @@ def test_our_checkpoint_comes_back_with_what_the_official_names_lack(tmp_path: P
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_structure_is_read_off_names_and_shapes(name: str) -> None:
-    options = {"transformer_depth": 1, "context_dim": None, "scale_shift_norm": False, "resblock_updown": False, **NETWORKS[name]}
+    options = {
+        "transformer_depth": 1,
+        "context_dim": None,
+        "scale_shift_norm": False,
+        "resblock_updown": False,
+        **NETWORKS[name],
+    }
     layout = official_unet.layout_of(unet(name).state_dict())
     assert layout is not None and layout.in_channels == 4 and layout.out_channels == 3 and layout.width == 32
     for key in ("multipliers", "blocks", "attention_factors", "context_dim", "scale_shift_norm", "resblock_updown"):
@@ -318,14 +330,29 @@ def test_what_cannot_be_read_is_said_in_one_line(tmp_path: Path) -> None:
     official = official_unet.from_ours(Copies(denoiser().state_dict(), denoiser(seed=2).state_dict()))
     ema = next(k for k in official if k.startswith("model_ema."))
     cases: dict[str, tuple[dict[str, Tensor], str]] = {
-        "strange": (official | {"control.weight": torch.ones(1)}, "control.weight: no latent diffusion model has this name"),
-        "lacking": ({k: v for k, v in official.items() if k != ema}, r"the averaged copy (model_ema.*) lacks 1 tensors"),
-        "other": (official | {"model_ema.diffusion_modelx": torch.ones(1)}, "no tensor of model.diffusion_model has this name"),
-        "first": ({"encoder.down.0.block.0.conv1.weight": torch.ones(1)}, "It is a first stage: give it as ae.weights."),
+        "strange": (
+            official | {"control.weight": torch.ones(1)},
+            "control.weight: no latent diffusion model has this name",
+        ),
+        "lacking": (
+            {k: v for k, v in official.items() if k != ema},
+            r"the averaged copy (model_ema.*) lacks 1 tensors",
+        ),
+        "other": (
+            official | {"model_ema.diffusion_modelx": torch.ones(1)},
+            "no tensor of model.diffusion_model has this name",
+        ),
+        "first": (
+            {"encoder.down.0.block.0.conv1.weight": torch.ones(1)},
+            "It is a first stage: give it as ae.weights.",
+        ),
         "ours": ({"network.encoder.conv_in.weight": torch.ones(1)}, "it is a first stage of ours"),
         "dit": ({f"{k}": v for k, v in DiT(4, 4, 8, 1, 2).state_dict().items()}, "DiTs in our own layout alone"),
         "nothing": ({"a.weight": torch.ones(1)}, "holds no denoiser in a layout that is known"),
-        "alone": (unet("one head").state_dict() | {"extra.weight": torch.ones(1)}, "extra.weight: no UNet has this name"),
+        "alone": (
+            unet("one head").state_dict() | {"extra.weight": torch.ones(1)},
+            "extra.weight: no UNet has this name",
+        ),
     }
     for name, (tensors, message) in cases.items():
         save_file(dict(tensors), tmp_path / f"{name}.safetensors")
@@ -347,7 +374,11 @@ def test_what_cannot_be_read_is_said_in_one_line(tmp_path: Path) -> None:
         ("unconditional", {"freq_shift": 1}, "freq_shift=1"),
         ("unconditional", {"resnet_time_scale_shift": "spatial"}, "resnet_time_scale_shift=spatial"),
         ("unconditional", {"time_embedding_type": "fourier"}, "time_embedding_type=fourier"),
-        ("unconditional", {"attention_head_dim": 7}, "attention_head_dim=7, which does not divide an attention of 64 channels"),
+        (
+            "unconditional",
+            {"attention_head_dim": 7},
+            "attention_head_dim=7, which does not divide an attention of 64 channels",
+        ),
         ("unconditional", {"attention_head_dim": "a"}, "attention_head_dim=a, which cannot be read"),
         ("unconditional", {"down_block_types": ["AttnSkipDownBlock2D"]}, "blocks of type AttnSkipDownBlock2D"),
         ("unconditional", {"num_class_embeds": 10}, "num_class_embeds=10"),
@@ -360,7 +391,9 @@ def test_what_cannot_be_read_is_said_in_one_line(tmp_path: Path) -> None:
         ("tokens", {"attention_head_dim": [1]}, "cannot be read"),
     ],
 )
-def test_config_of_another_network_is_refused_by_its_field(name: str, change: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_config_of_another_network_is_refused_by_its_field(
+    name: str, change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     net = unet(name)
     write(tmp_path, denoisers.as_diffusers(network_tensors(net), facts_of(net)))
     config = tmp_path / "unet" / "config.json"
@@ -429,7 +462,10 @@ def test_published_schedulers_are_read_and_told_apart() -> None:
     assert target == "eps" and schedules.difference(alpha_bar_T, LinearSqrtBeta().alpha_bar_T) is None
     other = schedules.difference(alpha_bar_T, LinearSqrtBeta(beta_end=0.0205).alpha_bar_T)
     assert other is not None and "alphas_cumprod[999] is 0.00014" in other
-    assert schedules.difference(alpha_bar_T, LinearSqrtBeta(T=50).alpha_bar_T) == "it has 1000 steps in the file and 50 here"
+    assert (
+        schedules.difference(alpha_bar_T, LinearSqrtBeta(T=50).alpha_bar_T)
+        == "it has 1000 steps in the file and 50 here"
+    )
     plain, _ = schedules.read_scheduler(said | {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02})
     assert schedules.difference(plain, Linear().alpha_bar_T) is None
     for change, message in (
