@@ -234,7 +234,9 @@ def _fitting(network: dict[str, Tensor], cfg: DictConfig, choices: dict[str, str
     if best is not None and (best or name != choices["ldm"]):
         parts.append(f"Its network is ldm={' '.join([name, *best])}; heads are in no tensor (D12).")
     if layout.context_dim is not None:
-        parts.append(f"It reads tokens of {layout.context_dim} features: cond.conditioner.dim={layout.context_dim}.")
+        parts.append(
+            f"It reads tokens of {layout.context_dim} features: cond.conditioner.dim={layout.context_dim} (cond=class_label)."
+        )
     else:
         parts.append("It reads no tokens: cond=none.")
     parts.append(f"Its latent has {layout.out_channels} channels, ae.network.c={cfg.ae.network.c}.")
