@@ -1,8 +1,11 @@
-"""Write a trained first stage as others read it.
+"""Write a trained first stage, or a trained denoiser with what it needs, as others read it.
 
     python src/export.py ae=kl_f8 to=diffusers out=kl_f8        config.json and weights, for AutoencoderKL / VQModel.from_pretrained
     python src/export.py ae=kl_f8 to=compvis out=kl_f8          model.ckpt, the official names under state_dict
+    python src/export.py ae=kl_f8 ldm=… part=ldm to=diffusers out=model      unet/, class_embedder/, scheduler/
+    python src/export.py ae=kl_f8 ldm=… part=ldm to=compvis out=model        model.ckpt of the whole model, first stage and both copies
 
+diffusers has one place for the weights; eval.weights (ema or raw) says which copy goes there.
 Say the same words as for training. An existing file that differs is never overwritten.
 """
 
@@ -14,13 +17,14 @@ from ldmlab.errors import ConfigError
 
 
 def export(composed: Composed, words: str) -> None:
-    from ldmlab.exported import export
+    from ldmlab import exported, exported_denoiser
 
     cfg = composed.cfg
     for name, example in (("to", "to=diffusers or to=compvis"), ("out", "out=folder")):
         if cfg[name] is None:
             raise ConfigError(f"{name} is not set. Give it as {example}.")
-    files, notes = export(composed, cfg.to, Path(cfg.out), words)
+    write = exported.export if cfg.part == "ae" else exported_denoiser.export
+    files, notes = write(composed, cfg.to, Path(cfg.out), words)
     print("\n".join([*(f"   {cfg.to:<10}{file}" for file in files), *(f"   note: {note}" for note in notes)]))
 
 

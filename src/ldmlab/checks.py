@@ -131,7 +131,9 @@ def check_sampling(cfg: DictConfig, conditions: Any) -> None:
 
 
 def check_snapshots(cfg: DictConfig) -> None:
-    """The weights that are asked for are kept."""
+    """The weights that are asked for are kept. Those of an imported denoiser: `imported_denoiser.check`."""
+    if cfg.ldm.fit is None:
+        return
     if cfg.eval.weights == "ema" and cfg.ldm.fit.ema is None and cfg.eval.ema_width is None:
         raise ConfigError("eval.weights=ema, but ldm.fit.ema=null keeps no averaged weights. Use eval.weights=raw.")
     kept = {1.0, *cfg.ldm.fit.snapshots}

@@ -93,7 +93,8 @@ class LDM:
 
     network: Any = MISSING
     budget: Budget = field(default_factory=Budget)
-    fit: Fit = field(default_factory=Fit)
+    fit: Fit | None = field(default_factory=Fit)
+    weights: str | None = None  # a file or folder of trained weights; then fit is null: nothing is trained
     power_ema: list[float] = field(
         default_factory=list
     )  # relative widths, [0.05, 0.1]: for eval.ema_width (2312.02696)
@@ -197,6 +198,7 @@ class RunConfig:
     n: int = 64  # sample.py: how many images
     out: str | None = None  # prepare.py, sample.py, export.py: a folder for the files; bench.py: a file of JSON lines
     to: str | None = None  # export.py: diffusers | compvis
+    part: str = "ae"  # export.py: ae (the first stage) | ldm (the denoiser and all it needs)
     verify: bool = False  # prepare.py: check an existing data set instead of making one
     runs: str | None = None  # report.py: "all", or a glob over run names
     compare: str | None = None  # bench.py: CHOICES names the comparisons; null: the composition itself
@@ -220,6 +222,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "until": STAGES,
     "ae.train": ("all", "decoder"),
     "to": ("diffusers", "compvis"),
+    "part": ("ae", "ldm"),
     "ae.latent_scale.mode": ("global", "per_channel", "first_batch_std", "none", "given", "stored"),
     "ae.fit.precision": ("fp32", "bf16"),
     "ldm.fit.precision": ("fp32", "bf16"),
@@ -326,6 +329,9 @@ def finish(cfg: DictConfig, choices: dict[str, str], overrides: Sequence[str]) -
     if not OmegaConf.is_missing(plain, "ae") and plain.ae.weights is not None:
         plain.ae.fit = None  # an imported stage is not trained; its decoder may learn on
         plain.ae.loss = plain.ae.loss if plain.ae.train == "decoder" else None
+    if not OmegaConf.is_missing(plain, "ldm") and plain.ldm.weights is not None:
+        plain.ldm.fit = None
+        plain.eval.at = plain.eval.at if "eval.at" in typed else [1.0]
     _complete_node(plain, "", choices)
     _check_values(plain)
     _check_width(plain, typed)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from ldmlab import build, imported
+from ldmlab import build, imported, imported_denoiser
 from ldmlab.checkpoint import Checkpoints
 from ldmlab.diffusion.guidance import share_within
 from ldmlab.loop import images_at, total_steps
@@ -30,7 +30,7 @@ VERSIONS = {
 class Evaluation:
     """Samples and scores of one snapshot of the denoiser."""
 
-    images: int  # training images the snapshot has seen
+    images: int  # training images the snapshot has seen; 0 for an imported denoiser
     samples: Address
     scores: Address
 
@@ -109,18 +109,20 @@ def make_plan(cfg: DictConfig, choices: dict[str, str], data: Any, val: Any, sto
     cond = options(cfg.cond)
     cond.pop("label")
     stands_on = {"latents": latents} if latents else {"autoencoder": autoencoder, "data": data_at}
-    denoiser = address(
-        "denoiser", f"{choices['ldm']}-{choices['ae']}",
-        {"ldm": _denoiser_options(cfg), "cond": cond, "objective": _objective_options(cfg), "seed": cfg.seed, **({} if latents else tile)},
-        **stands_on,
-    )  # fmt: skip
+    trained = {
+        "ldm": _denoiser_options(cfg), "cond": cond, "objective": _objective_options(cfg), "seed": cfg.seed,
+        **({} if latents else tile),
+    }  # fmt: skip
+    if cfg.ldm.weights is not None:
+        trained, stands_on = imported_denoiser.options(cfg), {"autoencoder": autoencoder}
+    denoiser = address("denoiser", f"{choices['ldm']}-{choices['ae']}", trained, **stands_on)
     reference = address(
         "reference", choices["data"], {"reference": cfg.eval.reference}, data=data_at, extractor=extractor_id
     )
     tuned = {"decoder": decoder} if decoder else {}
     evaluations = []
     for fraction in sorted(cfg.eval.at):
-        images = images_at(cfg.ldm.fit, fraction)
+        images = 0 if cfg.ldm.fit is None else images_at(cfg.ldm.fit, fraction)
         samples = address(
             "samples", choices["sampler"], {**sample_options(cfg, images), **tile}, denoiser=denoiser, **tuned
         )
@@ -167,12 +169,16 @@ def sample_options(cfg: DictConfig, images: int) -> dict[str, Any]:
 
 
 def caches(cfg: DictConfig, data: Any) -> bool:
-    """Whether the denoiser trains from cached latents. Raises ConfigError when it was asked for and cannot be."""
+    """Whether the denoiser trains from cached latents; an imported one does not train.
+
+    Raises ConfigError when a cache was asked for and cannot be.
+    """
     from ldmlab.errors import ConfigError
     from ldmlab.stages.latents import unsupported_fields
 
     identity = cfg.ae.fit is None and cfg.ae.weights is None
-    if cfg.latents.cache == "never" or (identity and cfg.latents.cache == "auto"):
+    unread = identity or cfg.ldm.weights is not None
+    if cfg.latents.cache == "never" or (unread and cfg.latents.cache == "auto"):
         return False  # pixel space: a cache would be a copy of the data
     if missing := unsupported_fields(data):
         if cfg.latents.cache == "always":
@@ -189,6 +195,7 @@ def _denoiser_options(cfg: DictConfig) -> dict[str, Any]:
     plain: dict[str, Any] = options(cfg.ldm)
     plain["network"].pop("checkpointing", None)
     plain.pop("budget")
+    plain.pop("weights")
     return {k: v for k, v in plain.items() if k != "power_ema" or v}
 
 
@@ -307,10 +314,11 @@ def _rows(cfg: DictConfig, plan: Plan, data: Any, val: Any) -> list[Row]:
     if plan.until == "latents":
         return rows
     fit = cfg.ldm.fit
-    work = total_steps(fit) * fit.batch_size
+    work = 0 if fit is None else total_steps(fit) * fit.batch_size
     per_image = 3 * costs.forward + (0 if plan.latents else costs.encode)
-    gigaflops = f" · {3 * costs.forward / 1e9:.3g} GFLOP/img" if costs.forward else ""
-    what = f"{type(model.network).__name__} {millions(parameters_of(model.network))}{gigaflops} · {number(work)} img"
+    gigaflops = f" · {3 * costs.forward / 1e9:.3g} GFLOP/img" if costs.forward and fit is not None else ""
+    origin = f"{number(work)} img" if fit is not None else f"imported from {Path(cfg.ldm.weights).name}"
+    what = f"{type(model.network).__name__} {millions(parameters_of(model.network))}{gigaflops} · {origin}"
     rows.append(Row(plan.denoiser, what, work, per_image, 20 * parameters_of(model) / 1e6))
     return rows if plan.until == "denoiser" else [*rows, *_evaluation_rows(cfg, plan, size, costs)]
 
@@ -355,7 +363,7 @@ def _evaluation_rows(cfg: DictConfig, plan: Plan, size: int, costs: Costs) -> li
     for e in plan.evaluations:
         what = (
             f"{number(n)} samples · {e.samples.name} {sampler.steps}{asked} · guidance {sampler.guidance:g}"
-            f" · after {number(e.images)} img"
+            f"{f' · after {number(e.images)} img' if e.images else ''}"
         )
         rows.append(Row(e.samples, what, n, passes * costs.forward + costs.decode, n * size * size * 3 / 1e6))
         if plan.until != "samples":

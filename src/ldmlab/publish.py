@@ -126,7 +126,8 @@ def headline(folder: Path) -> str:
         values = found.get("scores") or {k: v for k, v in found.items() if isinstance(v, dict) and "value" in v}
         label = "reconstruction"
         if "snapshot_images" in found:
-            label = f"after {found['snapshot_images']:,} images".replace(",", " ")
+            images = found["snapshot_images"]
+            label = "imported weights" if images is None else f"after {images:,} images".replace(",", " ")
             protocol = found["card_short"]
         lines.append(
             f"   {label:<24}"

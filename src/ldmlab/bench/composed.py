@@ -88,15 +88,16 @@ def _works(cfg: DictConfig, data: Any, device: torch.device) -> Any:
         del loss, few
     frozen(ae, device)
     denoiser = build.denoiser(cfg, ae, data).to(device)
-    few = batch_of(build.micro_batch(cfg, cfg.ldm.fit))
-    cached = caches(cfg, data)
-    if cached:
-        with torch.no_grad():
-            few["moments"] = ae.moments(few.pop("image"))
-    _prepare(cfg, denoiser)
-    how = ", cached latents" if cached else ", encoding on the fly" if cfg.ae.fit is not None else ""
-    name = f"denoiser's training step{how}"
-    yield name, cfg.ldm.fit.precision, work.denoiser_step(cfg, denoiser, ae, few, accelerator)
+    if cfg.ldm.fit is not None:
+        few = batch_of(build.micro_batch(cfg, cfg.ldm.fit))
+        cached = caches(cfg, data)
+        if cached:
+            with torch.no_grad():
+                few["moments"] = ae.moments(few.pop("image"))
+        _prepare(cfg, denoiser)
+        how = ", cached latents" if cached else ", encoding on the fly" if cfg.ae.fit is not None else ""
+        name = f"denoiser's training step{how}"
+        yield name, cfg.ldm.fit.precision, work.denoiser_step(cfg, denoiser, ae, few, accelerator)
     shape = ae.latent_shape(data.resolution)
     guidance = build.sampler(cfg).guidance
     name = f"sampler step{f', guidance {guidance:g}' if guidance != 1 else ''}"

@@ -71,11 +71,11 @@ def to_official(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     back = {b: a for a, b in layer_table(*_size(theirs, "encoder.down_blocks.", "resnets")).items()}
     official, strange = {}, []
     for name, tensor in theirs.items():
-        layer, kind = _today(name).rsplit(".", 1)
+        layer, kind = today(name).rsplit(".", 1)
         if layer not in back:
             strange.append(name)
             continue
-        convolution = _today(name).endswith(LINEAR) and ".attentions." in name and tensor.ndim == 2
+        convolution = today(name).endswith(LINEAR) and ".attentions." in name and tensor.ndim == 2
         official[f"{back[layer]}.{kind}"] = tensor[:, :, None, None] if convolution else tensor
     if strange:
         raise WeightsError(
@@ -105,7 +105,8 @@ def _size(names: Mapping[str, Tensor], prefix: str, kind: str) -> tuple[int, int
     return 1 + max(levels, default=-1), 1 + max(blocks, default=-1)
 
 
-def _today(name: str) -> str:
+def today(name: str) -> str:
+    """A tensor's name with the layers of today's attention for the deprecated ones (`DEPRECATED`)."""
     parts = name.split(".")
     if "attentions" in parts and len(parts) > 1 and parts[-2] in DEPRECATED:
         parts[-2] = DEPRECATED[parts[-2]]

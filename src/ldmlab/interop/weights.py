@@ -73,9 +73,18 @@ def weights_file(path: Path) -> Path:
     for name in NAMES:
         if (path / name).is_file():
             return path / name
-    if (path / "vae" / "config.json").is_file():
-        raise WeightsError(f"ae.weights={path} is a whole pipeline. Its first stage is ae.weights={path / 'vae'}.")
+    for name in ("vae", "vqvae"):
+        if (path / name / "config.json").is_file():
+            raise WeightsError(f"ae.weights={path} is a whole pipeline. Its first stage is ae.weights={path / name}.")
     raise WeightsError(f"ae.weights={path}: the folder holds none of {', '.join(NAMES)}. Name the file itself.")
+
+
+def tensors_in(file: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+    """The tensors of a safetensors or torch.save file by name, and our note in it; empty in a file of others.
+
+    Raises WeightsError for a damaged file and for one that could not be read without executing code.
+    """
+    return (load_tensors(file), {}) if _is_safetensors(file) else _unpickle(file)
 
 
 def misfit(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
@@ -106,17 +115,13 @@ def _sha256(file: Path, size: int, changed: int) -> str:
 
 @functools.lru_cache(maxsize=1)
 def _read(file: Path, size: int, changed: int) -> Imported:
-    note: Mapping[str, Any] = {}
-    if _is_safetensors(file):
-        found: Mapping[str, Tensor] = load_tensors(file)
-    else:
-        found, note = _unpickle(file)
+    found, note = tensors_in(file)
     if any(name.startswith("network.") for name in found):
         tensors = {k: v for k, v in found.items() if k not in OURS}
         return Imported(file, "ldmlab", tensors, found.get("scale"), found.get("shift"), None)
     try:
         if diffusers.is_diffusers(found):
-            facts = diffusers.read_config(_config_beside(file))
+            facts = diffusers.read_config(config_beside(file))
             ours = compvis.to_ours(diffusers.to_official(found))
             return Imported(file, "diffusers", ours, facts.scale, facts.shift, [facts.groups])
         first_stage = compvis.first_stage(found)
@@ -132,7 +137,7 @@ def _read(file: Path, size: int, changed: int) -> Imported:
     )
 
 
-def _config_beside(file: Path) -> dict[str, Any]:
+def config_beside(file: Path) -> dict[str, Any]:
     """config.json in the same folder; empty when there is none, as with a file that came alone."""
     config = file.parent / "config.json"
     if not config.is_file():
@@ -160,7 +165,7 @@ def _is_safetensors(file: Path) -> bool:
         with file.open("rb") as opened:
             head = opened.read(9)
     except OSError as error:
-        raise WeightsError(f"ae.weights={file} cannot be read: {error.strerror}.") from None
+        raise WeightsError(f"{file} cannot be read: {error.strerror}.") from None
     return len(head) == 9 and head[8:] == b"{" and not zipfile.is_zipfile(file)
 
 
@@ -207,13 +212,15 @@ def _unpickle(file: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
 
 def as_compvis(ours: Mapping[str, Tensor], groups: list[int]) -> dict[str, bytes]:
     """`model.ckpt`: the official names under `state_dict`, and beside it what they have no place for."""
-    content = {
-        "state_dict": {k: v.contiguous() for k, v in compvis.from_ours(ours).items()},
-        NOTE: {"scale": ours["scale"], "shift": ours["shift"], "groups": groups},
-    }
+    note = {"scale": ours["scale"], "shift": ours["shift"], "groups": groups}
+    return {"model.ckpt": checkpoint(compvis.from_ours(ours), note)}
+
+
+def checkpoint(official: Mapping[str, Tensor], note: dict[str, Any]) -> bytes:
+    """A torch.save file of `state_dict` and, beside it, our note."""
     buffer = io.BytesIO()  # a file's name would become part of the bytes
-    torch.save(content, buffer)
-    return {"model.ckpt": buffer.getvalue()}
+    torch.save({"state_dict": {k: v.contiguous() for k, v in official.items()}, NOTE: note}, buffer)
+    return buffer.getvalue()
 
 
 def as_diffusers(ours: Mapping[str, Tensor], groups: list[int], resolution: int) -> dict[str, bytes]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldmlab import build
+from ldmlab import build, imported_denoiser
 from ldmlab.checkpoint import load_tensors
 from ldmlab.conditioning.class_label import class_index
 from ldmlab.context import Context, frozen
@@ -35,11 +35,15 @@ LOOSE = 0.1  # relative error of an average's profile that is worth a note
 
 
 def make_denoiser(ctx: Context, images: int | None = None) -> Denoiser:
-    """The denoiser with the weights that `eval.weights` names, of a snapshot when `images` says which."""
+    """The denoiser, trained or imported, with the weights that `eval.weights` names, of a snapshot when `images` says which."""
     ae = make_autoencoder(ctx)
     model = build.denoiser(ctx.cfg, ae, ctx.data)
 
-    def work(folder: Path) -> float:
+    def work(folder: Path) -> float | None:
+        if ctx.cfg.ldm.weights is not None:
+            if ctx.main:
+                imported_denoiser.install(ctx.cfg, model, folder)
+            return None
         data = make_latents(ctx)
         objective = build.objective(ctx.cfg)
         stage = DiffusionStage(model, ae, objective, Draws(ctx.cfg.seed), ctx.cfg.cond.drop, ctx.cfg.ldm.fit.batch_size)
@@ -173,7 +177,7 @@ def make_scores(ctx: Context, evaluation: Evaluation) -> Path:
                     found.logits, label_N, extractor.classes_of_data, cfg.eval.bootstrap, cfg.eval.seed
                 )
             card = protocol_card(ctx, evaluation, extractor, len(reference))
-            result = {"snapshot_images": evaluation.images, **scores.to_dict()}
+            result = {"snapshot_images": evaluation.images or None, **scores.to_dict()}
             result["warnings"] = [*scores.warnings, *card.warnings()]
             write_json(folder / "scores.json", {**result, "card": card.to_dict(), "card_short": card.short()})
         ctx.barrier()
@@ -192,7 +196,7 @@ def protocol_card(ctx: Context, evaluation: Evaluation, extractor: Any, referenc
         reference=ctx.plan.reference.id, reference_split=cfg.eval.reference.split, reference_images=reference_images,
         resolution=ctx.data.resolution, samples=cfg.eval.samples, label_mode=mode, sampler=evaluation.samples.name,
         steps=sampler.steps, eta=getattr(sampler, "eta", None), guidance=sampler.guidance, weights=weights,
-        snapshot_images=evaluation.images, extractor=extractor.name, extractor_hash=extractor.fingerprint(),
+        snapshot_images=evaluation.images or None, extractor=extractor.name, extractor_hash=extractor.fingerprint(),
         resize=extractor.resize_text, grid=getattr(sampler, "grid", None), seed=cfg.eval.seed,
         bootstrap=cfg.eval.bootstrap, bootstrap_seed=cfg.eval.seed,
         evaluations=sampler.evaluations if sampler.evaluations != sampler.steps else None,

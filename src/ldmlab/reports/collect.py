@@ -327,7 +327,8 @@ def read_stage(entry: dict[str, Any], run_folder: Path, command: str, scored: bo
         raise DataError(
             f"{folder}: run.json calls this {stage} stage done, but there is no such folder. {again(command)}"
         )
-    if finished and stage == "denoiser" and not (folder / "metrics.jsonl").is_file():
+    imported = (folder / "imported.json").is_file()  # then nothing was trained, and there is no log of it
+    if finished and stage == "denoiser" and not imported and not (folder / "metrics.jsonl").is_file():
         raise DataError(f"{folder / 'metrics.jsonl'}: no such file, and a finished stage leaves one. {again(command)}")
     record = StageRecord(
         stage=stage,
