@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from ldmlab import budget, build, imported
+from ldmlab import budget, build, imported, steering
 from ldmlab.card import machine, stamp
 from ldmlab.checks import check_fit
 from ldmlab.config import Composed
@@ -34,6 +34,7 @@ def prepare(composed: Composed) -> tuple[Plan, Store, Any, Any]:
     data, val = build.dataset(cfg, "train", caches), build.dataset(cfg, "val", caches)
     sized = budget.settle(cfg, data)
     check_fit(cfg, data, val)
+    steering.check(cfg, data)
     plan = make_plan(cfg, composed.choices, data, val, store.root)
     plan.notes += [sized] if sized else []
     return plan, store, data, val
@@ -51,8 +52,8 @@ def execute(composed: Composed, command: str, may_train: bool = True) -> Path | 
         print("\n ".join([as_text(table(plan, store, costs=True)), *plan.notes]))
         return None
     if not may_train:
-        for address in (plan.autoencoder, plan.denoiser):
-            if store.done(address) is None:
+        for address in (plan.autoencoder, plan.denoiser, plan.noisy_classifier):
+            if address is not None and store.done(address) is None:
                 raise UserError(
                     f"the {address.stage} {address.id} is not trained yet, and this command trains nothing. "
                     f"Train it first: {command.replace('score.py', 'train.py').replace('sample.py', 'train.py')}"

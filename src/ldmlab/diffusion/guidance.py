@@ -1,7 +1,9 @@
 """Guidance: each function takes a denoise callable (two where two models are compared) and returns one, so that they stack.
 
 Of a stack the outermost is the last to have its say: `limited(guided(plain, …), plain, …)`. Guidance by the gradient of a
-classifier or of an image is in `gradient_guidance.py`, the order in which options stack them in `stack.py`. Shape letters: B batch, C channels, H W space.
+classifier or of an image is in `gradient_guidance.py`, the order in which options stack them in `stack.py`.
+
+Shape letters: B batch, C channels, H W space.
 """
 
 from collections.abc import Callable

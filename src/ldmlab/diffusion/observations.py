@@ -35,7 +35,9 @@ class Downsample:
 
     def __init__(self, factor: int = 2):
         if factor < 2:
-            raise ConfigError(f"{PATH}.factor must be at least 2; got {factor}. The image as it is: guidance/transform=none.")
+            raise ConfigError(
+                f"{PATH}.factor must be at least 2; got {factor}. The image as it is: guidance/transform=none."
+            )
         self.factor = factor
 
     def check(self, resolution: int) -> None:

@@ -265,6 +265,4 @@ def check_heads(heads: int | None, head_channels: int | None, attended: list[int
     assert n is not None
     uneven = [width for width in attended if n < 1 or width % n]
     if uneven:
-        raise ConfigError(
-            f"{path}.{name}={n} does not divide the channels of the levels with attention: {uneven}."
-        )
+        raise ConfigError(f"{path}.{name}={n} does not divide the channels of the levels with attention: {uneven}.")

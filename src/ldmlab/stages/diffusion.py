@@ -112,5 +112,7 @@ def latents_of(batch: dict[str, Any], autoencoder: FirstStage, draws: Draws) -> 
 
 def by_time(name: str, value_B: Tensor, u_B: Tensor) -> dict[str, Tensor]:
     """The mean of `value_B` in each quarter of the distribution of t, as BINS · (sum of the quarter) / B, under `name`_t0 …"""
-    bin_B = (u_B * BINS).long().to(value_B.device, non_blocking=True)  # t never falls in u: quarters of u are quarters of t
+    bin_B = (
+        (u_B * BINS).long().to(value_B.device, non_blocking=True)
+    )  # t never falls in u: quarters of u are quarters of t
     return {f"{name}_t{i}": BINS * (value_B * (bin_B == i)).mean() for i in range(BINS)}
