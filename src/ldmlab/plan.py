@@ -120,7 +120,7 @@ def make_plan(cfg: DictConfig, choices: dict[str, str], data: Any, val: Any, sto
         "reference", choices["data"], {"reference": cfg.eval.reference}, data=data_at, extractor=extractor_id
     )
     tuned = {"decoder": decoder} if decoder else {}
-    weak = steering.weak_model(cfg, store_root, denoiser.upstream, build.conditioner(cfg, data))
+    weak = steering.weak_model(cfg, store_root, denoiser, build.conditioner(cfg, data))
     guides: dict[str, Address | str] = {"weak": weak.id} if weak is not None and weak.id is not None else {}
     noisy_classifier = None
     if cfg.guidance.classifier is not None:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from ldmlab import build
 from ldmlab.errors import ConfigError
 from ldmlab.loop import images_at
-from ldmlab.store import read_json, sha256_file
+from ldmlab.store import Address, read_json, sha256_file
 from ldmlab.tracking import number
 
 
@@ -106,11 +106,11 @@ def check_image(cfg: DictConfig, data: Any) -> None:
 # ---- the weak model ------------------------------------------------------------------------------------------------------
 
 
-def weak_model(cfg: DictConfig, store_root: Path, stands_on: dict[str, str], conditions: Any) -> WeakModel | None:
+def weak_model(cfg: DictConfig, store_root: Path, denoiser: Address, conditions: Any) -> WeakModel | None:
     """The weak model of autoguidance; None without one.
 
     Args:
-        stands_on: ids that this run's denoiser was trained on (`latents`, or `autoencoder` and `data`): the other's too.
+        denoiser: this run's; the other must be another, trained on the same (`latents`, or `autoencoder` and `data`).
         conditions: this run's conditioner.
 
     Raises ConfigError when the other run does not exist, is not finished or fits not.
@@ -126,9 +126,9 @@ def weak_model(cfg: DictConfig, store_root: Path, stands_on: dict[str, str], con
     stage = next((s for s in record["stages"] if s["stage"] == "denoiser"), None)
     if stage is None or not (run / stage["folder"] / "done.json").is_file():
         raise ConfigError(f"{where}: {run.name} has no finished denoiser. Finish it: {record['command']}")
-    if stage["upstream"] != stands_on:
+    if stage["upstream"] != denoiser.upstream:
         raise ConfigError(
-            f"{where}: its denoiser was trained on {said(stage['upstream'])}, this one on {said(stands_on)}. "
+            f"{where}: its denoiser was trained on {said(stage['upstream'])}, this one on {said(denoiser.upstream)}. "
             "Both must share first stage and data; choose a run with the same ae= and data=."
         )
     other = OmegaConf.create(record["config"])
@@ -138,6 +138,11 @@ def weak_model(cfg: DictConfig, store_root: Path, stands_on: dict[str, str], con
     kept = {1.0, *other.ldm.fit.snapshots}
     if fraction not in kept:
         raise ConfigError(f"guidance.auto.snapshot={fraction}: that run keeps weights at {sorted(kept)}.")
+    if stage["id"] == denoiser.id and fraction >= min(cfg.eval.at):
+        raise ConfigError(
+            f"{where} is this denoiser itself, which cannot guide itself. Choose another run, or one of its earlier snapshots: "
+            "guidance.auto.snapshot=… below eval.at, and no guidance.auto.run."
+        )
     folder = (run / stage["folder"]).resolve()
     at = images_at(other.ldm.fit, fraction)
     folder = folder if fraction == 1 else folder / "snapshots" / f"{at:012d}"
