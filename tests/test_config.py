@@ -113,6 +113,8 @@ def with_files(words: list[str]) -> list[str]:
         more.append("ae.loss.perceptual.weights=/nowhere.pth")
     if "experiment=photos64" in words:
         more += ["data.root=/nowhere", "eval.extractor.weights=/nowhere.pth"]
+    if "guidance=image" in words:
+        more.append("guidance.image.file=/nowhere.png")
     if "ae/regulariser=none" in words:
         return ["ae=identity", "ae/regulariser=none"]
     if "ae/regulariser=fsq_3" in words:

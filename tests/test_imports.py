@@ -40,12 +40,17 @@ MAY_IMPORT = {
     "exported_denoiser": PARTS | {"build", "checkpoint", "config", "imported", "imported_denoiser", "interop", "run"},
     "imported": PARTS | {"build", "config", "interop"},
     "exported": {"build", "checkpoint", "config", "imported", "interop", "run"},
-    "plan": PARTS | {"build", "checkpoint", "imported", "imported_denoiser", "loop", "stages", "store", "tracking"},
+    "steering": PARTS | {"build", "loop", "store", "tracking"},
+    "plan": PARTS
+    | {"build", "checkpoint", "imported", "imported_denoiser", "loop", "stages", "steering", "store", "tracking"},
     "context": {"build", "card", "checkpoint", "data", "ema", "loop", "plan", "power_ema", "store", "tracking"},
     "counts": {"budget", "store"},
     "publish": {"counts", "reports", "stages", "store"},
     "makers": PARTS
-    | {"build", "checkpoint", "context", "imported", "imported_denoiser", "loop", "plan", "power_ema", "stages", "store"},
+    | {
+        "build", "checkpoint", "context", "imported", "imported_denoiser", "loop", "plan", "power_ema", "stages", "steering",
+        "store",
+    },
     "cli": {"config", "launch", "run"},
     "checks": PARTS | {"build", "loop", "power_ema"},
     "bench": PARTS | {"checks", "budget", "build", "imported", "card", "config", "context", "ema", "launch", "loop", "plan", "stages"},

@@ -15,7 +15,9 @@ from torch import nn
 from ldmlab.autoencoders.autoencoder import Autoencoder
 from ldmlab.diffusion.denoiser import Denoiser
 from ldmlab.diffusion.objectives import Objective
+from ldmlab.diffusion.observations import Observation
 from ldmlab.errors import UserError
+from ldmlab.networks.encoder import Encoder
 from ldmlab.randomness import seed_of
 
 SHAPES = "ldmlab.data.shapes.Shapes"
@@ -149,6 +151,20 @@ def objective(cfg: DictConfig) -> Objective:
 
 def sampler(cfg: DictConfig) -> Any:
     return part(cfg.sampler)
+
+
+def noisy_classifier(cfg: DictConfig, ae: Autoencoder, data: Any) -> Encoder:
+    """The network of guidance=classifier, untrained."""
+    with seeded(cfg.seed, "noisy_classifier"):
+        size = ae.latent_shape(data.resolution)[1]
+        node = cfg.guidance.classifier.network
+        return cast(Encoder, part(node, in_channels=ae.c, n_classes=len(data.class_names), latent_size=size))
+
+
+def observation(cfg: DictConfig) -> Observation | None:
+    """What guidance=image looks at; None is the whole image."""
+    node = cfg.guidance.image.transform
+    return None if node is None else cast(Observation, part(node))
 
 
 def extractor(cfg: DictConfig) -> nn.Module:

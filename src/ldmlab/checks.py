@@ -103,8 +103,10 @@ def check_fields(cfg: DictConfig, conditions: Any, data: Any) -> None:
 def check_label(cfg: DictConfig, conditions: Any, data: Any) -> None:
     """A wished-for class is one of the data's."""
     if cfg.cond.label is not None:
-        if "label" not in conditions.needs:
-            raise ConfigError("cond.label asks for a class, but this denoiser takes no label. Use cond=class_label.")
+        if "label" not in conditions.needs and cfg.guidance.classifier is None:
+            raise ConfigError(
+                "cond.label asks for a class, but this denoiser takes no label. Use cond=class_label, or guidance=classifier."
+            )
         class_index(cfg.cond.label, data.class_names)
 
 

@@ -119,6 +119,42 @@ class Latents:
 
 
 @dataclass
+class NoisyClassifier:
+    """Guidance by a classifier of noisy latents, trained in a stage of its own."""
+
+    scale: float = MISSING
+    network: Any = MISSING
+    fit: Fit = field(default_factory=Fit)
+
+
+@dataclass
+class AutoGuidance:
+    """Guidance away from a weaker model: this denoiser's snapshot, or the denoiser of another run."""
+
+    scale: float = MISSING
+    snapshot: float | None = None
+    run: str | None = None
+
+
+@dataclass
+class ImageGuidance:
+    """Guidance towards a picture: what of it is looked at is `transform`; null is all of it."""
+
+    file: str = MISSING
+    scale: float = MISSING
+    transform: Any = None
+
+
+@dataclass
+class Guidance:
+    """What steers sampling beside the sampler's own options; null is not there. `diffusion/stack.py` has their order."""
+
+    classifier: NoisyClassifier | None = None
+    auto: AutoGuidance | None = None
+    image: ImageGuidance | None = None
+
+
+@dataclass
 class Reference:
     split: str = "train"
     images: int | None = None  # null: the whole split
@@ -209,6 +245,7 @@ class RunConfig:
     cond: Conditioning = MISSING
     objective: Any = MISSING
     sampler: Any = MISSING
+    guidance: Guidance = field(default_factory=Guidance)
     eval: Eval = MISSING
     latents: Latents = field(default_factory=Latents)
     runtime: Runtime = field(default_factory=Runtime)
@@ -227,6 +264,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "ae.fit.precision": ("fp32", "bf16"),
     "ldm.fit.precision": ("fp32", "bf16"),
     "eval.extractor_fit.precision": ("fp32", "bf16"),
+    "guidance.classifier.fit.precision": ("fp32", "bf16"),
     "latents.cache": ("auto", "always", "never"),
     "latents.dtype": ("float16", "float32"),
     "eval.label_mode": ("uniform", "random", "from_data"),
@@ -267,13 +305,28 @@ POSITIVE = [
     "eval.extractor_fit.images",
     "eval.extractor_fit.batch_size",
     "eval.extractor_fit.lr",
+    "guidance.classifier.scale",
+    "guidance.classifier.fit.images",
+    "guidance.classifier.fit.batch_size",
+    "guidance.classifier.fit.lr",
+    "guidance.auto.scale",
+    "guidance.image.scale",
     "runtime.processes",
     "runtime.micro_batch",
     "runtime.threads",
     "runtime.checkpoint_seconds",
     "runtime.log_seconds",
 ]
-FRACTIONS = ["cond.drop", "ae.fit.snapshots", "ldm.fit.snapshots", "eval.at", "ae.fit.ema", "ldm.fit.ema"]
+FRACTIONS = [
+    "cond.drop",
+    "ae.fit.snapshots",
+    "ldm.fit.snapshots",
+    "eval.at",
+    "ae.fit.ema",
+    "ldm.fit.ema",
+    "guidance.auto.snapshot",
+    "guidance.classifier.fit.ema",
+]
 
 
 GIVEN: dict[str, tuple[str, ...]] = {
@@ -282,6 +335,7 @@ GIVEN: dict[str, tuple[str, ...]] = {
     "ae.regulariser": ("c",),
     "ae.loss.perceptual": ("classifier",),
     "ldm.network": ("in_channels", "out_channels", "context_dim", "vector_dim", "latent_size"),
+    "guidance.classifier.network": ("in_channels", "n_classes", "latent_size"),
     "cond.conditioner": ("n_classes",),
     "objective.schedule": ("latent_size",),
 }
@@ -377,7 +431,7 @@ def _compose(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
 
 def _translate(error: Exception, overrides: list[str]) -> ConfigError:
     text = _chain_text(error)
-    if found := re.search(r"Could not find '([\w./-]+)'", text):
+    if found := re.search(r"Could not (?:find|load) '([\w./-]+)'", text):
         group, _, option = found[1].rpartition("/")
         allowed = group_options(group)
         if not group or (not allowed and not (CONF / group).is_dir()):
@@ -672,7 +726,7 @@ def _check_values(cfg: DictConfig) -> None:
         for number in value if isinstance(value, ListConfig) else [] if value is None else [value]:
             if not 0 <= number <= 1:
                 raise ConfigError(f"{path} must be between 0 and 1; got {number!r}.")
-    for path in ("ae.fit.betas", "ldm.fit.betas", "eval.extractor_fit.betas"):
+    for path in ("ae.fit.betas", "ldm.fit.betas", "eval.extractor_fit.betas", "guidance.classifier.fit.betas"):
         value = OmegaConf.select(cfg, path)
         if value is not None and (len(value) != 2 or not all(0 <= b < 1 for b in value)):
             raise ConfigError(f"{path} must be two numbers in [0, 1); got {_say(value)}.")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from ldmlab import build, imported, imported_denoiser
+from ldmlab import build, imported, imported_denoiser, steering
 from ldmlab.checkpoint import Checkpoints
 from ldmlab.diffusion.guidance import share_within
 from ldmlab.loop import images_at, total_steps
@@ -22,7 +22,7 @@ from ldmlab.tracking import clock, number
 
 VERSIONS = {
     "data": 1, "extractor": 1, "autoencoder": 1, "decoder": 1, "reconstructions": 2, "latents": 1, "denoiser": 1, "samples": 1,
-    "reference": 1, "scores": 1, "runs": 1,
+    "noisy_classifier": 1, "reference": 1, "scores": 1, "runs": 1,
 }  # fmt: skip
 
 
@@ -61,6 +61,8 @@ class Plan:
     evaluations: list[Evaluation]
     run: Address
     until: str
+    noisy_classifier: Address | None = None  # guidance=classifier
+    weak: steering.WeakModel | None = None  # guidance=autoguidance
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # to be read with the table
 
@@ -120,12 +122,21 @@ def make_plan(cfg: DictConfig, choices: dict[str, str], data: Any, val: Any, sto
         "reference", choices["data"], {"reference": cfg.eval.reference}, data=data_at, extractor=extractor_id
     )
     tuned = {"decoder": decoder} if decoder else {}
+    weak = steering.weak_model(cfg, store_root, denoiser, build.conditioner(cfg, data))
+    guides: dict[str, Address | str] = {"weak": weak.id} if weak is not None and weak.id is not None else {}
+    noisy_classifier = None
+    if cfg.guidance.classifier is not None:
+        learns = {**steering.classifier_options(cfg), **({} if latents else tile)}
+        noisy_classifier = address("noisy_classifier", choices["ae"], learns, **stands_on)
+        guides["classifier"] = noisy_classifier
+    steered = steering.sample_options(cfg, weak)
     evaluations = []
     for fraction in sorted(cfg.eval.at):
         images = 0 if cfg.ldm.fit is None else images_at(cfg.ldm.fit, fraction)
         samples = address(
-            "samples", choices["sampler"], {**sample_options(cfg, images), **tile}, denoiser=denoiser, **tuned
-        )
+            "samples", choices["sampler"], {**sample_options(cfg, images), **tile, **steered},
+            denoiser=denoiser, **tuned, **guides,
+        )  # fmt: skip
         scores = address(
             "scores", choices["eval"], {"metrics": cfg.eval.metrics, "bootstrap": cfg.eval.bootstrap},
             samples=samples, reference=reference, extractor=extractor_id,
@@ -149,6 +160,8 @@ def make_plan(cfg: DictConfig, choices: dict[str, str], data: Any, val: Any, sto
         evaluations,
         run,
         cfg.until,
+        noisy_classifier,
+        weak,
     )
     plan.rows = _rows(cfg, plan, data, val)
     return plan
@@ -161,6 +174,8 @@ def sample_options(cfg: DictConfig, images: int) -> dict[str, Any]:
     if sampler["guidance"] != 1:  # without guidance there is nothing to limit or rescale
         sampler |= {"guidance_interval": [float(ratio) for ratio in interval]} if interval is not None else {}
         sampler |= {"guidance_rescale": rescale} if rescale > 0 else {}
+    if sampler.get("s_churn") == 0:  # an option that came later; without churn the others say nothing
+        sampler = {k: v for k, v in sampler.items() if k not in ("s_churn", "s_tmin", "s_tmax", "s_noise")}
     return {
         "snapshot": images, "weights": cfg.eval.weights, "sampler": sampler, "label_mode": cfg.eval.label_mode,
         "label": cfg.cond.label, "n": cfg.eval.samples, "seed": cfg.eval.seed,
@@ -274,6 +289,8 @@ class Costs:
     encode: float = 0.0
     decode: float = 0.0
     forward: float = 0.0
+    weak: float = 0.0  # autoguidance's other denoiser
+    classifier: float = 0.0  # of noisy latents
 
 
 def _count(ae: Any, model: Any, resolution: int) -> Costs:
@@ -320,7 +337,25 @@ def _rows(cfg: DictConfig, plan: Plan, data: Any, val: Any) -> list[Row]:
     origin = f"{number(work)} img" if fit is not None else f"imported from {Path(cfg.ldm.weights).name}"
     what = f"{type(model.network).__name__} {millions(parameters_of(model.network))}{gigaflops} · {origin}"
     rows.append(Row(plan.denoiser, what, work, per_image, 20 * parameters_of(model) / 1e6))
-    return rows if plan.until == "denoiser" else [*rows, *_evaluation_rows(cfg, plan, size, costs)]
+    if plan.until == "denoiser":
+        return rows
+    per_call = 0.0
+    if plan.noisy_classifier is not None:
+        fit = cfg.guidance.classifier.fit
+        with build.shapes_only():
+            net = build.noisy_classifier(cfg, ae, data)
+        if cfg.dry_run:
+            z, t = torch.empty(1, c, h, w, device="meta"), torch.zeros(1, dtype=torch.long, device="meta")
+            per_call = flops_of(lambda: net(z, t))
+        work, what = total_steps(fit) * fit.batch_size, f"of noisy latents {millions(parameters_of(net))}"
+        per_image = 3 * per_call + (0 if plan.latents else costs.encode)
+        rows.append(Row(plan.noisy_classifier, f"{what} · {number(work)} img", work, per_image))
+    if plan.weak is not None and cfg.dry_run:
+        with build.shapes_only():
+            other = build.denoiser(plan.weak.cfg, ae, data)
+        costs.weak = _count(ae, other, size).forward
+    costs.classifier = per_call
+    return [*rows, *_evaluation_rows(cfg, plan, size, costs)]
 
 
 def _first_stage_rows(
@@ -358,14 +393,16 @@ def _evaluation_rows(cfg: DictConfig, plan: Plan, size: int, costs: Costs) -> li
     if sampler.guidance != 1:
         schedule = build.objective(cfg).schedule
         passes *= 1 + share_within(sampler.guidance_interval, schedule, sampler.times(schedule.T)[:-1])
-    asked = "" if sampler.evaluations == sampler.steps else f" ({number(sampler.evaluations)} evaluations)"
+    evaluations = steering.evaluations(cfg)
+    asked = "" if evaluations == sampler.steps else f" ({number(evaluations)} evaluations)"
+    per_sample = steering.flops(cfg, costs.forward, costs.weak, costs.classifier, costs.decode, passes)
     rows = []
     for e in plan.evaluations:
         what = (
             f"{number(n)} samples · {e.samples.name} {sampler.steps}{asked} · guidance {sampler.guidance:g}"
-            f"{f' · after {number(e.images)} img' if e.images else ''}"
+            f"{steering.words(cfg, plan.weak)}{f' · after {number(e.images)} img' if e.images else ''}"
         )
-        rows.append(Row(e.samples, what, n, passes * costs.forward + costs.decode, n * size * size * 3 / 1e6))
+        rows.append(Row(e.samples, what, n, per_sample, n * size * size * 3 / 1e6))
         if plan.until != "samples":
             rows.append(Row(e.scores, " ".join(m.upper() for m in cfg.eval.metrics), n))
     return rows

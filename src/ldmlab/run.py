@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from ldmlab import budget, build, imported, imported_denoiser
+from ldmlab import budget, build, imported, imported_denoiser, steering
 from ldmlab.card import machine, stamp
 from ldmlab.checks import check_fit
 from ldmlab.config import Composed
@@ -35,6 +35,7 @@ def prepare(composed: Composed) -> tuple[Plan, Store, Any, Any]:
     imported_denoiser.check(cfg, composed.choices, data)
     sized = budget.settle(cfg, data)
     check_fit(cfg, data, val)
+    steering.check(cfg, data)
     plan = make_plan(cfg, composed.choices, data, val, store.root)
     plan.notes += [*([sized] if sized else []), *imported_denoiser.notes(cfg)]
     return plan, store, data, val
@@ -52,7 +53,10 @@ def execute(composed: Composed, command: str, may_train: bool = True) -> Path | 
         print("\n ".join([as_text(table(plan, store, costs=True)), *plan.notes]))
         return None
     if not may_train:
-        for address, fit in ((plan.autoencoder, cfg.ae.fit), (plan.denoiser, cfg.ldm.fit)):
+        stages = [(plan.autoencoder, cfg.ae.fit), (plan.denoiser, cfg.ldm.fit)]
+        if plan.noisy_classifier is not None:
+            stages.append((plan.noisy_classifier, cfg.guidance.classifier.fit))
+        for address, fit in stages:
             if fit is not None and store.done(address) is None:
                 raise UserError(
                     f"the {address.stage} {address.id} is not trained yet, and this command trains nothing. "

@@ -33,6 +33,11 @@ def test_short():
     )
     limited = dataclasses.replace(CARD, guidance_interval=[0.3, 5.0], guidance_rescale=0.7)
     assert limited.short() == "5k·ddim50·eta0·w1.5·in 0.3–5·rescale0.7·uniform·shapes-8c1d"
+    steered = dataclasses.replace(
+        CARD, autoguidance={"scale": 2.0}, image_guidance={"scale": 0.5}, churn={"s_churn": 10.0}
+    )
+    assert steered.short() == "5k·ddim50·eta0·w1.5·auto2·image0.5·churn10·uniform·shapes-8c1d"
+    assert not comparable(CARD, steered)
     recon = dataclasses.replace(
         CARD, sampler=None, steps=None, eta=None, guidance=None, label_mode=None, weights=None, samples=360
     )

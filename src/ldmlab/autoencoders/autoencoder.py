@@ -98,7 +98,14 @@ class Autoencoder(nn.Module):
 
     def decode(self, z_BCHW: Tensor) -> Tensor:
         """Standardised latent → image, not clamped. VQ quantises first."""
-        raw_BCHW = self.regulariser.project(z_BCHW / self.scale + self.shift)
+        return self._image(self.regulariser.project(z_BCHW / self.scale + self.shift))
+
+    def decode_with_slope(self, z_BCHW: Tensor) -> Tensor:
+        """`decode`, with a gradient where VQ's choice of a code has none: it passes straight through, as in training."""
+        raw_BCHW = z_BCHW / self.scale + self.shift
+        return self._image(raw_BCHW + (self.regulariser.project(raw_BCHW) - raw_BCHW).detach())
+
+    def _image(self, raw_BCHW: Tensor) -> Tensor:
         if self.tile is None or self.training:
             return self._decode(raw_BCHW)
         return tiled(self._decode, raw_BCHW, self.tile // self.f, self.tile // 4 // self.f, self.f)

@@ -40,6 +40,10 @@ class Denoiser(nn.Module):
             return cond
         return cond.select(drop_B, self.conditioner.null(len(drop_B), drop_B.device))
 
+    def prepared(self, cond: Any) -> Any:
+        """A condition for many calls: its tokens are read by the network once. For weights that stay."""
+        return self.network.prepared(cond)  # type: ignore[operator]
+
 
 def denoise_with(denoiser: Denoiser, objective: Objective) -> Denoise:
     """The callable every sampler and guidance speaks: `denoise(z_t, t_B, cond) -> Prediction(z0, eps)`.

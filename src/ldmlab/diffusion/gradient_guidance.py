@@ -19,6 +19,7 @@ from ldmlab.diffusion.objectives import Prediction
 from ldmlab.diffusion.schedules import Schedule
 
 Classifier = Callable[[Tensor, Tensor], Tensor]  # (z_t [B, C, H, W], t_B) → logits [B, K]
+LogP = Callable[[Tensor], Tensor]  # z_0 [B, C, H, W] → log-probability of each image [B], up to a constant
 
 
 def classifier_guided(
@@ -45,13 +46,13 @@ def classifier_guided(
     return guided_denoise
 
 
-def image_guided(denoise: Denoise, log_p: Callable[[Tensor], Tensor], scale: float, schedule: Schedule) -> Denoise:
+def image_guided(denoise: Denoise, log_p: LogP, scale: float, schedule: Schedule) -> Denoise:
     """Pushed towards an image by the predicted z_0 (paper, App. C): the gradient of log_p(z_0(z_t)) runs through the
     denoiser and what it is wrapped in, so that one call costs a backward pass of all of it.
 
     Args:
         denoise: the callable to guide; differentiable in z_t.
-        log_p: z_0 [B, C, H, W] → log-probability of each image [B], up to a constant (`resembles`).
+        log_p: of z_0 (`resembles`).
         scale: of the gradient, at least 0.
         schedule: the denoiser's. Where alpha is 0 nothing is added.
     """
@@ -72,7 +73,7 @@ def image_guided(denoise: Denoise, log_p: Callable[[Tensor], Tensor], scale: flo
 
 def resembles(
     target_BCHW: Tensor, decode: Callable[[Tensor], Tensor], transform: Callable[[Tensor], Tensor] | None = None
-) -> Callable[[Tensor], Tensor]:
+) -> LogP:
     """The log-probability of App. C: -1/2 ‖y - T(D(z_0))‖², summed over the elements of each image.
 
     Args:

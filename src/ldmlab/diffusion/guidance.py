@@ -1,7 +1,9 @@
 """Guidance: each function takes a denoise callable (two where two models are compared) and returns one, so that they stack.
 
 Of a stack the outermost is the last to have its say: `limited(guided(plain, …), plain, …)`. Guidance by the gradient of a
-classifier or of an image is in `gradient_guidance.py`. Shape letters: B batch, C channels, H W space.
+classifier or of an image is in `gradient_guidance.py`, the order in which options stack them in `stack.py`.
+
+Shape letters: B batch, C channels, H W space.
 """
 
 from collections.abc import Callable
@@ -29,19 +31,21 @@ class Asked(Protocol):
     def guidance_rescale(self) -> float: ...
 
 
-def as_asked(denoise: Denoise, asked: Asked, null: Any, schedule: Schedule) -> Denoise:
+def as_asked(denoise: Denoise, asked: Asked, null: Any, schedule: Schedule, both: Any = None) -> Denoise:
     """`denoise` with the guidance of a sampler's options: classifier-free, rescaled, within its interval.
 
-    Raises ConfigError as `guided` does.
+    null, both: as in `guided`. Raises ConfigError as `guided` does.
     """
     correction = rescaling(asked.guidance_rescale, schedule) if asked.guidance_rescale > 0 else None
-    steered = guided(denoise, asked.guidance, null, correction)
+    steered = guided(denoise, asked.guidance, null, correction, both)
     if asked.guidance_interval is None or steered is denoise:
         return steered
     return limited(steered, denoise, asked.guidance_interval, schedule)
 
 
-def guided(denoise: Denoise, scale: float, null: Any, correction: Correction | None = None) -> Denoise:
+def guided(
+    denoise: Denoise, scale: float, null: Any, correction: Correction | None = None, both: Any = None
+) -> Denoise:
     """Classifier-free guidance: eps = eps_null + scale · (eps_cond - eps_null) (Ho & Salimans 2022 with scale = 1 + w).
 
     Both halves go through the network in one batch of 2B, the null half second. Scale 1 returns `denoise` itself, 0 is
@@ -52,6 +56,8 @@ def guided(denoise: Denoise, scale: float, null: Any, correction: Correction | N
         scale: at least 0 (`sampler.guidance`).
         null: the condition of "nothing asked" (`Cond`), for as many images as will be sampled at once.
         correction: of the guided answer in the light of the conditional one (`rescaling`).
+        both: `cond.cat(null)` of the condition that every call will come with, made (and prepared for the network) once; None
+            makes it in each call, of whatever condition comes.
 
     Raises ConfigError for a negative scale, or when there is no condition to guide with.
     """
@@ -66,8 +72,9 @@ def guided(denoise: Denoise, scale: float, null: Any, correction: Correction | N
         )
 
     def guided_denoise(zt_BCHW: Tensor, t_B: Tensor, cond: Any) -> Prediction:
-        both = denoise(torch.cat([zt_BCHW, zt_BCHW]), torch.cat([t_B, t_B]), cond.cat(null))
-        (z0_c, z0_u), (eps_c, eps_u) = both.z0.chunk(2), both.eps.chunk(2)
+        pair = cond.cat(null) if both is None else both
+        answer = denoise(torch.cat([zt_BCHW, zt_BCHW]), torch.cat([t_B, t_B]), pair)
+        (z0_c, z0_u), (eps_c, eps_u) = answer.z0.chunk(2), answer.eps.chunk(2)
         conditional = Prediction(z0_c, eps_c)
         further = _away(conditional, Prediction(z0_u, eps_u), scale)
         return further if correction is None else correction(further, conditional, zt_BCHW, t_B)

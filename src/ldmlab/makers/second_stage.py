@@ -6,18 +6,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import DictConfig
 from torch import Tensor
 
-from ldmlab import build, imported_denoiser
+from ldmlab import build, imported_denoiser, steering
 from ldmlab.checkpoint import load_tensors
 from ldmlab.conditioning.class_label import class_index
 from ldmlab.context import Context, frozen
 from ldmlab.data.batches import Batches
-from ldmlab.diffusion.denoiser import Denoiser, denoise_with
-from ldmlab.diffusion.guidance import as_asked
+from ldmlab.diffusion.denoiser import Denoiser
 from ldmlab.errors import DataError
 from ldmlab.loop import images_at
 from ldmlab.makers.first_stage import make_autoencoder, make_decoder, make_extractor, make_latents
+from ldmlab.makers.guidance import make_guide
 from ldmlab.makers.sheets import save_sheet
 from ldmlab.metrics.evaluate import evaluate, label_agreement
 from ldmlab.metrics.features import FeatureSet
@@ -103,9 +104,9 @@ def make_samples(ctx: Context, evaluation: Evaluation) -> Path:
 
     def work(folder: Path) -> None:
         ae, model = make_decoder(ctx), make_denoiser(ctx, evaluation.images)
-        objective, sampler = build.objective(cfg), build.sampler(cfg)
+        guide = make_guide(ctx, model, ae, lambda images: make_denoiser(ctx, images))
         n, shape = cfg.eval.samples, ae.latent_shape(ctx.data.resolution)
-        labelled = "label" in model.conditioner.needs
+        labelled = steering.labelled(cfg, model.conditioner)
         conditions: dict[str, Any] = {"seed": [sampling.image_seed(cfg.eval.seed, i) for i in range(n)]}
         label_N = torch.zeros(n, dtype=torch.int64)
         if labelled:
@@ -115,13 +116,11 @@ def make_samples(ctx: Context, evaluation: Evaluation) -> Path:
                 sampling.labels_for(cfg.eval.label_mode, wish, n, len(ctx.data.class_names), known, cfg.eval.seed)
             )
             conditions |= {"label": label_N.tolist(), "class_names": list(ctx.data.class_names)}
-        plain = denoise_with(model, objective)
 
         def draw(indices: list[int]) -> Tensor:
-            null = model.conditioner.null(len(indices), ctx.device)
+            bound = guide.bind(label_N[indices].to(ctx.device))
             return sampling.draw(
-                sampler, as_asked(plain, sampler, null, objective.schedule), objective.schedule, ae.decode,
-                lambda rows: model.condition({"label": label_N[rows].to(ctx.device)}),
+                guide.sampler, bound.denoise, guide.model.objective.schedule, ae.decode, lambda rows: bound.cond,
                 [conditions["seed"][i] for i in indices], shape, ctx.device, indices,
             )  # fmt: skip
 
@@ -188,7 +187,8 @@ def make_scores(ctx: Context, evaluation: Evaluation) -> Path:
 def protocol_card(ctx: Context, evaluation: Evaluation, extractor: Any, reference_images: int) -> ProtocolCard:
     """Everything that decides a score beside the trained network (architecture §7)."""
     cfg, sampler = ctx.cfg, build.sampler(ctx.cfg)
-    labelled = "label" in build.conditioner(cfg, ctx.data).needs
+    labelled = steering.labelled(cfg, build.conditioner(cfg, ctx.data))
+    evaluations, classifier = steering.evaluations(cfg), ctx.plan.noisy_classifier
     weights = cfg.eval.weights if cfg.eval.ema_width is None else f"ema width {cfg.eval.ema_width:g}"
     mode = (f"label {cfg.cond.label}" if cfg.cond.label is not None else cfg.eval.label_mode) if labelled else None
     guided = sampler.guidance != 1
@@ -199,10 +199,17 @@ def protocol_card(ctx: Context, evaluation: Evaluation, extractor: Any, referenc
         snapshot_images=evaluation.images or None, extractor=extractor.name, extractor_hash=extractor.fingerprint(),
         resize=extractor.resize_text, grid=getattr(sampler, "grid", None), seed=cfg.eval.seed,
         bootstrap=cfg.eval.bootstrap, bootstrap_seed=cfg.eval.seed,
-        evaluations=sampler.evaluations if sampler.evaluations != sampler.steps else None,
+        evaluations=evaluations if evaluations != sampler.steps else None,
+        **steering.card(cfg, ctx.plan.weak, classifier.id if classifier is not None else None), churn=_churn(cfg),
         guidance_interval=sampler.guidance_interval if guided else None,
         guidance_rescale=sampler.guidance_rescale or None if guided else None,
     )  # fmt: skip
+
+
+def _churn(cfg: DictConfig) -> dict[str, float] | None:
+    """The options of Heun's churn where there is any."""
+    known = {k: v for k, v in cfg.sampler.items() if str(k).startswith("s_")}
+    return known if known and known["s_churn"] > 0 else None
 
 
 def _share(ctx: Context, evaluation: Evaluation) -> str:

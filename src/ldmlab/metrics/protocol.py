@@ -40,9 +40,15 @@ class ProtocolCard:
     resize: str  # how images reach the extractor's size
     rounding: str = "8-bit, nearest"
     grid: str | None = None  # the sampler's choice of time steps
-    evaluations: int | None = None  # of the denoiser (the guided pair is one) for each sample; None: as many as steps
+    evaluations: int | None = (
+        None  # of a denoiser (the guided pair is one, a weak model another) for each sample; None: steps
+    )
     guidance_interval: list[float] | None = None  # noise-to-signal ratios between which guidance acts; None: everywhere
     guidance_rescale: float | None = None  # share; None: not rescaled
+    autoguidance: dict | None = None  # scale; weak: a denoiser's id, or "own snapshot"; images it was trained with
+    classifier_guidance: dict | None = None  # scale; classifier: its id
+    image_guidance: dict | None = None  # scale, sha256 of the picture, what of it is looked at
+    churn: dict | None = None  # S_churn, S_tmin, S_tmax, S_noise of Heun's sampler
     seed: int = 0  # of the start noise
     bootstrap: int = 200
     bootstrap_seed: int = 0
@@ -75,6 +81,13 @@ class ProtocolCard:
             parts += [f"w{self.guidance:g}"] if self.guidance is not None else []
             parts += [f"in {'–'.join(f'{r:g}' for r in self.guidance_interval)}"] if self.guidance_interval else []
             parts += [f"rescale{self.guidance_rescale:g}"] if self.guidance_rescale else []
+            steered = (
+                ("auto", self.autoguidance),
+                ("classifier", self.classifier_guidance),
+                ("image", self.image_guidance),
+            )
+            parts += [f"{word}{of['scale']:g}" for word, of in steered if of is not None]
+            parts += [f"churn{self.churn['s_churn']:g}"] if self.churn is not None else []
         parts += [self.label_mode] if self.label_mode is not None else []
         parts += [] if self.weights in (None, "ema") else [self.weights]
         parts.append(f"{self.extractor}-{self.extractor_hash[:4]}")

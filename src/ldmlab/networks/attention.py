@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldmlab.networks.blocks import Norm, TokenNorm, zeroed
+from ldmlab.networks.keys import Condition, Keys, Prepared
 
 
 def attend(q_BNLD: Tensor, k_BNLD: Tensor, v_BNLD: Tensor) -> Tensor:
@@ -78,13 +79,44 @@ class CrossAttention(nn.Module):
             # and k are still evaluated: a parameter without a gradient would stop a distributed wrapper and escape
             # weight decay.
             return self.to_out(self.to_v(source_BLD)).expand(b, length, dim)
+        return self.read(x_BLD, self._split(self.to_k(source_BLD)), self._split(self.to_v(source_BLD)))
+
+    def read(self, x_BLD: Tensor, k_BNLD: Tensor, v_BNLD: Tensor) -> Tensor:
+        """The answer to `x_BLD` from ready keys and values."""
         q_BNLD = self._split(self.to_q(x_BLD))
-        k_BNLD = self._split(self.to_k(source_BLD))
-        v_BNLD = self._split(self.to_v(source_BLD))
-        return self.to_out(attend(q_BNLD, k_BNLD, v_BNLD).transpose(1, 2).reshape(b, length, dim))
+        return self.to_out(attend(q_BNLD, k_BNLD, v_BNLD).transpose(1, 2).reshape(x_BLD.shape))
 
     def _split(self, x_BLD: Tensor) -> Tensor:
         return x_BLD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class TokenAttention(CrossAttention):
+    """Cross-attention to the tokens of a condition, which may have been read before (`prepared`)."""
+
+    def forward(self, x_BLD: Tensor, context_BLD: Tensor | Keys | None = None) -> Tensor:
+        """[B, L, dim] and tokens [B, M, context_dim], or their keys, → [B, L, dim]."""
+        if not isinstance(context_BLD, Keys):
+            return super().forward(x_BLD, context_BLD)
+        kept = context_BLD.of[self]
+        return kept.expand(x_BLD.shape) if isinstance(kept, Tensor) else self.read(x_BLD, *kept)
+
+    def keep(self, tokens_BLD: Tensor) -> tuple[Tensor, Tensor] | Tensor:
+        """What `Keys` holds for this attention."""
+        if tokens_BLD.shape[1] == 1:  # as in CrossAttention.forward
+            return self.to_out(self.to_v(tokens_BLD))
+        return self._split(self.to_k(tokens_BLD)), self._split(self.to_v(tokens_BLD))
+
+
+def prepared(network: nn.Module, cond: Condition) -> Condition:
+    """The condition with its tokens read by every cross-attention of this network; without tokens as it is.
+
+    For many calls under one condition with weights that stay. Only this network understands the result.
+    """
+    tokens_BLD = cond.tokens_BLD
+    if tokens_BLD is None or isinstance(tokens_BLD, Keys):
+        return cond
+    readers = [module for module in network.modules() if isinstance(module, TokenAttention)]
+    return Prepared(Keys({reader: reader.keep(tokens_BLD) for reader in readers}), cond.concat_BCHW, cond.vector_BD)
 
 
 class GEGLU(nn.Module):
@@ -122,13 +154,13 @@ class TransformerBlock(nn.Module):
         super().__init__()
         self.attn1 = CrossAttention(dim, heads, context_dim=dim)
         self.ff = FeedForward(dim)
-        self.attn2 = CrossAttention(dim, heads, context_dim=context_dim)
+        self.attn2 = TokenAttention(dim, heads, context_dim)
         self.norm1 = TokenNorm(dim)
         self.norm2 = TokenNorm(dim)
         self.norm3 = TokenNorm(dim)
 
-    def forward(self, x_BLD: Tensor, tokens_BLD: Tensor) -> Tensor:
-        """[B, L, dim] and tokens [B, M, context_dim] → [B, L, dim]."""
+    def forward(self, x_BLD: Tensor, tokens_BLD: Tensor | Keys) -> Tensor:
+        """[B, L, dim] and tokens [B, M, context_dim], or their keys, → [B, L, dim]."""
         x_BLD = x_BLD + self.attn1(self.norm1(x_BLD))
         x_BLD = x_BLD + self.attn2(self.norm2(x_BLD), tokens_BLD)
         return x_BLD + self.ff(self.norm3(x_BLD))
@@ -147,7 +179,7 @@ class SpatialTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList(TransformerBlock(channels, heads, context_dim) for _ in range(depth))
         self.proj_out = zeroed(nn.Conv2d(channels, channels, 1))
 
-    def forward(self, h_BCHW: Tensor, emb_BD: Tensor, tokens_BLD: Tensor | None) -> Tensor:
+    def forward(self, h_BCHW: Tensor, emb_BD: Tensor, tokens_BLD: Tensor | Keys | None) -> Tensor:
         """h + proj_out(blocks(proj_in(norm(h)), tokens)); the embedding is not used.
 
         Raises ValueError without tokens: falling back to self-attention, as the official code does, would hide a lost

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ldmlab.errors import ConfigError
-from ldmlab.networks.attention import CrossAttention, attend
+from ldmlab.networks.attention import TokenAttention, attend, prepared
 from ldmlab.networks.blocks import TokenNorm, no_autocast, zeroed
 from ldmlab.networks.embeddings import sincos_positions, sinusoidal
-from ldmlab.networks.unet import Condition, mlp
+from ldmlab.networks.keys import Condition, Keys
+from ldmlab.networks.unet import mlp
 
 TIME_FEATURES = 256  # of the sinusoid, whatever the width (official code)
 
@@ -94,6 +95,10 @@ class DiT(nn.Module):
                 x_BLD = block(x_BLD, emb_BD, cond.tokens_BLD)
         return unpatchify(self.final_layer(x_BLD, emb_BD), height, width, self.patch)
 
+    def prepared(self, cond: Condition) -> Condition:
+        """The condition with its tokens read once, for many calls (`attention.prepared`)."""
+        return prepared(self, cond)
+
     def check_latent(self, height: int, width: int) -> None:
         """Raise ConfigError unless a latent of this size can be cut into patches."""
         if height % self.patch or width % self.patch:
@@ -156,7 +161,7 @@ class Block(nn.Module):
         self.mlp = MLP(width)
         self.adaLN_modulation = modulation(width, 6)
 
-    def forward(self, x_BLD: Tensor, emb_BD: Tensor, tokens_BLD: Tensor | None) -> Tensor:
+    def forward(self, x_BLD: Tensor, emb_BD: Tensor, tokens_BLD: Tensor | Keys | None) -> Tensor:
         """[B, L, width] → [B, L, width]. Raises ValueError when it was built for tokens and gets none."""
         shift1_B1D, scale1_B1D, gate1_B1D, shift2_B1D, scale2_B1D, gate2_B1D = (
             self.adaLN_modulation(emb_BD).unsqueeze(1).chunk(6, dim=-1)
@@ -202,11 +207,11 @@ class TokenReader(nn.Module):
     def __init__(self, width: int, heads: int, context_dim: int):
         super().__init__()
         self.norm = TokenNorm(width)
-        self.attn = CrossAttention(width, heads, context_dim)
+        self.attn = TokenAttention(width, heads, context_dim)
         zeroed(self.attn.to_out)
 
-    def forward(self, x_BLD: Tensor, tokens_BLD: Tensor | None) -> Tensor:
-        """[B, L, width] and tokens [B, M, context_dim] → [B, L, width]."""
+    def forward(self, x_BLD: Tensor, tokens_BLD: Tensor | Keys | None) -> Tensor:
+        """[B, L, width] and tokens [B, M, context_dim], or their keys, → [B, L, width]."""
         if tokens_BLD is None:
             raise ValueError("this network was built for tokens (context_dim), but the condition has none")
         return self.attn(self.norm(x_BLD), tokens_BLD)

@@ -7,26 +7,16 @@ Shape letters: B batch, C channels, H W space, L tokens, D features.
 """
 
 import math
-from typing import Protocol
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from ldmlab.errors import ConfigError
-from ldmlab.networks.attention import SelfAttention, SpatialTransformer
+from ldmlab.networks.attention import SelfAttention, SpatialTransformer, prepared
 from ldmlab.networks.blocks import GROUPS, Downsample, InputConv, Norm, Pieces, ResBlock, Upsample, zeroed
 from ldmlab.networks.embeddings import sinusoidal
-
-
-class Condition(Protocol):
-    """What a network reads of a condition (`conditioning.base.Cond` in full); each may be None."""
-
-    @property
-    def tokens_BLD(self) -> Tensor | None: ...
-    @property
-    def concat_BCHW(self) -> Tensor | None: ...
-    @property
-    def vector_BD(self) -> Tensor | None: ...
+from ldmlab.networks.keys import Condition
 
 
 class UNet(nn.Module):
@@ -88,7 +78,7 @@ class UNet(nn.Module):
         self.divisor = 2 ** (len(multipliers) - 1)  # height and width of the latent must be multiples of it
         emb_dim = 4 * width
 
-        def res(channels: int, out: int, resample: str = "none") -> ResBlock:
+        def res(channels: int, out: int, resample: str = "none") -> nn.Module:
             return ResBlock(channels, out, emb_dim, dropout, scale_shift_norm, resample)
 
         def attention(channels: int) -> nn.Module:
@@ -101,21 +91,10 @@ class UNet(nn.Module):
         if vector_dim is not None:
             self.vector_embed = mlp(vector_dim, emb_dim)
 
-        self.input_blocks = nn.ModuleList([Pieces(InputConv(in_channels, width))])
-        channels, skips = width, [width]
-        for level, multiplier in enumerate(multipliers):
-            for _ in range(blocks):
-                pieces: list[nn.Module] = [res(channels, width * multiplier)]
-                channels = width * multiplier
-                if 2**level in factors:
-                    pieces.append(attention(channels))
-                self.input_blocks.append(Pieces(*pieces))
-                skips.append(channels)
-            if level < len(multipliers) - 1:
-                down = res(channels, channels, "down") if resblock_updown else Downsample(channels)
-                self.input_blocks.append(Pieces(down))
-                skips.append(channels)
-
+        self.input_blocks, skips = way_down(
+            in_channels, width, multipliers, blocks, factors, res, attention, resblock_updown
+        )
+        channels = skips[-1]
         self.middle_block = Pieces(res(channels, channels), attention(channels), res(channels, channels))
 
         self.output_blocks = nn.ModuleList()
@@ -153,6 +132,10 @@ class UNet(nn.Module):
             h_BCHW = pieces(torch.cat([h_BCHW, skips.pop()], dim=1), emb_BD, cond.tokens_BLD)
         return self.out(h_BCHW)
 
+    def prepared(self, cond: Condition) -> Condition:
+        """The condition with its tokens read once, for many calls (`attention.prepared`)."""
+        return prepared(self, cond)
+
     def check_latent(self, height: int, width: int) -> None:
         """Raise ConfigError unless a latent of this size can be halved at each level."""
         if height % self.divisor or width % self.divisor:
@@ -169,6 +152,36 @@ class UNet(nn.Module):
                 pieces.recompute = on
 
 
+def way_down(
+    in_channels: int,
+    width: int,
+    multipliers: list[int],
+    blocks: int,
+    factors: set[int],
+    res: Callable[..., nn.Module],
+    attention: Callable[[int], nn.Module],
+    resblock_updown: bool,
+) -> tuple[nn.ModuleList, list[int]]:
+    """The pieces from the input to the smallest feature map, and the channels after each of them.
+
+    res: (channels, out, resample) → residual block. attention: channels → attention.
+    """
+    steps = nn.ModuleList([Pieces(InputConv(in_channels, width))])
+    channels, after = width, [width]
+    for level, multiplier in enumerate(multipliers):
+        for _ in range(blocks):
+            pieces = [res(channels, width * multiplier)]
+            channels = width * multiplier
+            if 2**level in factors:
+                pieces.append(attention(channels))
+            steps.append(Pieces(*pieces))
+            after.append(channels)
+        if level < len(multipliers) - 1:
+            steps.append(Pieces(res(channels, channels, "down") if resblock_updown else Downsample(channels)))
+            after.append(channels)
+    return steps, after
+
+
 def levels_of(height: int, width: int) -> int:
     """Levels of a network that halves a latent of this size at each level but the last."""
     both = math.gcd(height, width)
@@ -180,19 +193,19 @@ def mlp(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, outputs), nn.SiLU(), nn.Linear(outputs, outputs))
 
 
-def check_widths(width: int, multipliers: list[int], blocks: int) -> None:
+def check_widths(width: int, multipliers: list[int], blocks: int, path: str = "ldm.network") -> None:
     """ConfigError unless every level is positive and its channels can be split into 32 groups."""
     if width < 1 or width % GROUPS:
         lower = width // GROUPS * GROUPS
         near = " or ".join(str(w) for w in (lower, lower + GROUPS) if w > 0)
         raise ConfigError(
-            f"ldm.network.width={width} cannot be split into the {GROUPS} groups of GroupNorm; "
+            f"{path}.width={width} cannot be split into the {GROUPS} groups of GroupNorm; "
             f"it must be a multiple of {GROUPS}: {near}."
         )
     if not multipliers or min(multipliers) < 1:
-        raise ConfigError(f"ldm.network.multipliers must be one or more numbers from 1 up; got {multipliers}.")
+        raise ConfigError(f"{path}.multipliers must be one or more numbers from 1 up; got {multipliers}.")
     if blocks < 1:
-        raise ConfigError(f"ldm.network.blocks must be at least 1; got {blocks}.")
+        raise ConfigError(f"{path}.blocks must be at least 1; got {blocks}.")
 
 
 def check_rates(transformer_depth: int, dropout: float) -> None:
@@ -204,12 +217,16 @@ def check_rates(transformer_depth: int, dropout: float) -> None:
 
 
 def resolve_factors(
-    factors: list[int] | None, sizes: list[int] | None, latent_size: int | None, levels: int
+    factors: list[int] | None,
+    sizes: list[int] | None,
+    latent_size: int | None,
+    levels: int,
+    path: str = "ldm.network",
 ) -> set[int]:
     """Down-sampling factors with attention, from one of factors and sizes; ConfigError when no level has such a one."""
     if (factors is None) == (sizes is None):
         raise ConfigError(
-            "ldm.network needs exactly one of attention_factors (down-sampling factors of the latent; [] for the "
+            f"{path} needs exactly one of attention_factors (down-sampling factors of the latent; [] for the "
             f"middle block only) and attention_sizes (sizes of the feature map); got {factors} and {sizes}."
         )
     reached = [2**level for level in range(levels)]
@@ -217,7 +234,7 @@ def resolve_factors(
         lost = [f for f in factors if f not in reached]
         if lost:
             raise ConfigError(
-                f"ldm.network.attention_factors={factors}: no level reaches {lost}; the {levels} levels of this "
+                f"{path}.attention_factors={factors}: no level reaches {lost}; the {levels} levels of this "
                 f"network have the factors {reached}. These are down-sampling factors of the latent, not sizes (for sizes "
                 "use attention_sizes). The official semantic-synthesis configs ask for [32, 16, 8] with three levels and "
                 "so get attention in the middle block only: write [] to mean that."
@@ -225,29 +242,27 @@ def resolve_factors(
         return set(factors)
     if latent_size is None:
         raise ConfigError(
-            "ldm.network.attention_sizes needs the latent's size; give attention_factors where it is unknown."
+            f"{path}.attention_sizes needs the latent's size; give attention_factors where it is unknown."
         )
     by_size = {latent_size // f: f for f in reached if latent_size % f == 0}
     lost = [s for s in sizes or [] if s not in by_size]
     if lost:
         raise ConfigError(
-            f"ldm.network.attention_sizes={sizes}: no level has size {lost}; a latent of {latent_size} gives the "
+            f"{path}.attention_sizes={sizes}: no level has size {lost}; a latent of {latent_size} gives the "
             f"levels {sorted(by_size, reverse=True)}. Change the sizes, or use attention_factors."
         )
     return {by_size[s] for s in sizes or []}
 
 
-def check_heads(heads: int | None, head_channels: int | None, attended: list[int]) -> None:
+def check_heads(heads: int | None, head_channels: int | None, attended: list[int], path: str = "ldm.network") -> None:
     """ConfigError unless exactly one of the two is given and divides every attended width."""
     if (heads is None) == (head_channels is None):
         raise ConfigError(
-            f"ldm.network needs exactly one of heads and head_channels; got heads={heads}, "
+            f"{path} needs exactly one of heads and head_channels; got heads={heads}, "
             f"head_channels={head_channels}. Write null for the other one."
         )
     name, n = ("heads", heads) if heads is not None else ("head_channels", head_channels)
     assert n is not None
     uneven = [width for width in attended if n < 1 or width % n]
     if uneven:
-        raise ConfigError(
-            f"ldm.network.{name}={n} does not divide the channels of the levels with attention: {uneven}."
-        )
+        raise ConfigError(f"{path}.{name}={n} does not divide the channels of the levels with attention: {uneven}.")

@@ -94,18 +94,25 @@ class DiffusionStage:
         out_BCHW = self.modules[player](shown_BCHW, time_B, batch, drop_B)
         loss_B = self.objective.loss(out_BCHW, z0_BCHW, eps_BCHW, t_B)
         loss = loss_B.mean()
-        return loss, {"loss": loss.detach(), **self._by_time(loss_B.detach(), u_B)}
+        return loss, {"loss": loss.detach(), **by_time("loss", loss_B.detach(), u_B)}
 
-    @torch.no_grad()
     def latents(self, batch: dict[str, Any]) -> Tensor:
         """Standardised latents [B, c, H/f, W/f], float32: one sample of each posterior."""
-        moments_BCHW = batch["moments"] if "moments" in batch else self.autoencoder.moments(batch["image"])
-        shape = (self.autoencoder.c, *moments_BCHW.shape[2:])
-        noise_BCHW = self.draws.randn("posterior", batch["position"], shape, moments_BCHW.device)
-        return self.autoencoder.sample(moments_BCHW.float(), noise_BCHW)
+        return latents_of(batch, self.autoencoder, self.draws)
 
-    def _by_time(self, loss_B: Tensor, u_B: Tensor) -> dict[str, Tensor]:
-        bin_B = (
-            (u_B * BINS).long().to(loss_B.device, non_blocking=True)
-        )  # t never falls in u: quarters of u are quarters of t
-        return {f"loss_t{i}": BINS * (loss_B * (bin_B == i)).mean() for i in range(BINS)}
+
+@torch.no_grad()
+def latents_of(batch: dict[str, Any], autoencoder: FirstStage, draws: Draws) -> Tensor:
+    """Standardised latents [B, c, H/f, W/f], float32, of cached "moments" or an "image": one sample of each posterior."""
+    moments_BCHW = batch["moments"] if "moments" in batch else autoencoder.moments(batch["image"])
+    shape = (autoencoder.c, *moments_BCHW.shape[2:])
+    noise_BCHW = draws.randn("posterior", batch["position"], shape, moments_BCHW.device)
+    return autoencoder.sample(moments_BCHW.float(), noise_BCHW)
+
+
+def by_time(name: str, value_B: Tensor, u_B: Tensor) -> dict[str, Tensor]:
+    """The mean of `value_B` in each quarter of the distribution of t, as BINS · (sum of the quarter) / B, under `name`_t0 …"""
+    bin_B = (
+        (u_B * BINS).long().to(value_B.device, non_blocking=True)
+    )  # t never falls in u: quarters of u are quarters of t
+    return {f"{name}_t{i}": BINS * (value_B * (bin_B == i)).mean() for i in range(BINS)}
