@@ -11,6 +11,7 @@ from PIL import Image
 
 from ldmlab.config import load
 from ldmlab.errors import ConfigError
+from ldmlab.loop import images_at
 from ldmlab.plan import Plan
 from ldmlab.run import prepare
 
@@ -89,7 +90,14 @@ def test_the_plan_says_what_guides_and_counts_it(picture: str, tmp_path: Path) -
 def test_a_dry_run_counts_what_guidance_costs(picture: str, tmp_path: Path) -> None:
     def flops(*words: str) -> float:
         return (
-            plan_of("dry_run=true", "until=samples", "ldm.network.multipliers=[1]", *words, root=tmp_path)
+            plan_of(
+                "dry_run=true",
+                "until=samples",
+                "ldm.network.multipliers=[1]",
+                "ldm.network.attention_factors=[]",
+                *words,
+                root=tmp_path,
+            )
             .rows[-1]
             .flops
         )
@@ -148,6 +156,11 @@ def pretend_run(root: Path, *words: str, change: Any = None) -> str:
     folder = root / "denoiser" / f"{at.name}-{at.id}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "done.json").write_text("{}")
+    fit = composed.cfg.ldm.fit
+    for place in (folder, folder / "snapshots" / f"{images_at(fit, 0.5):012d}"):
+        place.mkdir(parents=True, exist_ok=True)
+        for kept in ("weights", *(["ema"] if fit.ema is not None else [])):
+            (place / f"{kept}.safetensors").touch()
     run = root / "runs" / f"{plan.run.name}-{plan.run.id}"
     run.mkdir(parents=True, exist_ok=True)
     stage = {
