@@ -11,7 +11,7 @@ import csv
 import io
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -85,6 +85,7 @@ class Figure:
     span: Literal["from zero", "free", "log"] = "from zero"
     ticks: tuple[float, ...] = ()
     height: float = HEIGHT  # inches
+    bars: bool = False  # intervals as bars, the lines a little apart, where bands of many lines would hide each other
 
     @property
     def size(self) -> tuple[int, int]:
@@ -277,7 +278,21 @@ def _short(text: str, n: int = 20) -> str:
     return text if len(text) <= n else f"{text[: n // 2]}…{text[-(n - n // 2 - 1) :]}"
 
 
-def _line(axes: Any, s: Series, theme: Theme) -> None:
+def _apart(figure: Figure) -> list[Series]:
+    """The series as they are drawn: with bars each a little beside the others, so that no bar hides another."""
+    if not figure.bars:
+        return list(figure.series)
+    xs = [x for s in figure.series for x in s.images]
+    log = figure.span == "log"
+    span = math.log(max(xs) / min(xs)) if log else max(xs) - min(xs)
+    found = []
+    for n, s in enumerate(figure.series):
+        move = span * 0.01 * (n - (len(figure.series) - 1) / 2)
+        found.append(replace(s, images=[x * math.exp(move) if log else x + move for x in s.images]))
+    return found
+
+
+def _line(axes: Any, s: Series, theme: Theme, bars: bool = False) -> None:
     colour, marker = theme.lines[s.colour % len(theme.lines)], MARKERS[s.colour % len(MARKERS)]
     if s.style == "noisy":
         width = window(len(s.values))
@@ -292,13 +307,17 @@ def _line(axes: Any, s: Series, theme: Theme) -> None:
     loose = s.loose or [False] * len(s.values)
     joined = [i for i, apart in enumerate(loose) if not apart]
     x, y = [s.images[i] for i in joined], [s.values[i] for i in joined]
-    axes.plot(x, y, color=colour, linewidth=1.7, marker=marker, markersize=4.5, linestyle="--" if s.dashed else "-")
+    weight = 1.2 if bars else 1.7
+    axes.plot(x, y, color=colour, linewidth=weight, marker=marker, markersize=4.5, linestyle="--" if s.dashed else "-")
     if s.low:
-        axes.fill_between(
-            x, [s.low[i] for i in joined], [s.high[i] for i in joined], color=colour, alpha=0.18, linewidth=0
-        )
+        if not bars:
+            axes.fill_between(
+                x, [s.low[i] for i in joined], [s.high[i] for i in joined], color=colour, alpha=0.18, linewidth=0
+            )
         for i, apart in enumerate(loose):
-            if apart or len(joined) < 2:  # no band to stand in: draw the interval as a bar
+            if bars:
+                axes.vlines(s.images[i], s.low[i], s.high[i], color=colour, linewidth=0.9, alpha=0.55)
+            elif apart or len(joined) < 2:  # no band to stand in: draw the interval as a bar
                 axes.vlines(s.images[i], s.low[i], s.high[i], color=colour, linewidth=1.2)
             if apart:
                 axes.plot(
@@ -333,8 +352,8 @@ def _draw(figure: Figure, theme: Theme) -> Any:
     foot, head_room = 0.165 * HEIGHT / figure.height, 0.145 * HEIGHT / figure.height
     axes = canvas.add_axes((0.135, foot, 0.845 - room, 1 - foot - head_room))
     axes.patch.set_alpha(0)
-    for s in figure.series:
-        _line(axes, s, theme)
+    for s in _apart(figure):
+        _line(axes, s, theme, figure.bars)
     if figure.span == "from zero":
         axes.set_xlim(left=0)
     elif figure.span == "log":

@@ -11,7 +11,7 @@ from ldmlab.reports.tables import Metric, common_card, differences
 
 BANDS = "95 % interval of each score"
 COINCIDE = 0.02  # of an interval's width: nearer than this at every point, two lines are drawn as one
-FEW = 4  # lines that a panel of usual height holds
+FEW = 4  # lines that a panel of usual height holds, with their bands
 
 
 def score_figures(study: Study) -> list[Figure]:
@@ -65,14 +65,14 @@ def over(study: Study, metric: Metric, axis: Axis) -> Figure:
     xs = sorted({x for s in series for x in s.images})
     values = [v for s in series for v in s.values]
     log = metric.better == "down" and min(values) > 0 and max(values) / min(values) > 10
-    note = f"Bands: {BANDS}."
+    note = f"Bars, the lines a little apart: {BANDS}." if len(series) > FEW else f"Bands: {BANDS}."
     if any(any(s.loose) for s in series):
         note += " Hollow points have another protocol and are not joined."
     ticks = round_ticks(xs[0], xs[-1]) if axis.log else tuple(xs)
     return Figure(
         f"{slug(metric.key)}-over-{axis.short}", f"{metric.label} of generated images", metric.head, tuple(series), note, log,
         x=axis.title, span="log" if axis.log else "free", ticks=ticks,
-        height=HEIGHT if len(series) <= FEW else HEIGHT * 1.5,
+        height=HEIGHT if len(series) <= FEW else HEIGHT * 1.5, bars=len(series) > FEW,
     )  # fmt: skip
 
 

@@ -183,16 +183,18 @@ def indistinct(study: Study) -> list[tuple[Metric, list[tuple[Cell, Cell]]]]:
 
 
 def ties(study: Study) -> list[str]:
-    """One sentence a score; of many cells the leading score alone, and which pairs were compared."""
-    few = len(study.cells) <= MANY or study.axis is None
-    said = [
-        f"Not distinguishable in {metric.label} by {PAIRED}: {'; '.join(f'{a.label} and {b.label}' for a, b in pairs)}."
+    """One sentence a score; of many cells how many of the compared pairs, for ≈ in the table says the rest."""
+    if len(study.cells) <= MANY or study.axis is None:
+        return [
+            f"Not distinguishable in {metric.label} by {PAIRED}: {'; '.join(f'{a.label} and {b.label}' for a, b in pairs)}."
+            for metric, pairs in indistinct(study)
+        ]
+    total = len(compared_pairs(study))
+    return [
+        f"Not distinguishable in {metric.label} by {PAIRED}: {len(pairs)} of {total} pairs (neighbours of a line, and lines "
+        f"at equal {study.axis.knob})."
         for metric, pairs in indistinct(study)
-        if few or metric == LEADING
     ]
-    if said and not few and study.axis is not None:
-        said.append(f"Compared so: neighbours of a line, and lines at equal {study.axis.knob}.")
-    return said
 
 
 # ---- sentences ------------------------------------------------------------------------------------------------------------
