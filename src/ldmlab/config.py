@@ -272,7 +272,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "eval.reference.split": ("train", "val", "test"),
     "runtime.device": ("auto", "cpu", "cuda"),
     "prepare.format": ("jpg", "png", "webp"),
-    "compare": ("unet", "codebook", "autoencoder", "family", "tiles", "compression", "attention"),
+    "compare": ("unet", "codebook", "autoencoder", "family", "tiles", "compression", "attention", "keys"),
     "tracking.wandb": ("offline", "online"),
 }
 """Words that an option takes. OmegaConf has no Literal; one table here keeps them in one place."""

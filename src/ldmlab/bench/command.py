@@ -13,6 +13,7 @@ from ldmlab.bench.codebook import compare_codebook
 from ldmlab.bench.composed import measure_composed
 from ldmlab.bench.compression import compare_compression
 from ldmlab.bench.family import compare_family
+from ldmlab.bench.keys import compare_keys
 from ldmlab.bench.record import Report, append
 from ldmlab.bench.tiles import compare_tiles
 from ldmlab.bench.unet import compare_unet
@@ -30,6 +31,7 @@ MEASURES: dict[str | None, Measure] = {
     "tiles": compare_tiles,
     "compression": compare_compression,
     "attention": compare_attention,
+    "keys": compare_keys,
 }
 
 
