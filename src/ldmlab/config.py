@@ -123,6 +123,7 @@ class NoisyClassifier:
     """Guidance by a classifier of noisy latents, trained in a stage of its own."""
 
     scale: float = MISSING
+    interval: list[float] | None = None  # of sigma / alpha where it pushes; null: everywhere
     network: Any = MISSING
     fit: Fit = field(default_factory=Fit)
 
@@ -142,6 +143,7 @@ class ImageGuidance:
 
     file: str = MISSING
     scale: float = MISSING
+    interval: list[float] | None = None  # of sigma / alpha where it pulls; null: everywhere
     transform: Any = None
 
 

@@ -10,8 +10,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ldmlab import build
+from ldmlab.diffusion.guidance import share_within
 from ldmlab.errors import ConfigError
 from ldmlab.loop import images_at
+from ldmlab.samplers import options
 from ldmlab.store import Address, read_json, sha256_file
 from ldmlab.tracking import number
 
@@ -63,6 +65,21 @@ def check_classifier(cfg: DictConfig, data: Any) -> None:
         )
     with build.shapes_only():
         build.noisy_classifier(cfg, build.autoencoder(cfg), data)
+    check_interval(cfg, "classifier")
+
+
+def check_interval(cfg: DictConfig, name: str) -> None:
+    """The interval is one, and holds a time that is sampled."""
+    path, interval = f"guidance.{name}.interval", cfg.guidance[name].interval
+    options.check_interval(path, interval)
+    schedule = build.objective(cfg).schedule
+    visited = build.sampler(cfg).times(schedule.T)[:-1]
+    if share_within(interval, schedule, visited) == 0:
+        ratios = [schedule.at(t).sigma / max(schedule.at(t).alpha, 1e-9) for t in (visited[-1], visited[0])]
+        raise ConfigError(
+            f"{path}={list(interval)} holds none of the {len(visited)} times that are sampled: their noise-to-signal ratios go "
+            f"from {ratios[0]:.3g} to {ratios[1]:.3g}. Widen it, or set it to null."
+        )
 
 
 def check_auto(cfg: DictConfig) -> None:
@@ -107,6 +124,7 @@ def check_image(cfg: DictConfig, data: Any) -> None:
     seen = build.observation(cfg)
     if seen is not None:
         seen.check(data.resolution)
+    check_interval(cfg, "image")
 
 
 # ---- the weak model ------------------------------------------------------------------------------------------------------
@@ -205,12 +223,21 @@ def sample_options(cfg: DictConfig, weak: WeakModel | None) -> dict[str, Any]:
     if weak is not None:
         found["auto"] = {"scale": steer.auto.scale, "snapshot": weak.images}
     if steer.classifier is not None:
-        found["classifier"] = {"scale": steer.classifier.scale}
+        found["classifier"] = {"scale": steer.classifier.scale, **_interval(steer.classifier)}
     if steer.image is not None:
         transform = OmegaConf.to_container(steer.image)["transform"]  # type: ignore[call-overload,index]
         picture = sha256_file(Path(steer.image.file))
-        found["image"] = {"scale": steer.image.scale, "picture": picture, "transform": transform}
+        found["image"] = {
+            "scale": steer.image.scale,
+            "picture": picture,
+            "transform": transform,
+            **_interval(steer.image),
+        }
     return {"guidance": found} if found else {}
+
+
+def _interval(node: DictConfig) -> dict[str, Any]:
+    return {} if node.interval is None else {"interval": [float(ratio) for ratio in node.interval]}
 
 
 def classifier_options(cfg: DictConfig) -> dict[str, Any]:
@@ -224,13 +251,13 @@ def classifier_options(cfg: DictConfig) -> dict[str, Any]:
 def card(cfg: DictConfig, weak: WeakModel | None, classifier_id: str | None) -> dict[str, Any]:
     """Fields of the protocol card, only those of guidance that is active."""
     steer, found = cfg.guidance, dict[str, Any]()
-    options = sample_options(cfg, weak).get("guidance", {})
+    own = sample_options(cfg, weak).get("guidance", {})
     if weak is not None:
         found["autoguidance"] = {"scale": steer.auto.scale, "weak": weak.id or "own snapshot", "images": weak.images}
     if steer.classifier is not None:
-        found["classifier_guidance"] = {"scale": steer.classifier.scale, "classifier": classifier_id}
+        found["classifier_guidance"] = {**own["classifier"], "classifier": classifier_id}
     if steer.image is not None:
-        found["image_guidance"] = {**options["image"], "picture": options["image"]["picture"][:12]}
+        found["image_guidance"] = {**own["image"], "picture": own["image"]["picture"][:12]}
     return found
 
 

@@ -17,7 +17,7 @@ from ldmlab.diffusion.gradient_guidance import classifier_guided, image_guided, 
 from ldmlab.diffusion.guidance import as_asked, autoguided
 from ldmlab.diffusion.objectives import Objective, Prediction
 from ldmlab.diffusion.observations import Downsample, Mask
-from ldmlab.diffusion.schedules import LinearSqrtBeta
+from ldmlab.diffusion.schedules import Cosine, LinearSqrtBeta
 from ldmlab.diffusion.stack import Like, Towards, Twin, Weak, stacked
 from ldmlab.errors import ConfigError
 from ldmlab.makers import guidance as makers
@@ -147,6 +147,40 @@ def test_each_part_alone_is_its_function_and_none_is_the_callable() -> None:
     ]  # fmt: skip
     for found, known in pairs:
         torch.testing.assert_close(found, known)
+
+
+def test_gradients_act_within_their_interval() -> None:
+    strong, cond = softened(1.0), vector(0.3)
+    log_p = resembles(torch.zeros_like(Z), lambda z: z)
+    alpha, sigma = levels(T_B)
+    inside = (sigma / alpha).flatten() <= 1.5
+    assert inside.any() and not inside.all()
+    for bounded, everywhere in (
+        (
+            {"towards": Towards(Bayes(), LABEL_B, 2.0, [0.0, 1.5])},
+            classifier_guided(strong, Bayes(), LABEL_B, 2.0, SCHEDULE),
+        ),
+        ({"like": Like(log_p, 0.1, [0.0, 1.5])}, image_guided(strong, log_p, 0.1, SCHEDULE)),
+    ):
+        found: Any = stacked(strong, DDIM(), SCHEDULE, None, **bounded)(Z, T_B, cond)  # type: ignore[arg-type]
+        pushed, plain = everywhere(Z, T_B, cond), strong(Z, T_B, cond)
+        torch.testing.assert_close(found.z0[inside], pushed.z0[inside])
+        assert torch.equal(found.z0[~inside], plain.z0[~inside])
+
+
+def test_an_erring_gradient_at_t_T_ruins_only_what_is_pushed_there() -> None:
+    """At the cosine schedule's end sigma² / alpha is 2e4: a slope of 0.01, where the true one is 0, moves z_0 by hundreds."""
+    schedule = Cosine()
+    wrong = lambda z, t_B: 0.01 * torch.stack([z.flatten(1).sum(1), -z.flatten(1).sum(1)], 1)  # noqa: E731
+    still = lambda z, t_B, cond: Prediction(torch.zeros_like(z), z)  # noqa: E731
+    t_B, label_B = torch.full((6,), 999), torch.zeros(6, dtype=torch.long)
+    found = [
+        stacked(still, DDIM(), schedule, None, towards=Towards(wrong, label_B, 1.0, interval))(Z, t_B, None)
+        .z0.abs()
+        .max()
+        for interval in (None, [0.0, 20.0])
+    ]
+    assert found[0] > 50 and found[1] == 0
 
 
 # ---- one condition for all steps -----------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ldmlab.diffusion.denoiser import Denoise
 from ldmlab.diffusion.gradient_guidance import Classifier, LogP, classifier_guided, image_guided
-from ldmlab.diffusion.guidance import Asked, as_asked, autoguided
+from ldmlab.diffusion.guidance import Asked, as_asked, autoguided, limited
 from ldmlab.diffusion.objectives import Prediction
 from ldmlab.diffusion.schedules import Schedule
 
@@ -38,19 +38,21 @@ class Weak:
 
 @dataclass(frozen=True)
 class Towards:
-    """Classifier guidance: classes label_B (int64, one of each image), and the scale of the gradient."""
+    """Classifier guidance: classes label_B (int64, one of each image), the scale of the gradient, and where it acts."""
 
     classifier: Classifier
     label_B: Tensor
     scale: float
+    interval: list[float] | None = None
 
 
 @dataclass(frozen=True)
 class Like:
-    """Image guidance: the log-probability of z_0, and the scale of its gradient."""
+    """Image guidance: the log-probability of z_0, the scale of its gradient, and where it acts."""
 
     log_p: LogP
     scale: float
+    interval: list[float] | None = None
 
 
 def stacked(
@@ -80,10 +82,16 @@ def stacked(
             steered = hearing(denoise, "strong")
     steered = as_asked(steered, asked, null, schedule, both)
     if towards is not None:
-        steered = classifier_guided(steered, towards.classifier, towards.label_B, towards.scale, schedule)
+        pushed = classifier_guided(steered, towards.classifier, towards.label_B, towards.scale, schedule)
+        steered = _within(pushed, steered, towards.interval, schedule)
     if like is not None:
-        steered = image_guided(steered, like.log_p, like.scale, schedule)
+        pushed = image_guided(steered, like.log_p, like.scale, schedule)
+        steered = _within(pushed, steered, like.interval, schedule)
     return steered
+
+
+def _within(inside: Denoise, outside: Denoise, interval: list[float] | None, schedule: Schedule) -> Denoise:
+    return inside if interval is None else limited(inside, outside, interval, schedule)
 
 
 def hearing(denoise: Denoise, which: str) -> Denoise:

@@ -106,6 +106,7 @@ class Guide:
     weak_scale: float = 1.0
     classifier: Encoder | None = None
     classifier_scale: float = 1.0
+    classifier_interval: list[float] | None = None
     like: Like | None = None
 
     def bind(self, label_B: Tensor) -> Bound:
@@ -125,7 +126,9 @@ class Guide:
             null[0],
             None if pair is None else _twin(pair),
             None if self.weak is None else Weak(self.weak.denoise, self.weak_scale),
-            None if self.classifier is None else Towards(self.classifier, label_B, self.classifier_scale),
+            None
+            if self.classifier is None
+            else Towards(self.classifier, label_B, self.classifier_scale, self.classifier_interval),
             self.like,
         )
         return Bound(steered, _twin(alone))
@@ -145,9 +148,14 @@ def make_guide(ctx: Context, denoiser: Denoiser, ae: Autoencoder, snapshot: Call
         other = Model(snapshot(weak.images), objective) if own else _other_model(ctx, weak, ae)
         guide |= {"weak": other, "weak_scale": steer.auto.scale}
     if steer.classifier is not None:
-        guide |= {"classifier": make_noisy_classifier(ctx), "classifier_scale": steer.classifier.scale}
+        scale, interval = steer.classifier.scale, steer.classifier.interval
+        guide |= {
+            "classifier": make_noisy_classifier(ctx),
+            "classifier_scale": scale,
+            "classifier_interval": interval,
+        }
     if steer.image is not None:
-        guide |= {"like": Like(_likeness(ctx, ae), steer.image.scale)}
+        guide |= {"like": Like(_likeness(ctx, ae), steer.image.scale, steer.image.interval)}
     return Guide(Model(denoiser, objective), build.sampler(cfg), **guide)
 
 

@@ -26,16 +26,19 @@ class GuidanceOptions:
     def __post_init__(self) -> None:
         if self.guidance < 0:
             raise ConfigError(f"sampler.guidance must be at least 0 (1 is no guidance); got {self.guidance}.")
-        interval = self.guidance_interval
-        if interval is not None and (len(interval) != 2 or not 0 <= interval[0] < interval[1]):
-            raise ConfigError(
-                "sampler.guidance_interval must be [low, high], noise-to-signal ratios with 0 <= low < high, or null; "
-                f"got {interval}."
-            )
+        check_interval("sampler.guidance_interval", self.guidance_interval)
         if not 0 <= self.guidance_rescale <= 1:
             raise ConfigError(
                 f"sampler.guidance_rescale must be from 0 (off) to 1; got {self.guidance_rescale}. Lin et al. use 0.7."
             )
+
+
+def check_interval(path: str, interval: list[float] | None) -> None:
+    """ConfigError unless it is [low, high] with 0 <= low < high, or None."""
+    if interval is not None and (len(interval) != 2 or not 0 <= interval[0] < interval[1]):
+        raise ConfigError(
+            f"{path} must be [low, high], noise-to-signal ratios with 0 <= low < high, or null; got {interval}."
+        )
 
 
 def check_eta(eta: float) -> None:
