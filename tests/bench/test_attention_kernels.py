@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from ldmlab.bench import attention
 from ldmlab.bench.command import run
 from ldmlab.config import load
-from ldmlab.networks.attention import two_products
+from ldmlab.networks.attention import recomputed, two_products
 
 
 def test_both_kernels_are_softmax_qk_v() -> None:
@@ -18,7 +18,7 @@ def test_both_kernels_are_softmax_qk_v() -> None:
 
 
 def test_the_table_names_the_kernel_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "SHAPES", [attention.Shape(2, 64, 16, "small")])
+    monkeypatch.setattr(attention, "SHAPES", [attention.Shape(2, 128, 16, "small")])
     words = ["compare=attention", "bench.rounds=2", "runtime.threads=1"]
     rows = run(load(words).cfg, "python src/bench.py " + " ".join(words)).rows
     assert [(row["dtype"], row["what"]) for row in rows] == [
@@ -26,3 +26,18 @@ def test_the_table_names_the_kernel_in_use(monkeypatch: pytest.MonkeyPatch) -> N
     ]  # fmt: skip
     assert [row["chosen"] for row in rows] == ["fused", "fused", "two products", "two products"]
     assert all(row["fused_seconds"] > 0 and row["plain_seconds"] > 0 for row in rows)
+
+
+def test_recomputed_has_the_gradients_and_keeps_no_weights() -> None:
+    q, k, v = (torch.randn(2, 3, 50, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    seed = torch.randn(2, 3, 50, 8, dtype=torch.float64)
+    sizes: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
+        found = recomputed(q, k, v)
+    assert 2 * 3 * 50 * 50 not in sizes
+    known = two_products(q, k, v)
+    assert torch.equal(found, known)
+    for a, b in zip(
+        torch.autograd.grad(found, (q, k, v), seed), torch.autograd.grad(known, (q, k, v), seed), strict=True
+    ):
+        assert torch.allclose(a, b, atol=1e-12)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ldmlab.bench import record
 from ldmlab.bench.timing import clock_for, interleave, speed_ratio
-from ldmlab.networks.attention import attend, two_products
+from ldmlab.networks.attention import attend, recomputed, two_products
 
 
 class Shape(NamedTuple):
@@ -56,7 +56,6 @@ def compare_attention(cfg: DictConfig, words: list[str], device: torch.device) -
     """Rows: shapes × {float32, bfloat16} × {forward, forward and backward}."""
     clock, batch = clock_for(device), cfg.bench.batch_size or 1
     report = record.Report("attention", COLUMNS)
-    kernels: dict[str, Callable[..., Tensor]] = {"fused": F.scaled_dot_product_attention, "plain": two_products}
     for shape in SHAPES:
         record.announce(shape.where)
         for dtype in (torch.float32, torch.bfloat16):
@@ -64,8 +63,11 @@ def compare_attention(cfg: DictConfig, words: list[str], device: torch.device) -
                 torch.randn(batch, shape.heads, shape.positions, shape.features, device=device, dtype=dtype)
                 for _ in range(3)
             )
-            chosen = "fused" if attend(q, k, v).equal(kernels["fused"](q, k, v)) else "two products"
             for what in ("forward", "training"):
+                plain = recomputed if what == "training" else two_products
+                kernels: dict[str, Callable[..., Tensor]] = {"fused": F.scaled_dot_product_attention, "plain": plain}
+                asked = [x.requires_grad_(what == "training") for x in (q, k, v)]
+                chosen = "fused" if attend(*asked).equal(kernels["fused"](*asked)) else "two products"
                 works = {name: _work(kernel, (q, k, v), what == "training") for name, kernel in kernels.items()}
                 seconds = interleave(works, cfg.bench.rounds, clock)
                 report.rows.append(
@@ -83,7 +85,7 @@ def compare_attention(cfg: DictConfig, words: list[str], device: torch.device) -
 
 
 def _work(kernel: Callable[..., Tensor], qkv: tuple[Tensor, ...], backward: bool) -> Callable[[], object]:
-    leaves = [x.clone().requires_grad_(backward) for x in qkv]
+    leaves = [x.detach().clone().requires_grad_(backward) for x in qkv]
     seed = torch.randn_like(qkv[0])
 
     def forward() -> Tensor:

@@ -9,21 +9,32 @@ Shape letters: B batch, C channels, H W space, L positions or tokens, N heads, D
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ldmlab.networks.blocks import Norm, TokenNorm, zeroed
 from ldmlab.networks.keys import Condition, Keys, Prepared
 
+FEW = 64  # positions up to which the fused kernel is the faster one in any precision
+MANY = 32  # positions for each feature of a head, from which on the products cost less than writing their result
+
 
 def attend(q_BNLD: Tensor, k_BNLD: Tensor, v_BNLD: Tensor) -> Tensor:
-    """softmax(q kᵀ / √D) v per head, [B, N, L, D]; the kernel is chosen by device and dtype.
+    """softmax(q kᵀ / √D) v per head, [B, N, L, D]; the kernel is chosen by device, dtype, length and head size.
 
-    PyTorch's fused kernel everywhere except for low precision on a CPU, where two matrix products are 1 to 3.7 times as
-    fast (`bench.py compare=attention`). At head sizes from 384 up, training in float32 on a CPU would gain 4 to 14 % by
-    them too and pay with L² numbers a head: not taken. Both sum the softmax in float32 or wider.
+    PyTorch's fused kernel everywhere except for low precision on a CPU and more than a few positions, where two matrix
+    products are up to 3.7 times as fast, 2.5 in training (`bench.py compare=attention`; where there are far more positions
+    than features, training is equally fast and the fused kernel lighter). In float32 at head sizes from 384 up, training
+    on a CPU would gain 4 to 14 % by two products too and pay with L² numbers a head: not taken. Neither way keeps the L²
+    weights for the backward pass; both sum the softmax in float32 or wider.
     """
-    if q_BNLD.device.type == "cpu" and q_BNLD.dtype in (torch.bfloat16, torch.float16):
+    low = q_BNLD.device.type == "cpu" and q_BNLD.dtype in (torch.bfloat16, torch.float16)
+    if not low or k_BNLD.shape[2] <= FEW:
+        return F.scaled_dot_product_attention(q_BNLD, k_BNLD, v_BNLD)
+    if not (torch.is_grad_enabled() and q_BNLD.requires_grad):
         return two_products(q_BNLD, k_BNLD, v_BNLD)
-    return F.scaled_dot_product_attention(q_BNLD, k_BNLD, v_BNLD)
+    if k_BNLD.shape[2] >= MANY * q_BNLD.shape[3]:
+        return F.scaled_dot_product_attention(q_BNLD, k_BNLD, v_BNLD)
+    return recomputed(q_BNLD, k_BNLD, v_BNLD)
 
 
 def two_products(q_BNLD: Tensor, k_BNLD: Tensor, v_BNLD: Tensor) -> Tensor:
@@ -32,6 +43,11 @@ def two_products(q_BNLD: Tensor, k_BNLD: Tensor, v_BNLD: Tensor) -> Tensor:
     scale = q_BNLD.shape[-1] ** -0.25
     score_BNLM = (q_BNLD * scale) @ (k_BNLD * scale).transpose(-1, -2)
     return score_BNLM.softmax(dim=-1) @ v_BNLD  # the kernel sums in float32 and keeps only its result
+
+
+def recomputed(q_BNLD: Tensor, k_BNLD: Tensor, v_BNLD: Tensor) -> Tensor:
+    """`two_products` for training: the L² weights are made again in the backward pass instead of kept for it."""
+    return checkpoint(two_products, q_BNLD, k_BNLD, v_BNLD, use_reentrant=False, preserve_rng_state=False)
 
 
 class SelfAttention(nn.Module):
