@@ -190,7 +190,8 @@ def _unpickle(file: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
         LookupError,
         EOFError,
     ) as error:
-        reason = " ".join(str(error).split())[:160]
+        told = " ".join(str(error).split())  # PyTorch's own, without its advice to trust the file
+        reason = (told.partition("WeightsUnpickler error: ")[2] or told).partition(" Check the documentation")[0][:160]
         raise WeightsError(
             f"{file} is neither safetensors nor a whole torch.save file that can be read without executing code, which is "
             f"never done ({reason}). If you trust it, load it elsewhere and save the tensors alone: "
