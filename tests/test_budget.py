@@ -7,8 +7,8 @@ import pytest
 
 from ldmlab import budget, build
 from ldmlab.config import load
+from ldmlab.costing import parameters_of
 from ldmlab.errors import ConfigError
-from ldmlab.plan import parameters_of
 from ldmlab.run import prepare
 
 

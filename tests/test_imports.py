@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "launch": set(),
     "stages": PARTS | {"store"},
     "loop": {"checkpoint", "data", "ema", "tracking"},
-    "budget": {"build", "plan", "tracking"},
+    "budget": {"build", "costing", "tracking"},
     "interop": {"checkpoint", "store"},
     "build": PARTS | {"loop", "power_ema"},
     "imported_denoiser": PARTS | {"build", "checkpoint", "config", "imported", "interop", "store"},
@@ -41,8 +41,9 @@ MAY_IMPORT = {
     "imported": PARTS | {"build", "config", "interop"},
     "exported": {"build", "checkpoint", "config", "imported", "interop", "run"},
     "steering": PARTS | {"build", "loop", "store", "tracking"},
-    "plan": PARTS
-    | {"build", "checkpoint", "imported", "imported_denoiser", "loop", "stages", "steering", "store", "tracking"},
+    "costing": set(),
+    "plan": PARTS | {"build", "imported", "imported_denoiser", "loop", "stages", "steering", "store"},
+    "forecast": {"build", "checkpoint", "costing", "diffusion", "imported", "loop", "plan", "steering", "store", "tracking"},
     "context": {"build", "card", "checkpoint", "data", "ema", "loop", "plan", "power_ema", "store", "tracking"},
     "counts": {"budget", "store"},
     "publish": {"counts", "reports", "stages", "store"},
@@ -53,7 +54,11 @@ MAY_IMPORT = {
     },
     "cli": {"config", "launch", "run"},
     "checks": PARTS | {"build", "loop", "power_ema"},
-    "bench": PARTS | {"checks", "budget", "build", "imported", "card", "config", "context", "ema", "launch", "loop", "plan", "stages"},
+    "bench": PARTS
+    | {
+        "checks", "budget", "build", "costing", "imported", "card", "config", "context", "ema", "launch", "loop", "plan", "stages",
+        "tracking",
+    },
 }  # fmt: skip
 ASSEMBLES = {"run"}  # the one that may see everything
 

@@ -7,9 +7,11 @@ from omegaconf import OmegaConf
 
 from ldmlab.config import load
 from ldmlab.errors import ConfigError
-from ldmlab.plan import Plan, as_text, sample_options, table
+from ldmlab.forecast import table
+from ldmlab.plan import Plan, sample_options
 from ldmlab.run import prepare
 from ldmlab.store import Store
+from ldmlab.tracking import as_text
 
 BASE = ["data.train_images=64", "data.val_images=16", "data.cached=false", "ldm.fit.snapshots=[0.5]"]
 

@@ -14,8 +14,8 @@ import torch
 from omegaconf import DictConfig
 
 from ldmlab import build
+from ldmlab.costing import flops_of, millions, parameters_of
 from ldmlab.errors import ConfigError
-from ldmlab.plan import flops_of, millions, parameters_of
 from ldmlab.tracking import number
 
 TARGETS = ("parameters", "flops_per_image", "flops_per_step")

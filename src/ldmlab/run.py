@@ -18,11 +18,13 @@ from ldmlab.checks import check_fit
 from ldmlab.config import Composed
 from ldmlab.context import Context
 from ldmlab.errors import UserError
+from ldmlab.forecast import rows_of, table
 from ldmlab.launch import make_accelerator, set_threads
 from ldmlab.makers.first_stage import make_autoencoder, make_data, make_latents, make_reconstructions
 from ldmlab.makers.second_stage import make_denoiser, make_samples, make_scores
-from ldmlab.plan import Plan, as_text, make_plan, table
+from ldmlab.plan import Plan, make_plan
 from ldmlab.store import Store, read_json, write_json
+from ldmlab.tracking import as_text
 
 
 def prepare(composed: Composed) -> tuple[Plan, Store, Any, Any]:
@@ -37,6 +39,7 @@ def prepare(composed: Composed) -> tuple[Plan, Store, Any, Any]:
     check_fit(cfg, data, val)
     steering.check(cfg, data)
     plan = make_plan(cfg, composed.choices, data, val, store.root)
+    plan.rows = rows_of(cfg, plan, data, val)
     plan.notes += [*([sized] if sized else []), *imported_denoiser.notes(cfg)]
     return plan, store, data, val
 

@@ -5,7 +5,8 @@ import pytest
 from ldmlab import build
 from ldmlab.autoencoders.autoencoder import Autoencoder
 from ldmlab.config import load
-from ldmlab.plan import options, parameters_of
+from ldmlab.costing import parameters_of
+from ldmlab.plan import options
 
 # f, c, |Z|, million parameters of the official network without its loss (None: network never published)
 TABLE_8 = {

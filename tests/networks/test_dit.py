@@ -8,10 +8,10 @@ from torch import Tensor
 
 from ldmlab import build
 from ldmlab.config import CONF
+from ldmlab.costing import flops_of
 from ldmlab.errors import ConfigError
 from ldmlab.networks.dit import DiT, unpatchify
 from ldmlab.networks.embeddings import sincos_positions
-from ldmlab.plan import flops_of
 
 
 def dit(**options: object) -> DiT:

@@ -12,8 +12,9 @@ from ldmlab.bench.peak import Peak, peak_of
 from ldmlab.bench.timing import clock_for, interleave
 from ldmlab.checks import check_fit
 from ldmlab.context import frozen
+from ldmlab.costing import flops_of
 from ldmlab.launch import make_accelerator
-from ldmlab.plan import caches, flops_of
+from ldmlab.plan import caches
 
 COLUMNS = [
     record.Column("what", "what"),

@@ -16,9 +16,9 @@ from ldmlab.bench.composed import measure
 from ldmlab.bench.timing import clock_for
 from ldmlab.config import load
 from ldmlab.context import frozen
+from ldmlab.costing import flops_of, parameters_of
 from ldmlab.errors import ConfigError
 from ldmlab.launch import make_accelerator
-from ldmlab.plan import flops_of, parameters_of
 
 FAMILY = {
     "imagenet_f1": "identity", "imagenet_f2": "vq_f2", "imagenet_f4": "vq_f4", "imagenet_f8": "vq_f8",

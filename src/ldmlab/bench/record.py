@@ -12,7 +12,7 @@ import torch
 
 from ldmlab.bench.timing import Ratio
 from ldmlab.card import code, machine, stamp
-from ldmlab.plan import as_text
+from ldmlab.tracking import as_text
 
 
 class Column(NamedTuple):
