@@ -109,6 +109,7 @@ HEAVY = (
     "torchmetrics",
     "torch_fidelity",
     "matplotlib",
+    "PIL",
     "torchvision",
     "diffusers",
     "scipy",

@@ -14,7 +14,6 @@ from ldmlab.checkpoint import load_tensors
 from ldmlab.context import Context, frozen
 from ldmlab.data.base import to_batch
 from ldmlab.data.batches import to_float
-from ldmlab.data.transforms import center_crop, read_rgb
 from ldmlab.diffusion.denoiser import Denoise, Denoiser, denoise_with
 from ldmlab.diffusion.gradient_guidance import LogP, resembles
 from ldmlab.diffusion.objectives import Objective
@@ -170,6 +169,8 @@ def _other_model(ctx: Context, weak: steering.WeakModel, ae: Autoencoder) -> Mod
 
 def _likeness(ctx: Context, ae: Autoencoder) -> LogP:
     """How like the picture of guidance=image a latent's image is."""
+    from ldmlab.data.transforms import center_crop, read_rgb  # Pillow: an eighth of a second of every start
+
     seen = build.observation(ctx.cfg)
     pixels = center_crop(read_rgb(Path(ctx.cfg.guidance.image.file)), ctx.data.resolution)
     target_1CHW = to_float(torch.from_numpy(pixels)[None].to(ctx.device))
