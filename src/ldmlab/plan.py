@@ -107,12 +107,13 @@ def make_plan(cfg: DictConfig, choices: dict[str, str], data: Any, val: Any, sto
         )
     cond = options(cfg.cond)
     cond.pop("label")
-    stands_on = {"latents": latents} if latents else {"autoencoder": autoencoder, "data": data_at}
+    learnt_from = {"latents": latents} if latents else {"autoencoder": autoencoder, "data": data_at}
     trained = {
         "ldm": _denoiser_options(cfg), "cond": cond, "objective": _objective_options(cfg), "seed": cfg.seed,
         **({} if latents else tile),
     }  # fmt: skip
-    if cfg.ldm.weights is not None:
+    stands_on = learnt_from
+    if cfg.ldm.weights is not None:  # nothing of it is learnt from this data
         trained, stands_on = imported_denoiser.options(cfg), {"autoencoder": autoencoder}
     denoiser = address("denoiser", f"{choices['ldm']}-{choices['ae']}", trained, **stands_on)
     reference = address(
@@ -124,7 +125,7 @@ def make_plan(cfg: DictConfig, choices: dict[str, str], data: Any, val: Any, sto
     noisy_classifier = None
     if cfg.guidance.classifier is not None:
         learns = {**steering.classifier_options(cfg), **({} if latents else tile)}
-        noisy_classifier = address("noisy_classifier", choices["ae"], learns, **stands_on)
+        noisy_classifier = address("noisy_classifier", choices["ae"], learns, **learnt_from)
         guides["classifier"] = noisy_classifier
     steered = steering.sample_options(cfg, weak)
     evaluations = []

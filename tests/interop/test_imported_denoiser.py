@@ -230,3 +230,9 @@ def test_heads_and_target_that_a_file_says(tmp_path: Path) -> None:
     # an attention's name is not there at all: nothing to contradict
     assert "predicts v, and objective.target=eps" in refused(tmp_path, *words, "ldm.network.heads=2")
     assert plan_of(tmp_path, *words, "ldm.network.heads=2", "objective.target=v").notes == []
+
+
+def test_a_classifier_beside_an_imported_denoiser_is_of_the_data_it_learns_from(model: Path, tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, f"ldm.weights={model}", "guidance=classifier")
+    assert plan.denoiser.upstream.keys() == {"autoencoder"}
+    assert plan.noisy_classifier is not None and plan.noisy_classifier.upstream.keys() == {"autoencoder", "data"}
