@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ldmlab.stages.sampling import contact_sheet
+from ldmlab.pipeline.sampling import contact_sheet
 
 runs = sorted(Path("store/runs").glob("*/run.json"))
 if not runs:

@@ -17,7 +17,7 @@ bench.rounds repetitions of each contender take turns; a ratio is the median of 
 """
 
 from ldmlab.cli import command
-from ldmlab.config import Composed
+from ldmlab.config.compose import Composed
 
 
 def bench(composed: Composed, words: str) -> None:

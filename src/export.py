@@ -12,18 +12,18 @@ Say the same words as for training. An existing file that differs is never overw
 from pathlib import Path
 
 from ldmlab.cli import command
-from ldmlab.config import Composed
+from ldmlab.config.compose import Composed
 from ldmlab.errors import ConfigError
 
 
 def export(composed: Composed, words: str) -> None:
-    from ldmlab import exported, exported_denoiser
+    from ldmlab.interop import export_denoiser, export_first_stage
 
     cfg = composed.cfg
     for name, example in (("to", "to=diffusers or to=compvis"), ("out", "out=folder")):
         if cfg[name] is None:
             raise ConfigError(f"{name} is not set. Give it as {example}.")
-    write = exported.export if cfg.part == "ae" else exported_denoiser.export
+    write = export_first_stage.export if cfg.part == "ae" else export_denoiser.export
     files, notes = write(composed, cfg.to, Path(cfg.out), words)
     print("\n".join([*(f"   {cfg.to:<10}{file}" for file in files), *(f"   note: {note}" for note in notes)]))
 

@@ -8,7 +8,7 @@ python src/train.py data=shards data.root=/shards/pictures data.resolution=256
 """
 
 from ldmlab.cli import command
-from ldmlab.config import Composed
+from ldmlab.config.compose import Composed
 from ldmlab.errors import ConfigError
 
 

@@ -11,11 +11,11 @@ The page is one HTML file that opens from disk without a network; beside it Mark
 from pathlib import Path
 
 from ldmlab.cli import command
-from ldmlab.config import Composed
+from ldmlab.config.compose import Composed
 
 
 def report(composed: Composed, words: str) -> None:
-    from ldmlab.publish import find_runs, make_report
+    from ldmlab.reports.publish import find_runs, make_report
 
     cfg = composed.cfg
     store, out = Path(cfg.store), Path(cfg.out) if cfg.out else None

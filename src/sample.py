@@ -8,12 +8,12 @@ Say the same words as for training. `n` images; cond.label is a number or a clas
 from pathlib import Path
 
 from ldmlab.cli import command
-from ldmlab.config import Composed
+from ldmlab.config.compose import Composed
 
 
 def sample(composed: Composed, words: str) -> None:
-    from ldmlab.publish import export_samples, on_main
-    from ldmlab.run import execute
+    from ldmlab.pipeline.run import execute
+    from ldmlab.reports.publish import export_samples, on_main
 
     composed.cfg.until = "samples"
     composed.cfg.eval.samples = composed.cfg.n

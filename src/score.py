@@ -7,12 +7,12 @@ Say the same words as for training, and change what belongs to the protocol: sam
 """
 
 from ldmlab.cli import command
-from ldmlab.config import Composed
+from ldmlab.config.compose import Composed
 
 
 def score(composed: Composed, words: str) -> None:
-    from ldmlab.publish import headline, make_page, on_main
-    from ldmlab.run import execute
+    from ldmlab.pipeline.run import execute
+    from ldmlab.reports.publish import headline, make_page, on_main
 
     folder = execute(composed, words, may_train=False)
     if folder is not None and on_main():

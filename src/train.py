@@ -10,12 +10,12 @@ The same command finds what it made before, resumes what was interrupted and ove
 """
 
 from ldmlab.cli import command
-from ldmlab.config import Composed
+from ldmlab.config.compose import Composed
 
 
 def train(composed: Composed, words: str) -> None:
-    from ldmlab.publish import headline, make_page, on_main
-    from ldmlab.run import execute
+    from ldmlab.pipeline.run import execute
+    from ldmlab.reports.publish import headline, make_page, on_main
 
     folder = execute(composed, words)
     if folder is not None and on_main():

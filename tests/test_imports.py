@@ -11,56 +11,28 @@ import pytest
 
 SRC = Path(__file__).resolve().parents[1] / "src"
 LEAVES = {"errors", "randomness"}  # anyone may use them
-PARTS = {"data", "networks", "diffusion", "conditioning", "samplers", "metrics", "autoencoders"}
+PARTS = {"data", "networks", "diffusion", "conditioning", "samplers", "guidance", "metrics", "autoencoders"}
 MAY_IMPORT = {
     "errors": set(),
     "randomness": set(),
-    "data": set(),
+    "store": set(),
+    "config": set(),
+    "data": {"store"},
     "networks": set(),
     "diffusion": set(),
     "samplers": set(),
-    "metrics": set(),
+    "guidance": {"diffusion"},
     "conditioning": {"networks"},
     "autoencoders": {"networks"},
-    "reports": set(),
-    "store": set(),
-    "ema": set(),
-    "power_ema": {"ema"},
-    "card": set(),
-    "checkpoint": {"store"},
-    "tracking": set(),
-    "config": set(),
-    "launch": set(),
-    "stages": PARTS | {"store"},
-    "loop": {"checkpoint", "data", "ema", "tracking"},
-    "budget": {"build", "costing", "tracking"},
-    "interop": {"checkpoint", "store"},
-    "build": PARTS | {"loop", "power_ema"},
-    "imported_denoiser": PARTS | {"build", "checkpoint", "config", "imported", "interop", "store"},
-    "exported_denoiser": PARTS | {"build", "checkpoint", "config", "imported", "imported_denoiser", "interop", "run"},
-    "imported": PARTS | {"build", "config", "interop"},
-    "exported": {"build", "checkpoint", "config", "imported", "interop", "run"},
-    "steering": PARTS | {"build", "loop", "store", "tracking"},
-    "costing": set(),
-    "plan": PARTS | {"build", "imported", "imported_denoiser", "loop", "stages", "steering", "store"},
-    "forecast": {"build", "checkpoint", "costing", "diffusion", "imported", "loop", "plan", "steering", "store", "tracking"},
-    "context": {"build", "card", "checkpoint", "data", "ema", "loop", "plan", "power_ema", "store", "tracking"},
-    "counts": {"budget", "store"},
-    "publish": {"counts", "reports", "stages", "store"},
-    "makers": PARTS
-    | {
-        "build", "checkpoint", "context", "imported", "imported_denoiser", "loop", "plan", "power_ema", "stages", "steering",
-        "store",
-    },
-    "cli": {"config", "launch", "run"},
-    "checks": PARTS | {"build", "loop", "power_ema"},
-    "bench": PARTS
-    | {
-        "checks", "budget", "build", "costing", "imported", "card", "config", "context", "ema", "launch", "loop", "plan", "stages",
-        "tracking",
-    },
-}  # fmt: skip
-ASSEMBLES = {"run"}  # the one that may see everything
+    "metrics": {"autoencoders", "data", "store"},
+    "training": PARTS | {"store"},
+    "build": PARTS,
+    "interop": PARTS | {"build", "config", "pipeline", "store"},
+    "pipeline": PARTS | {"build", "config", "interop", "store", "training"},
+    "reports": {"pipeline", "store"},
+    "cli": {"config", "pipeline"},
+    "bench": PARTS | {"build", "config", "interop", "pipeline", "store", "training"},
+}
 
 
 def imported(file: Path) -> Iterator[str]:
@@ -77,7 +49,7 @@ def test_imports_point_one_way() -> None:
     wrong = []
     for file in (SRC / "ldmlab").rglob("*.py"):
         home = file.relative_to(SRC / "ldmlab").parts[0].removesuffix(".py")
-        if home in ASSEMBLES or home == "__init__":
+        if home == "__init__":
             continue
         for name in imported(file):
             if name.startswith("ldmlab."):
@@ -117,7 +89,7 @@ HEAVY = (
 )
 
 
-@pytest.mark.parametrize("module", ["ldmlab.run", "ldmlab.cli", "ldmlab.publish"])
+@pytest.mark.parametrize("module", ["ldmlab.pipeline.run", "ldmlab.cli", "ldmlab.reports.publish"])
 def test_nothing_heavy_before_it_is_needed(module: str) -> None:
     code = f"import sys, {module}; print([m for m in {HEAVY!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=SRC, check=True)
@@ -127,7 +99,7 @@ def test_nothing_heavy_before_it_is_needed(module: str) -> None:
 def test_command_line_words_need_no_torch() -> None:
     """A misspelt group option is said before torch is imported: that is what makes it quick."""
     code = (
-        "import sys\nfrom ldmlab.config import load\nfrom ldmlab.errors import ConfigError\n"
+        "import sys\nfrom ldmlab.config.compose import load\nfrom ldmlab.errors import ConfigError\n"
         "try: load(['ae=kl_f7'])\nexcept ConfigError: print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=SRC, check=True)

@@ -15,9 +15,9 @@ from torch import nn
 from ldmlab.autoencoders.autoencoder import Autoencoder
 from ldmlab.diffusion.denoiser import Denoiser
 from ldmlab.diffusion.objectives import Objective
-from ldmlab.diffusion.observations import Observation
 from ldmlab.errors import UserError
-from ldmlab.networks.encoder import Encoder
+from ldmlab.guidance.observations import Observation
+from ldmlab.networks.noisy_classifier import NoisyClassifier
 from ldmlab.randomness import seed_of
 
 SHAPES = "ldmlab.data.shapes.Shapes"
@@ -153,12 +153,12 @@ def sampler(cfg: DictConfig) -> Any:
     return part(cfg.sampler)
 
 
-def noisy_classifier(cfg: DictConfig, ae: Autoencoder, data: Any) -> Encoder:
+def noisy_classifier(cfg: DictConfig, ae: Autoencoder, data: Any) -> NoisyClassifier:
     """The network of guidance=classifier, untrained."""
     with seeded(cfg.seed, "noisy_classifier"):
         size = ae.latent_shape(data.resolution)[1]
         node = cfg.guidance.classifier.network
-        return cast(Encoder, part(node, in_channels=ae.c, n_classes=len(data.class_names), latent_size=size))
+        return cast(NoisyClassifier, part(node, in_channels=ae.c, n_classes=len(data.class_names), latent_size=size))
 
 
 def observation(cfg: DictConfig) -> Observation | None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ldmlab.config import CONF, ROOT, Composed, group_options, groups, load, register_schema
+from ldmlab.config.compose import CONF, ROOT, Composed, group_options, groups, load, register_schema
 from ldmlab.errors import ConfigError, UserError
 
 SWEEP_CHILD = "LDMLAB_SWEEP_CHILD"  # set by the sweep launcher: one job of a sweep, which repeats `sweeps=…` without -m
@@ -43,10 +43,10 @@ def _dispatch(task: Task, words: list[str], defaults: list[str], ranks: bool) ->
             f"{flags[0]}: no such flag. Flags: --help, --cfg (print the completed configuration), -m (a sweep)."
         )
     composed = load([*defaults, *words])
-    from ldmlab.launch import start_ranks, under_launcher
+    from ldmlab.pipeline.launch import start_ranks, under_launcher
 
     if ranks and composed.cfg.runtime.processes > 1 and not under_launcher() and not composed.cfg.dry_run:
-        from ldmlab.run import prepare
+        from ldmlab.pipeline.run import prepare
 
         prepare(composed)  # every complaint comes once, from here, before a rank starts
         return start_ranks(composed.cfg.runtime.processes, sys.argv)
@@ -68,7 +68,9 @@ def _guarded(work: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if type(error).__name__ == "Stopped":  # ldmlab.loop; not imported here, it would cost every --help a torch
+        if (
+            type(error).__name__ == "Stopped"
+        ):  # ldmlab.training.loop; not imported here, it would cost every --help a torch
             print(f"stopped: {error}. Run the same command again to go on.", file=sys.stderr)
             return 85
         if type(error).__name__ == "OutOfMemoryError":

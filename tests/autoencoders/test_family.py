@@ -4,9 +4,9 @@ import pytest
 
 from ldmlab import build
 from ldmlab.autoencoders.autoencoder import Autoencoder
-from ldmlab.config import load
-from ldmlab.costing import parameters_of
-from ldmlab.plan import options
+from ldmlab.config.compose import load
+from ldmlab.pipeline.costs import parameters_of
+from ldmlab.pipeline.plan import options
 
 # f, c, |Z|, million parameters of the official network without its loss (None: network never published)
 TABLE_8 = {

@@ -27,7 +27,7 @@ TROUBLE = {
 
 def run(rows: list[dict[str, float]]) -> list[str]:
     health = Health()
-    return [text for i, row in enumerate(rows) for text in health.examine(row, (i + 1) / len(rows))]
+    return [text for i, row in enumerate(rows) for text in health.health_check(row, (i + 1) / len(rows))]
 
 
 def test_a_healthy_run_is_silent() -> None:

@@ -29,7 +29,7 @@ def test_codes_become_the_means_of_their_vectors():
     vq.embedding.weight.copy_(h.permute(0, 2, 3, 1).reshape(-1, 3)[:16])
     index = vq.indices(h).flatten()
     vq(h, None)
-    vq.settle(alone)
+    vq.on_step_end(alone)
     rows = h.permute(0, 2, 3, 1).reshape(-1, 3)
     for k in index.unique():
         torch.testing.assert_close(vq.embedding.weight[k], rows[index == k].mean(0), rtol=1e-3, atol=1e-3)
@@ -51,7 +51,7 @@ def test_equals_vector_quantize_pytorch():
         want_z, _, want_loss = reference(h)
         torch.testing.assert_close(z, want_z)
         torch.testing.assert_close(loss, want_loss.view(()))
-        vq.settle(alone)
+        vq.on_step_end(alone)
         torch.testing.assert_close(vq.embedding.weight.detach(), book.embed[0], rtol=1e-4, atol=1e-5)
 
 
@@ -60,10 +60,10 @@ def test_micro_batches_and_ranks_change_nothing():
     for step in range(5):
         h = moments(step)
         whole(h, None)
-        whole.settle(alone)
+        whole.on_step_end(alone)
         for part in h.split(1):
             cut(part, None)
-        cut.settle(alone)
+        cut.on_step_end(alone)
         for rank, part in zip(ranks, h.chunk(2), strict=True):
             rank(part, None)
         # what an all-gather would hand to rank 0: each rank's own contribution, in turn
@@ -77,10 +77,10 @@ def test_micro_batches_and_ranks_change_nothing():
                 kept.append(tensor)
                 return tensor.unsqueeze(0)
 
-            probe.settle(spy)
+            probe.on_step_end(spy)
         for rank in ranks:
             pairs = iter(list(zip(*theirs, strict=True)))
-            rank.settle(lambda tensor, pairs=pairs: torch.stack(list(next(pairs))))
+            rank.on_step_end(lambda tensor, pairs=pairs: torch.stack(list(next(pairs))))
     for other in (cut, *ranks):
         torch.testing.assert_close(other.embedding.weight, whole.embedding.weight, rtol=1e-5, atol=1e-6)
         assert torch.equal(other.step, whole.step)
@@ -93,7 +93,7 @@ def test_dead_codes_move_to_the_data_and_live_ones_stay():
     h, restarted = moments(), 0.0
     for _ in range(8):
         vq(h, None)
-        restarted += vq.settle(alone)["codes_restarted"].item()
+        restarted += vq.on_step_end(alone)["codes_restarted"].item()
     rows = h.permute(0, 2, 3, 1).reshape(-1, 3)
     assert restarted >= 8 and vq.embedding.weight.abs().max() <= rows.abs().max() + 1e-4
     assert (vq.counts(h) > 0).float().mean() > 0.9
@@ -106,7 +106,7 @@ def test_only_training_passes_move_the_codebook():
         vq(moments(), None)
     vq.eval()
     vq(moments(), None)
-    assert vq.settle(alone) == {} and torch.equal(vq.embedding.weight, before)
+    assert vq.on_step_end(alone) == {} and torch.equal(vq.embedding.weight, before)
     assert not any(p.requires_grad for p in vq.parameters())
 
 
@@ -118,7 +118,7 @@ def test_usage_over_a_window(monkeypatch, make):
     for k in (1, 2, 3, 3, 3):
         one = vq.embedding.weight[k].detach().view(1, 3, 1, 1).clone().requires_grad_()
         vq(one, None)
-        seen.append(round(64 * vq.settle(alone)["codebook_usage_window"].item()))
+        seen.append(round(64 * vq.on_step_end(alone)["codebook_usage_window"].item()))
     assert seen == [1, 2, 3, 2, 1]
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from ldmlab.bench import attention
 from ldmlab.bench.command import run
-from ldmlab.config import load
+from ldmlab.config.compose import load
 from ldmlab.networks.attention import recomputed, two_products
 
 

@@ -5,7 +5,7 @@ import torch
 
 from ldmlab.autoencoders.regularisers.vq import nearest
 from ldmlab.bench.codebook import compare_codebook, differing, naive
-from ldmlab.config import load
+from ldmlab.config.compose import load
 from ldmlab.errors import ConfigError
 
 

@@ -11,7 +11,7 @@ import torch
 from ldmlab.bench import command
 from ldmlab.bench.record import Column, Report, append, digits, with_quartiles
 from ldmlab.bench.timing import Clock, Ratio, interleave, speed_ratio
-from ldmlab.config import load
+from ldmlab.config.compose import load
 from ldmlab.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 from ldmlab import build
 from ldmlab.bench.command import run
-from ldmlab.config import load
+from ldmlab.config.compose import load
 from ldmlab.errors import ConfigError
 
 WORDS = [

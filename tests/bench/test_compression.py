@@ -4,7 +4,7 @@ import pytest
 
 from ldmlab.bench.command import run
 from ldmlab.bench.compression import FAMILY
-from ldmlab.config import load
+from ldmlab.config.compose import load
 from ldmlab.errors import ConfigError
 
 WORDS = ["compare=compression", "cond=class_label", "ldm.network.width=32", "bench.rounds=1", "bench.variants=[ddim]", "bench.batch_size=1",

@@ -8,9 +8,9 @@ from ldmlab import build
 from ldmlab.bench import work
 from ldmlab.bench.autoencoder import compare_autoencoder
 from ldmlab.bench.official import OfficialStep, PlainAttention, PlainNormSwish, official_layers
-from ldmlab.config import load
+from ldmlab.config.compose import load
 from ldmlab.errors import ConfigError
-from ldmlab.stages.autoencoder import AutoencoderStage
+from ldmlab.training.autoencoder_loss import AutoencoderLoss
 
 SMALL = ["ae.network.width=16", "ae.network.blocks=1", "data.resolution=32", "ae.loss.norm_images=2"]
 
@@ -36,7 +36,7 @@ def test_losses_and_gradients_are_ours(words: list[str]) -> None:
             assert noise is not None
             return noise
 
-    stage = AutoencoderStage(ours, terms, Given(0))
+    stage = AutoencoderLoss(ours, terms, Given(0))
     batch = {"image": image, "position": torch.arange(2)}
     official = OfficialStep(plain, terms, {})
     for player, expected, theirs in (

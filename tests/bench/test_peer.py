@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ldmlab.bench.unet import SHAPES, Pair, Shape, compare_unet
-from ldmlab.config import load
+from ldmlab.config.compose import load
 from ldmlab.errors import ConfigError, UserError
 
 

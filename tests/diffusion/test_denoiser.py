@@ -10,10 +10,10 @@ from ldmlab.conditioning.base import Cond
 from ldmlab.conditioning.class_label import ClassLabel
 from ldmlab.conditioning.compose import Compose
 from ldmlab.diffusion.denoiser import Denoiser, denoise_with
-from ldmlab.diffusion.guidance import guided
 from ldmlab.diffusion.objectives import Objective, Prediction
 from ldmlab.diffusion.schedules import LinearSqrtBeta
 from ldmlab.errors import ConfigError
+from ldmlab.guidance.compose_denoise import guided
 from ldmlab.networks.unet import UNet
 
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from ldmlab import build
-from ldmlab.config import Composed, group_options, load
+from ldmlab.config.compose import Composed, group_options, load
 from ldmlab.diffusion.objectives import Objective
 from ldmlab.errors import ConfigError
-from ldmlab.plan import _objective_options
+from ldmlab.pipeline.plan import _objective_options
 
 BASE = ["data.train_images=64", "data.val_images=16", "data.cached=false"]
 

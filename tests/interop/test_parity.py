@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ldmlab import build, imported
+from ldmlab import build
 from ldmlab.autoencoders.autoencoder import Autoencoder
-from ldmlab.config import load
+from ldmlab.config.compose import load
 from ldmlab.interop import compvis, weights
+from ldmlab.interop import import_first_stage as imported
 
 diffusers = pytest.importorskip("diffusers", reason="the oracle of these tests; pip install -e .[dev]")
 
@@ -108,11 +109,11 @@ def test_every_layout_with_one_block_a_level(option: str, tmp_path: Path) -> Non
 
 def test_folder_goes_through_the_store_unchanged(tmp_path: Path) -> None:
     """A diffusers folder → ae.weights → the store → to=diffusers: the same tensors and the same scale; nothing trained."""
-    from ldmlab.context import Context
-    from ldmlab.exported import export
-    from ldmlab.launch import make_accelerator
-    from ldmlab.makers.first_stage import make_autoencoder
-    from ldmlab.run import prepare
+    from ldmlab.interop.export_first_stage import export
+    from ldmlab.pipeline.context import Context
+    from ldmlab.pipeline.first_stage import make_autoencoder
+    from ldmlab.pipeline.launch import make_accelerator
+    from ldmlab.pipeline.run import prepare
 
     shape = ["ae=vq_f4", "ae.network.blocks=1", "ae.network.multipliers=[1,1,2]", "ae.regulariser.codes=64"]
     model = exported(ours(*shape), tmp_path / "theirs")

@@ -16,8 +16,8 @@ from ldmlab.conditioning.compose import Compose
 from ldmlab.diffusion.denoiser import Denoiser
 from ldmlab.diffusion.schedules import Cosine, Linear, LinearSqrtBeta
 from ldmlab.errors import WeightsError
-from ldmlab.imported_denoiser import heads_of
 from ldmlab.interop import denoisers, diffusers_unet, official_unet, schedules
+from ldmlab.interop.import_denoiser import heads_of
 from ldmlab.interop.official_unet import Copies
 from ldmlab.networks.dit import DiT
 from ldmlab.networks.unet import UNet

@@ -13,11 +13,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ldmlab import build, imported
+from ldmlab import build
 from ldmlab.autoencoders.autoencoder import Autoencoder
-from ldmlab.config import group_options, load
+from ldmlab.config.compose import group_options, load
 from ldmlab.errors import WeightsError
 from ldmlab.interop import compvis, diffusers, weights
+from ldmlab.interop import import_first_stage as imported
 
 OPTIONS = [name for name in group_options("ae") if name != "identity"]
 

@@ -7,11 +7,11 @@ from network_inputs import cond, inputs, stirred
 from torch import Tensor
 
 from ldmlab import build
-from ldmlab.config import CONF
-from ldmlab.costing import flops_of
+from ldmlab.config.compose import CONF
 from ldmlab.errors import ConfigError
 from ldmlab.networks.dit import DiT, unpatchify
 from ldmlab.networks.embeddings import sincos_positions
+from ldmlab.pipeline.costs import flops_of
 
 
 def dit(**options: object) -> DiT:

@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from ldmlab import build
-from ldmlab.config import CONF, group_options
+from ldmlab.config.compose import CONF, group_options
 from ldmlab.networks.unet import UNet
 
 

@@ -14,12 +14,12 @@ from conftest import FakeStore, little_pictures, write_json
 from ldmlab.errors import DataError
 from ldmlab.metrics import latents
 from ldmlab.metrics.intervals import mean_score
-from ldmlab.publish import find_runs, make_report, missing_cells
 from ldmlab.reports import comparisons, first_stage_figures, first_stage_pictures, first_stages
 from ldmlab.reports.cells import read_cells
 from ldmlab.reports.collect import read_runs
 from ldmlab.reports.figures import data_csv, svg
 from ldmlab.reports.paper import table_8
+from ldmlab.reports.publish import find_runs, make_report, missing_cells
 
 N, SIDE = 60, 32
 CARD = {"images": N, "split": "val", "data": "shapes-90ca4d67c6dd", "resolution": SIDE, "extractor": "shapes"}

@@ -12,10 +12,10 @@ from conftest import FakeStore, little_pictures, write_json, write_rows
 
 from ldmlab.errors import DataError
 from ldmlab.metrics.intervals import mean_score
-from ldmlab.publish import make_report
 from ldmlab.reports import study_cells, study_figures, study_page, study_pictures, study_tables
 from ldmlab.reports.collect import read_runs
 from ldmlab.reports.figures import data_csv, svg
+from ldmlab.reports.publish import make_report
 from ldmlab.reports.study_cells import Study, read_study
 from ldmlab.reports.study_page import Counted, Work
 

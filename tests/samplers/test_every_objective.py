@@ -7,7 +7,7 @@ import pytest
 from torch import Tensor
 
 from ldmlab import build
-from ldmlab.config import group_options, load
+from ldmlab.config.compose import group_options, load
 from ldmlab.diffusion.targets import Prediction
 from ldmlab.randomness import ImageNoise
 

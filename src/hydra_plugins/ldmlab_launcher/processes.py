@@ -40,7 +40,7 @@ class ProcessesLauncher(Launcher):
         self.config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from ldmlab.config import load
+        from ldmlab.config.compose import load
         from ldmlab.errors import UserError
 
         os.environ["LDMLAB_SWEEP_CHILD"] = "1"
@@ -89,7 +89,7 @@ class ProcessesLauncher(Launcher):
 
 def _record(logs: Path, study: str | None, results: list[tuple[list[str], int, Path]]) -> None:
     """`jobs.json`: what the last sweep of this study ran, and how it ended. A report tells from it what is missing."""
-    from ldmlab.store import write_json
+    from ldmlab.store.store import write_json
 
     jobs = [{"words": words, "exit_code": code, "log": log.name} for words, code, log in results]
     write_json(logs / "jobs.json", {"study": study, "jobs": jobs})

@@ -131,7 +131,7 @@ class Health:
     rows: list[Row] = field(default_factory=list)
     raised: set[str] = field(default_factory=set)
 
-    def examine(self, row: Row, share: float) -> list[str]:
+    def health_check(self, row: Row, share: float) -> list[str]:
         """New messages, as `name: text`. `share`: of the budget that is done, 0 … 1."""
         self.rows.append(row)
         news = []

@@ -13,9 +13,9 @@ from ldmlab.bench import record, work
 from ldmlab.bench.memory import no_numbers, peak_bytes, tensors_of
 from ldmlab.bench.official import OfficialStep, official_layers
 from ldmlab.bench.timing import clock_for, interleave, speed_ratio
-from ldmlab.costing import flops_of, parameters_of
 from ldmlab.errors import ConfigError
-from ldmlab.launch import make_accelerator
+from ldmlab.pipeline.costs import flops_of, parameters_of
+from ldmlab.pipeline.launch import make_accelerator
 
 OFFICIAL, OURS, CHECKPOINTING = "official", "ours", "ours, checkpointing"
 
@@ -123,7 +123,7 @@ def make_step(cfg: DictConfig, name: str, ae: Any, loss: Any, batch: int, device
 
 
 def _fits(cfg: DictConfig, flops: float) -> bool:
-    from ldmlab.costing import machine_speed
+    from ldmlab.pipeline.costs import machine_speed
 
     return flops / machine_speed() < cfg.bench.seconds
 

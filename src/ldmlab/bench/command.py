@@ -13,12 +13,12 @@ from ldmlab.bench.codebook import compare_codebook
 from ldmlab.bench.composed import measure_composed
 from ldmlab.bench.compression import compare_compression
 from ldmlab.bench.family import compare_family
-from ldmlab.bench.keys import compare_keys
+from ldmlab.bench.kv_cache import compare_keys
 from ldmlab.bench.record import Report, append
 from ldmlab.bench.tiles import compare_tiles
 from ldmlab.bench.unet import compare_unet
 from ldmlab.errors import ConfigError
-from ldmlab.launch import set_threads
+from ldmlab.pipeline.launch import set_threads
 
 Measure = Callable[[DictConfig, list[str], torch.device], Report]  # configuration, the command's words, device
 

@@ -5,16 +5,17 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from ldmlab import budget, build
+from ldmlab import build
 from ldmlab.bench import record, work
 from ldmlab.bench.memory import peak_bytes
 from ldmlab.bench.peak import Peak, peak_of
 from ldmlab.bench.timing import clock_for, interleave
-from ldmlab.checks import check_fit
-from ldmlab.context import frozen
-from ldmlab.costing import flops_of
-from ldmlab.launch import make_accelerator
-from ldmlab.plan import caches
+from ldmlab.pipeline import budget
+from ldmlab.pipeline.checks import check_fit
+from ldmlab.pipeline.context import frozen
+from ldmlab.pipeline.costs import flops_of
+from ldmlab.pipeline.launch import make_accelerator
+from ldmlab.pipeline.plan import caches
 
 COLUMNS = [
     record.Column("what", "what"),
@@ -32,7 +33,7 @@ COLUMNS = [
 def measure_composed(cfg: DictConfig, words: list[str], device: torch.device) -> record.Report:
     """Rows: encode, decode, first stage's step, denoiser's step, sampler's step; real images, the loader not included."""
     data, val = build.dataset(cfg, "train", None), build.dataset(cfg, "val", None)
-    budget.settle(cfg, data)
+    budget.choose_width(cfg, data)
     check_fit(cfg, data, val)
     report = record.Report("composed", COLUMNS)
     peaks: dict[str, Peak] = {}

@@ -18,7 +18,7 @@ from ldmlab.autoencoders.conv import Attention
 from ldmlab.autoencoders.losses import ADAPTIVE_EPS, ADAPTIVE_MAX, FirstStageLoss
 from ldmlab.autoencoders.norm import NormSwish
 from ldmlab.autoencoders.perceptual import LPIPS
-from ldmlab.stages.autoencoder import frozen
+from ldmlab.training.autoencoder_loss import frozen
 
 
 class PlainNormSwish(NormSwish):

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 
 from ldmlab.bench.timing import Ratio
-from ldmlab.card import code, machine, stamp
-from ldmlab.tracking import as_text
+from ldmlab.store.card import code, machine, stamp
+from ldmlab.training.tracking import as_text
 
 
 class Column(NamedTuple):

@@ -8,7 +8,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from ldmlab import build, imported
+from ldmlab import build
 from ldmlab.autoencoders.autoencoder import Autoencoder
 from ldmlab.bench import record
 from ldmlab.bench.memory import no_numbers, peak_bytes, tensors_of
@@ -16,6 +16,7 @@ from ldmlab.bench.timing import clock_for
 from ldmlab.data.base import to_batch
 from ldmlab.data.batches import to_float, to_uint8
 from ldmlab.errors import ConfigError
+from ldmlab.interop import import_first_stage as imported
 from ldmlab.metrics.reconstruction import psnr
 
 SHARES = (1, 2, 4)  # the tile is the image's side over these

@@ -17,11 +17,11 @@ from ldmlab.bench.memory import peak_bytes, tensors_of
 from ldmlab.bench.peer import call_peer, peer_of, peer_scheduler
 from ldmlab.bench.timing import Clock, clock_for, interleave, speed_ratio
 from ldmlab.conditioning.base import Cond
-from ldmlab.costing import flops_of, parameters_of
 from ldmlab.diffusion.denoiser import Denoiser, denoise_with
-from ldmlab.diffusion.guidance import guided
 from ldmlab.errors import ConfigError
+from ldmlab.guidance.compose_denoise import guided
 from ldmlab.networks.unet import UNet
+from ldmlab.pipeline.costs import flops_of, parameters_of
 from ldmlab.samplers.ddim import ddim
 
 GUIDANCE = 2.0

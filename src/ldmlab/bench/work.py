@@ -20,12 +20,12 @@ from ldmlab.bench.memory import tensors_of
 from ldmlab.data.base import to_batch
 from ldmlab.data.batches import to_float
 from ldmlab.diffusion.denoiser import Denoiser, denoise_with
-from ldmlab.diffusion.guidance import as_asked
-from ldmlab.ema import EMA
-from ldmlab.loop import train_step
+from ldmlab.guidance.compose_denoise import as_asked
 from ldmlab.randomness import Draws
-from ldmlab.stages.autoencoder import AutoencoderStage
-from ldmlab.stages.diffusion import DiffusionStage
+from ldmlab.training.autoencoder_loss import AutoencoderLoss
+from ldmlab.training.diffusion_loss import DiffusionLoss
+from ldmlab.training.ema import EMA
+from ldmlab.training.loop import train_step
 
 SAMPLER_STEPS = 2  # of one timed call
 LPIPS = "ldmlab.autoencoders.perceptual.LPIPS"
@@ -101,7 +101,7 @@ def first_stage_step(
     cfg: DictConfig, ae: Autoencoder, loss: Any, batch: dict[str, Any], accelerator: Any, draws: Draws
 ) -> Work:
     """One step of every player of the first stage, adversarial terms on (as after ae.loss.disc_start), and the average."""
-    stage = AutoencoderStage(ae, loss, draws)
+    stage = AutoencoderLoss(ae, loss, draws)
     return _training(cfg.ae.fit, stage, batch, accelerator, loss)
 
 
@@ -109,7 +109,7 @@ def denoiser_step(
     cfg: DictConfig, denoiser: Denoiser, ae: Autoencoder, batch: dict[str, Any], accelerator: Any
 ) -> Work:
     """One step of the denoiser and its average; `batch` has cached moments, or images that are encoded on the way."""
-    stage = DiffusionStage(denoiser, ae, build.objective(cfg), AnyNoise(0), cfg.cond.drop)
+    stage = DiffusionLoss(denoiser, ae, build.objective(cfg), AnyNoise(0), cfg.cond.drop)
     # t and the dropped conditions are drawn by position, so the batch keeps real positions
     return _training(cfg.ldm.fit, stage, batch, accelerator, ae)
 

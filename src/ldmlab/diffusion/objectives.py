@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ldmlab.diffusion.schedules import Schedule
 from ldmlab.diffusion.targets import WORDS, Prediction, Target, Word
-from ldmlab.diffusion.times import Times, Uniform
+from ldmlab.diffusion.timestep_distribution import Times, Uniform
 from ldmlab.diffusion.weightings import Weighting
 from ldmlab.errors import ConfigError
 from ldmlab.randomness import Draws, stratified

@@ -20,10 +20,10 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from ldmlab.checkpoint import load_tensors
 from ldmlab.errors import WeightsError
 from ldmlab.interop import compvis, diffusers
-from ldmlab.store import atomic, sha256_file
+from ldmlab.store.checkpoint import load_tensors
+from ldmlab.store.store import atomic, sha256_file
 
 VERSION = 1
 """Of the conversions: grows when the same file would give other weights."""

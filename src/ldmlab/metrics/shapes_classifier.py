@@ -1,6 +1,6 @@
 """A small classifier for the generated shapes: the offline extractor, and a feature pyramid for a perceptual distance.
 
-It is trained by `stages.classifier.ClassifierStage` like any other network of a run and kept by its content.
+It is trained by `stages.classifier.ClassifierLoss` like any other network of a run and kept by its content.
 Its numbers are marked "shapes": comparable within a study and with nothing else.
 
 Shape letters: B batch, C channels, H W space, D features, K classes.

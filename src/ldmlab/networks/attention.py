@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ldmlab.networks.blocks import Norm, TokenNorm, zeroed
-from ldmlab.networks.keys import Condition, Keys, Prepared
+from ldmlab.networks.kv_cache import Condition, KVCache, Prepared
 
 FEW = 64  # positions up to which the fused kernel is the faster one in any precision
 MANY = 32  # positions for each feature of a head, from which on the products cost less than writing their result
@@ -109,15 +109,15 @@ class CrossAttention(nn.Module):
 class TokenAttention(CrossAttention):
     """Cross-attention to the tokens of a condition, which may have been read before (`prepared`)."""
 
-    def forward(self, x_BLD: Tensor, context_BLD: Tensor | Keys | None = None) -> Tensor:
+    def forward(self, x_BLD: Tensor, context_BLD: Tensor | KVCache | None = None) -> Tensor:
         """[B, L, dim] and tokens [B, M, context_dim], or their keys, → [B, L, dim]."""
-        if not isinstance(context_BLD, Keys):
+        if not isinstance(context_BLD, KVCache):
             return super().forward(x_BLD, context_BLD)
         kept = context_BLD.of[self]
         return kept.expand(x_BLD.shape) if isinstance(kept, Tensor) else self.read(x_BLD, *kept)
 
     def keep(self, tokens_BLD: Tensor) -> tuple[Tensor, Tensor] | Tensor:
-        """What `Keys` holds for this attention."""
+        """What `KVCache` holds for this attention."""
         if tokens_BLD.shape[1] == 1:  # as in CrossAttention.forward
             return self.to_out(self.to_v(tokens_BLD))
         return self._split(self.to_k(tokens_BLD)), self._split(self.to_v(tokens_BLD))
@@ -129,10 +129,10 @@ def prepared(network: nn.Module, cond: Condition) -> Condition:
     For many calls under one condition with weights that stay. Only this network understands the result.
     """
     tokens_BLD = cond.tokens_BLD
-    if tokens_BLD is None or isinstance(tokens_BLD, Keys):
+    if tokens_BLD is None or isinstance(tokens_BLD, KVCache):
         return cond
     readers = [module for module in network.modules() if isinstance(module, TokenAttention)]
-    return Prepared(Keys({reader: reader.keep(tokens_BLD) for reader in readers}), cond.concat_BCHW, cond.vector_BD)
+    return Prepared(KVCache({reader: reader.keep(tokens_BLD) for reader in readers}), cond.concat_BCHW, cond.vector_BD)
 
 
 class GEGLU(nn.Module):
@@ -175,7 +175,7 @@ class TransformerBlock(nn.Module):
         self.norm2 = TokenNorm(dim)
         self.norm3 = TokenNorm(dim)
 
-    def forward(self, x_BLD: Tensor, tokens_BLD: Tensor | Keys) -> Tensor:
+    def forward(self, x_BLD: Tensor, tokens_BLD: Tensor | KVCache) -> Tensor:
         """[B, L, dim] and tokens [B, M, context_dim], or their keys, → [B, L, dim]."""
         x_BLD = x_BLD + self.attn1(self.norm1(x_BLD))
         x_BLD = x_BLD + self.attn2(self.norm2(x_BLD), tokens_BLD)
@@ -195,7 +195,7 @@ class SpatialTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList(TransformerBlock(channels, heads, context_dim) for _ in range(depth))
         self.proj_out = zeroed(nn.Conv2d(channels, channels, 1))
 
-    def forward(self, h_BCHW: Tensor, emb_BD: Tensor, tokens_BLD: Tensor | Keys | None) -> Tensor:
+    def forward(self, h_BCHW: Tensor, emb_BD: Tensor, tokens_BLD: Tensor | KVCache | None) -> Tensor:
         """h + proj_out(blocks(proj_in(norm(h)), tokens)); the embedding is not used.
 
         Raises ValueError without tokens: falling back to self-attention, as the official code does, would hide a lost

@@ -17,7 +17,7 @@ from ldmlab.errors import ConfigError
 from ldmlab.networks.attention import TokenAttention, attend, prepared
 from ldmlab.networks.blocks import TokenNorm, no_autocast, zeroed
 from ldmlab.networks.embeddings import sincos_positions, sinusoidal
-from ldmlab.networks.keys import Condition, Keys
+from ldmlab.networks.kv_cache import Condition, KVCache
 from ldmlab.networks.unet import mlp
 
 TIME_FEATURES = 256  # of the sinusoid, whatever the width (official code)
@@ -161,7 +161,7 @@ class Block(nn.Module):
         self.mlp = MLP(width)
         self.adaLN_modulation = modulation(width, 6)
 
-    def forward(self, x_BLD: Tensor, emb_BD: Tensor, tokens_BLD: Tensor | Keys | None) -> Tensor:
+    def forward(self, x_BLD: Tensor, emb_BD: Tensor, tokens_BLD: Tensor | KVCache | None) -> Tensor:
         """[B, L, width] → [B, L, width]. Raises ValueError when it was built for tokens and gets none."""
         shift1_B1D, scale1_B1D, gate1_B1D, shift2_B1D, scale2_B1D, gate2_B1D = (
             self.adaLN_modulation(emb_BD).unsqueeze(1).chunk(6, dim=-1)
@@ -210,7 +210,7 @@ class TokenReader(nn.Module):
         self.attn = TokenAttention(width, heads, context_dim)
         zeroed(self.attn.to_out)
 
-    def forward(self, x_BLD: Tensor, tokens_BLD: Tensor | Keys | None) -> Tensor:
+    def forward(self, x_BLD: Tensor, tokens_BLD: Tensor | KVCache | None) -> Tensor:
         """[B, L, width] and tokens [B, M, context_dim], or their keys, → [B, L, width]."""
         if tokens_BLD is None:
             raise ValueError("this network was built for tokens (context_dim), but the condition has none")

@@ -16,7 +16,7 @@ from ldmlab.errors import ConfigError
 from ldmlab.networks.attention import SelfAttention, SpatialTransformer, prepared
 from ldmlab.networks.blocks import GROUPS, Downsample, InputConv, Norm, Pieces, ResBlock, Upsample, zeroed
 from ldmlab.networks.embeddings import sinusoidal
-from ldmlab.networks.keys import Condition
+from ldmlab.networks.kv_cache import Condition
 
 
 class UNet(nn.Module):

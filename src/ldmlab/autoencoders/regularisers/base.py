@@ -57,7 +57,7 @@ class Regulariser(nn.Module):
         """How often each code is used, int64 [K]; None without a codebook."""
         return None
 
-    def settle(self, gather: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    def on_step_end(self, gather: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """Called once at the end of each training step, on all ranks, with what stacks a tensor over them: [...] → [ranks, ...].
 
         For what must not depend on how the step was cut up. Returns scalars to log; nothing to do by default.

@@ -97,7 +97,7 @@ class VQ(Regulariser):
         self._used = used_K if self._used is None else self._used | used_K
 
     @torch.no_grad()
-    def settle(self, gather: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    def on_step_end(self, gather: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """`codebook_usage_window`: the share of codes used within the last `WINDOW` steps, on any rank.
 
         One batch of small latents cannot use a large codebook, so its own usage says little. Counted from the start of the

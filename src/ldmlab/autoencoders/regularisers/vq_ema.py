@@ -56,7 +56,7 @@ class EMAVQ(VQ):
 
     def forward(self, h_BCHW: Tensor, noise_BCHW: Tensor | None = None) -> Regularised:
         """Quantised vectors with the straight-through gradient and the commitment term. In training it remembers what
-        `settle` needs (a pass without gradients, such as the discriminator's turn, leaves no trace)."""
+        `on_step_end` needs (a pass without gradients, such as the discriminator's turn, leaves no trace)."""
         h_BCHW = widen(h_BCHW)
         index_BHW = self.indices(h_BCHW)
         q_BCHW = self.lookup(index_BHW).detach()
@@ -77,7 +77,7 @@ class EMAVQ(VQ):
         self._seen.append((count_K.float(), sums_KC, h_BNC[:, places].flatten(0, 1)))
 
     @torch.no_grad()
-    def settle(self, gather: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    def on_step_end(self, gather: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """Move the codebook by what the step saw on all ranks; the window's usage and how many codes were restarted."""
         if not self._seen:
             return {}
@@ -92,7 +92,7 @@ class EMAVQ(VQ):
         total = self.counts_K.sum()
         smooth_K = (self.counts_K + SMOOTHING) / (total + self.codes * SMOOTHING) * total
         self.embedding.weight.copy_(self.sums_KC / smooth_K.unsqueeze(1))
-        return {**super().settle(gather), "codes_restarted": restarted}
+        return {**super().on_step_end(gather), "codes_restarted": restarted}
 
     def _restart(self, pool_PC: Tensor) -> Tensor:
         """Dead codes go to different vectors of the pool, in an order drawn from (step)."""

@@ -1,0 +1,40 @@
+"""Tokens of a condition that stays, read once: what each cross-attention of a network makes of them alone.
+
+A sampler asks the same network under the same condition in every step. Keys and values do not depend on z_t or t, so they are
+made before the first step and handed on in the place of the tokens.
+
+Shape letters: B batch, C channels, H W space, L tokens, N heads, D features.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class KVCache:
+    """In the place of tokens [B, L, D]: for each cross-attention of *one* network its keys and values, each [B, N, L, D], or,
+    of a single token, its whole answer [B, 1, D], which then does not depend on who asks."""
+
+    of: dict[nn.Module, tuple[Tensor, Tensor] | Tensor]
+
+
+class Condition(Protocol):
+    """What a network reads of a condition (`conditioning.base.Cond` in full); each may be None."""
+
+    @property
+    def tokens_BLD(self) -> Tensor | KVCache | None: ...
+    @property
+    def concat_BCHW(self) -> Tensor | None: ...
+    @property
+    def vector_BD(self) -> Tensor | None: ...
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A condition whose tokens one network has read."""
+
+    tokens_BLD: KVCache
+    concat_BCHW: Tensor | None
+    vector_BD: Tensor | None

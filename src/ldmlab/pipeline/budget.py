@@ -1,0 +1,103 @@
+"""A denoiser's width from what it may cost: `ldm.budget`, so that a study compares networks of equal size or equal work.
+
+Latent sizes change with f, and with them what one width costs; this finds, for each latent, the width that meets one target,
+and says in numbers what is unequal then.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from omegaconf import DictConfig
+
+from ldmlab import build
+from ldmlab.errors import ConfigError
+from ldmlab.pipeline.costs import flops_of, millions, parameters_of
+from ldmlab.training.tracking import number
+
+TARGETS = ("parameters", "flops_per_image", "flops_per_step")
+WIDEST = 16_384  # where the search gives up
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a denoiser of one width costs, conditioner not included.
+
+    Operations count multiply and add as two and a training pass as three forward passes (as the plan does).
+    """
+
+    width: int
+    parameters: int
+    flops_per_image: float
+    flops_per_step: float  # of the whole batch
+
+
+def choose_width(cfg: DictConfig, data: Any) -> str | None:
+    """Set `ldm.network.width` to the one nearest to the target of `ldm.budget`, and return a line that says what came out.
+
+    None, and nothing done, without a target. Raises ConfigError for two targets, and when no width comes within
+    `ldm.budget.tolerance` (relative).
+    """
+    targets = {name: cfg.ldm.budget[name] for name in TARGETS if cfg.ldm.budget[name] is not None}
+    if not targets:
+        return None
+    if len(targets) > 1:
+        raise ConfigError(
+            f"ldm.budget takes one target, and {' and '.join(targets)} are given: one width cannot meet two. Leave one."
+        )
+    (name, target), tolerance = *targets.items(), cfg.ldm.budget.tolerance
+    with build.shapes_only():
+        step = cast(int, _network(cfg, data, cfg.ldm.network.width).width_step)
+
+    @functools.cache
+    def value(steps: int) -> float:
+        if name == "parameters":  # counted without running anything
+            with build.shapes_only():
+                return float(parameters_of(_network(cfg, data, steps * step)))
+        return float(getattr(cost(cfg, data, steps * step), name))
+
+    steps = nearest(value, target, WIDEST // step)
+    off = value(steps) / target - 1
+    if abs(off) > tolerance:
+        raise ConfigError(
+            f"ldm.budget.{name}={target:g}: no width comes within {tolerance:.0%}. The nearest is ldm.network.width={steps * step} "
+            f"with {value(steps):.4g} ({off:+.0%}); widths go in steps of {step}. Change the target, ldm.budget.tolerance or the network."
+        )
+    found = cost(cfg, data, steps * step)
+    cfg.ldm.network.width = found.width
+    return (
+        f"ldm.budget.{name}={target:g}: width {found.width} ({off:+.1%}). To be compared with other cells: "
+        f"{millions(found.parameters)} parameters, {found.flops_per_image / 1e9:.3g} GFLOP an image, "
+        f"{found.flops_per_step / 1e12:.3g} TFLOP a step of {cfg.ldm.fit.batch_size}, {number(cfg.ldm.fit.images)} images."
+    )
+
+
+def cost(cfg: DictConfig, data: Any, width: int) -> Cost:
+    """Counted on tensors without contents: no memory, about a second for the largest networks."""
+    with build.shapes_only():
+        network = _network(cfg, data, width)
+        conditions = build.conditioner(cfg, data)
+        shape = build.autoencoder(cfg).latent_shape(data.resolution)
+    z, t = torch.empty(1, *shape, device="meta"), torch.zeros(1, dtype=torch.long, device="meta")
+    per_image = 3 * flops_of(lambda: network(z, t, conditions.null(1, "meta")))
+    return Cost(width, parameters_of(network), per_image, per_image * cfg.ldm.fit.batch_size)
+
+
+def nearest(value: Callable[[int], float], target: float, most: int) -> int:
+    """The n in 1 … most whose `value(n)`, which must rise, has the ratio to `target` nearest to 1."""
+    low, high = 0, 1  # value(low) < target; value(0) counts as 0
+    while value(high) < target and high < most:
+        low, high = high, min(2 * high, most)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if value(middle) < target else (low, middle)
+    return min((n for n in (low, high) if n > 0), key=lambda n: abs(math.log(value(n) / target)))
+
+
+def _network(cfg: DictConfig, data: Any, width: int) -> Any:
+    sized = cast(DictConfig, cfg.copy())
+    sized.ldm.network.width = width
+    return build.denoiser(sized, build.autoencoder(cfg), data).network

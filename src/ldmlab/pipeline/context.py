@@ -1,0 +1,189 @@
+"""What every stage of a running command shares: the plan, the store, the ranks and the eye of the user."""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from ldmlab import build
+from ldmlab.data.batches import Batches
+from ldmlab.pipeline.plan import Plan
+from ldmlab.store.card import stage_card
+from ldmlab.store.checkpoint import Checkpoints, save_tensors
+from ldmlab.store.store import Address, Store, atomic, write_json
+from ldmlab.training.ema import EMA
+from ldmlab.training.loop import Events, Progressed, TrainingLoss, fit
+from ldmlab.training.post_hoc_ema import PowerEMA
+from ldmlab.training.tracking import Progress, Tracker, WandbMirror
+
+
+@dataclass
+class Context:
+    """One command. Built once in `run.execute`; every rank has its own."""
+
+    cfg: DictConfig
+    choices: dict[str, str]
+    plan: Plan
+    store: Store
+    accelerator: Accelerator
+    data: Any
+    val: Any
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    @property
+    def rank(self) -> int:
+        return self.accelerator.process_index
+
+    @property
+    def ranks(self) -> int:
+        return self.accelerator.num_processes
+
+    @property
+    def main(self) -> bool:
+        return self.accelerator.is_main_process
+
+    def barrier(self) -> None:
+        self.accelerator.wait_for_everyone()
+
+    def say(self, text: str) -> None:
+        if self.main:
+            print(text, flush=True)
+
+    def main_decides(self, value: bool) -> bool:
+        """The main process's answer, on all ranks: a file may appear between two looks."""
+        if self.ranks == 1:
+            return value
+        flag = torch.tensor([float(value and self.main)], device=self.device)
+        return bool(self.accelerator.reduce(flag, "sum").item())
+
+    def progress(self, name: str, total: int) -> Callable[[int], None]:
+        """A callable that takes how many more are done (of this rank's share)."""
+        share = -(-total // self.ranks)
+        bar, done = Progress(name, share, every=self.cfg.runtime.log_seconds, show=self.main), 0
+
+        def advance(more: int) -> None:
+            nonlocal done
+            done = min(done + more, share)
+            bar.update(done)
+
+        return advance
+
+    def make(self, address: Address, work: Callable[[Path], float | None]) -> Path:
+        """The folder of a finished stage: found, or built by `work(folder)` under a lock, carded and sealed.
+
+        `work` runs on all ranks and may return the seconds that earlier attempts have spent too.
+        """
+        folder = self.store.folder(address)
+        if self.main_decides(self.main and self.store.done(address) is not None):
+            return folder
+        with self.store.building(address, self.say) if self.main else nullcontext():
+            self.barrier()
+            if not self.main_decides(
+                self.main and self.store.done(address) is not None
+            ):  # the one who held the lock did it
+                began = time.time()
+                seconds = work(folder) or time.time() - began
+                self.barrier()
+                if self.main:
+                    with atomic(folder / "config.yaml") as beside:
+                        beside.write_text(OmegaConf.to_yaml(self.cfg, sort_keys=True))
+                    card = stage_card(address, began, seconds, self.ranks, str(self.device))
+                    write_json(folder / "card.json", card)
+                    self.store.seal(address, seconds)
+                    Checkpoints(folder).clear()
+        self.barrier()
+        return folder
+
+    def train(
+        self,
+        address: Address,
+        folder: Path,
+        training_loss: TrainingLoss,
+        dataset: Any,
+        budget: DictConfig,
+        validate: Callable[[], dict[str, float]] | None = None,
+        group: int = 1,
+        health_check: Callable[[dict[str, float], float], list[str]] = lambda row, share: [],
+        power_ema: Sequence[float] = (),
+    ) -> Progressed:
+        """Train a stage with the one loop; leaves weights, averages and snapshots in `folder`.
+
+        `group` images of a batch must stay in one micro-batch. `health_check`: see `loop.Events`. `power_ema`: relative widths
+        of power-function averages, kept beside each snapshot as power_<width>.safetensors.
+        The first player is the one that is kept and averaged; another player's weights are kept under its own name.
+        """
+        runtime = self.cfg.runtime
+        for module in training_loss.modules.values():
+            module.to(self.device)
+            if runtime.channels_last:
+                module.to(memory_format=torch.channels_last)
+        first = training_loss.players[0]
+        raw = training_loss.modules[first]
+        optimizers = {player: build.optimizer(module, budget) for player, module in training_loss.modules.items()}
+        averages: dict[str, EMA] = {first: EMA(raw, budget.ema)} if budget.ema is not None else {}
+        powers = {f"power_{width:g}": PowerEMA(raw, width) for width in power_ema}
+        if runtime.compile:
+            raw.compile()
+        mirror = self._mirror(address, folder) if self.main and self.cfg.tracking.wandb else None
+        others = {player: training_loss.modules[player] for player in training_loss.players[1:]}
+
+        def keep(where: Path) -> None:
+            if self.main:
+                where.mkdir(parents=True, exist_ok=True)
+                for name, tensors in [
+                    ("weights", raw.state_dict()),
+                    *((("ema", averages[first].state_dict()),) if averages else ()),
+                    *((name, average.state_dict()) for name, average in powers.items()),
+                    *((player, module.state_dict()) for player, module in others.items()),
+                ]:
+                    with atomic(where / f"{name}.safetensors") as beside:
+                        save_tensors(beside, tensors)
+
+        events = Events(
+            snapshot=lambda images: keep(folder / "snapshots" / f"{images:012d}"),
+            validate=validate or dict,
+            health_check=health_check,
+            validate_at=[i / 10 for i in range(1, 11)] if validate else [],
+            checkpoint_seconds=runtime.checkpoint_seconds,
+            log_seconds=runtime.log_seconds,
+        )
+        batches = Batches(
+            dataset, budget.batch_size, build.micro_batch(self.cfg, budget, group), self.cfg.seed, self.device,
+            self.rank, self.ranks, runtime.workers,
+        )  # fmt: skip
+        try:
+            done = fit(
+                address.stage, training_loss, batches, budget, optimizers, averages | powers, self.accelerator, Checkpoints(folder),
+                Tracker(folder if self.main else None, mirror), events,
+            )  # fmt: skip
+        finally:
+            if mirror:
+                mirror.close()
+            self.accelerator.free_memory()
+        keep(folder)
+        self.barrier()
+        return done
+
+    def _mirror(self, address: Address, folder: Path) -> WandbMirror:
+        tracking = self.cfg.tracking
+        config = OmegaConf.to_container(self.cfg, resolve=True)
+        assert isinstance(config, dict)
+        return WandbMirror(
+            folder, tracking.wandb, tracking.project, tracking.entity, f"{address.stage} {address.name}",
+            f"{address.stage}-{address.id}", {str(k): v for k, v in config.items()},
+        )  # fmt: skip
+
+
+def frozen(module: nn.Module, device: torch.device) -> nn.Module:
+    """On the device, in eval mode, without gradients."""
+    return module.to(device).eval().requires_grad_(False)

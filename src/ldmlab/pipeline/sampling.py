@@ -1,0 +1,112 @@
+"""Samples: image i of a run is a function of (seed, i) and its condition, on any number of devices and at any batch size.
+
+Letters: N images, B batch, C channels, H W space.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldmlab.data.batches import to_uint8
+from ldmlab.randomness import ImageNoise, seed_of
+from ldmlab.store.store import atomic
+
+PART = 256  # images a part file: what a kill can lose
+
+
+def labels_for(
+    mode: str, wish: int | None, n: int, classes: int, data_labels: np.ndarray | None, seed: int
+) -> np.ndarray:
+    """Labels of images 0…n-1, int64.
+
+    uniform: i mod classes, so counts differ by at most one. random: drawn uniformly by seed. from_data: drawn from the training
+    labels. A wished class overrides all. The mode changes FID (field.md 2.A.2), so it is on the card.
+    """
+    if wish is not None:
+        return np.full(n, wish, dtype=np.int64)
+    if mode == "uniform":
+        return np.arange(n, dtype=np.int64) % classes
+    rng = torch.Generator().manual_seed(seed_of("labels", seed))
+    if mode == "random":
+        return torch.randint(classes, (n,), generator=rng).numpy()
+    assert data_labels is not None
+    chosen: np.ndarray = data_labels[torch.randint(len(data_labels), (n,), generator=rng).numpy()]
+    return chosen
+
+
+def image_seed(seed: int, index: int) -> int:
+    """The seed of one sample; written beside it, so that any image can be drawn again alone."""
+    return seed_of("sample", seed, index)
+
+
+def parts(n: int, rank: int, ranks: int) -> Iterator[range]:
+    """The part files of one rank: consecutive images, dealt in turn."""
+    for start in list(range(0, n, PART))[rank::ranks]:
+        yield range(start, min(start + PART, n))
+
+
+@torch.no_grad()
+def draw(
+    sampler: Callable[..., Tensor],
+    denoise: Callable[..., Any],
+    schedule: Any,
+    decode: Callable[[Tensor], Tensor],
+    condition: Callable[[list[int]], Any],
+    seeds: list[int],
+    shape: tuple[int, int, int],
+    device: torch.device,
+    indices: list[int],
+) -> Tensor:
+    """Images `indices` as uint8 BHWC: noise per image → sampler → decoder → 8 bits, rounded to nearest."""
+    noise = ImageNoise(seeds, shape, device)
+    z_BCHW = sampler(denoise, noise(), schedule, condition(indices), noise)
+    return to_uint8(decode(z_BCHW)).cpu()
+
+
+def sample_all(
+    draw_batch: Callable[[list[int]], Tensor],
+    n: int,
+    folder: Path,
+    batch_size: int,
+    rank: int,
+    ranks: int,
+    barrier: Callable[[], None],
+    progress: Callable[[int], None],
+) -> None:
+    """Write `images.npy` (uint8 N H W 3) from part files; parts of an earlier attempt stay."""
+    for part in parts(n, rank, ranks):
+        path = part_path(folder, part.start)
+        if not path.exists():
+            images = torch.cat(
+                [draw_batch(list(part)[begin : begin + batch_size]) for begin in range(0, len(part), batch_size)]
+            )
+            with atomic(path) as beside, beside.open("wb") as file:
+                np.save(file, images.numpy())
+        progress(len(part))
+    barrier()
+    if rank == 0:
+        paths = [part_path(folder, start) for start in range(0, n, PART)]
+        with atomic(folder / "images.npy") as beside, beside.open("wb") as file:
+            np.save(file, np.concatenate([np.load(path) for path in paths]))
+        for path in paths:
+            path.unlink()
+    barrier()
+
+
+def part_path(folder: Path, start: int) -> Path:
+    return folder / f"part-{start:08d}.npy"
+
+
+def contact_sheet(images_NHWC: np.ndarray, columns: int, scale: int = 1, gap: int = 2) -> np.ndarray:
+    """A grid of images on white, uint8; `scale` repeats pixels so that small images can be seen."""
+    n, h, w, _ = images_NHWC.shape
+    rows = -(-n // columns)
+    sheet = np.full((rows * (h * scale + gap) - gap, columns * (w * scale + gap) - gap, 3), 255, np.uint8)
+    for i, image in enumerate(images_NHWC):
+        y, x = i // columns * (h * scale + gap), i % columns * (w * scale + gap)
+        sheet[y : y + h * scale, x : x + w * scale] = image.repeat(scale, 0).repeat(scale, 1)
+    return sheet

@@ -1,0 +1,102 @@
+"""Checkpoints: everything that must survive a restart, two generations of it, each whole or not there at all.
+
+Randomness is addressed by position (`randomness.py`), so there is no generator state to keep.
+"""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ldmlab.errors import DataError, WeightsError
+from ldmlab.store.store import read_json, sha256_file, write_json
+
+KEEP = 2
+
+
+class Saved(NamedTuple):
+    """What comes back: tensors by name, the optimisers' states and the progress (`images`, `steps`, `seconds`)."""
+
+    tensors: dict[str, Tensor]
+    optimizers: dict[str, Any]
+    progress: dict[str, Any]
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], note: str | None = None) -> None:
+    """A safetensors file on the CPU. One metadata key at most: with more the bytes differ between saves."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(plain, path, metadata={"ldmlab": note} if note else None)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file. Raises WeightsError when it is missing or damaged."""
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise WeightsError(f"{path} is missing. Run the same command again; it builds what is not there.") from None
+    except Exception as error:  # safetensors raises its own type for each kind of damage
+        raise WeightsError(f"{path} is damaged ({error}).") from None
+
+
+class Checkpoints:
+    """The folder `checkpoints/` of a stage that trains."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder / "checkpoints"
+
+    def save(self, tensors: dict[str, Tensor], optimizers: dict[str, Any], progress: dict[str, Any]) -> Path:
+        """Write one generation beside its place, rename it, then forget all but the newest two."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for rest in self.folder.glob(".writing-*"):
+            shutil.rmtree(rest, ignore_errors=True)  # left by a process that was killed in this function
+        beside = Path(tempfile.mkdtemp(dir=self.folder, prefix=".writing-"))
+        save_tensors(beside / "state.safetensors", tensors)
+        torch.save(optimizers, beside / "optimizers.pt")
+        files = {name: sha256_file(beside / name) for name in ("state.safetensors", "optimizers.pt")}
+        write_json(beside / "progress.json", {**progress, "files": files})
+        target = self.folder / f"{progress['images']:012d}"
+        if target.exists():
+            shutil.rmtree(target)
+        beside.chmod(0o755)
+        beside.rename(target)
+        for old in self.generations()[:-KEEP]:
+            shutil.rmtree(old)
+        return target
+
+    def generations(self) -> list[Path]:
+        """Whole generations, oldest first."""
+        return sorted(p for p in self.folder.glob("[0-9]*") if p.is_dir()) if self.folder.exists() else []
+
+    def load(self, say: Any = print) -> Saved | None:
+        """The newest generation whose files are what they were; a damaged one is named and the one before is used.
+
+        Raises DataError when generations exist and none is whole.
+        """
+        found = self.generations()
+        for folder in reversed(found):
+            try:
+                progress = read_json(folder / "progress.json")
+                for name, digest in progress.pop("files").items():
+                    if not (folder / name).exists() or sha256_file(folder / name) != digest:
+                        raise DataError(f"{folder / name} is missing or not what was written.")
+                tensors = load_tensors(folder / "state.safetensors")
+                optimizers = torch.load(folder / "optimizers.pt", weights_only=True, map_location="cpu")
+                return Saved(tensors, optimizers, progress)
+            except (DataError, WeightsError, KeyError) as error:
+                say(f"checkpoint {folder} is damaged ({error}); trying the one before")
+        if found:
+            raise DataError(
+                f"none of the {len(found)} checkpoints in {self.folder} is whole. Remove that folder to train from the beginning."
+            )
+        return None
+
+    def last(self) -> Path | None:
+        found = self.generations()
+        return found[-1] if found else None
+
+    def clear(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)

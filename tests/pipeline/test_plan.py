@@ -1,0 +1,176 @@
+"""Addresses: what changes a result changes the id of that stage and of what stands on it, and nothing else does."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from ldmlab.config.compose import load
+from ldmlab.errors import ConfigError
+from ldmlab.pipeline.forecast import table
+from ldmlab.pipeline.plan import Plan, sample_options
+from ldmlab.pipeline.run import prepare
+from ldmlab.store.store import Store
+from ldmlab.training.tracking import as_text
+
+BASE = ["data.train_images=64", "data.val_images=16", "data.cached=false", "ldm.fit.snapshots=[0.5]"]
+
+
+def plan_of(*words: str, root: Path) -> Plan:
+    return prepare(load([*BASE, f"store={root}", *words]))[0]
+
+
+def ids(plan: Plan) -> dict[str, str]:
+    return {
+        "data": plan.data.id, "extractor": plan.extractor.id if plan.extractor else "", "autoencoder": plan.autoencoder.id,
+        "latents": plan.latents.id if plan.latents else "", "denoiser": plan.denoiser.id,
+        "samples": plan.evaluations[-1].samples.id, "scores": plan.evaluations[-1].scores.id, "reference": plan.reference.id,
+    }  # fmt: skip
+
+
+ALL = {"data", "extractor", "autoencoder", "latents", "denoiser", "samples", "scores", "reference"}
+BEHIND_AE = {"autoencoder", "latents", "denoiser", "samples", "scores"}
+
+
+@pytest.mark.parametrize(
+    "words,changed",
+    [
+        ("ldm.network.dropout=0.1", {"denoiser", "samples", "scores"}),
+        ("ldm.fit.lr=3e-4", {"denoiser", "samples", "scores"}),
+        ("objective.loss=l1", {"denoiser", "samples", "scores"}),
+        ("objective/weighting=min_snr", {"denoiser", "samples", "scores"}),
+        ("objective.stratified=true", {"denoiser", "samples", "scores"}),
+        ("objective.delta=2.0", set()),
+        ("ldm.power_ema=[0.05,0.1]", {"denoiser", "samples", "scores"}),
+        ("cond.drop=0.2", {"denoiser", "samples", "scores"}),
+        ("cond.label=3", {"samples", "scores"}),
+        ("ae.regulariser.weight=1e-5", BEHIND_AE),
+        ("ae.fit.images=128", BEHIND_AE),
+        ("ae.latent_scale.mode=per_channel", BEHIND_AE),
+        ("ae.network.checkpointing=true", set()),
+        ("ldm.network.checkpointing=true", set()),
+        ("seed=1", BEHIND_AE),
+        ("data.seed=1", ALL),
+        ("data.flip=true", {"data", "reference"} | BEHIND_AE),
+        ("sampler.steps=7", {"samples", "scores"}),
+        ("eval.samples=7", {"samples", "scores"}),
+        ("eval.weights=raw", {"samples", "scores"}),
+        ("eval.metrics=[fid]", {"scores"}),
+        ("eval.reference.images=7", {"scores", "reference"}),
+        ("eval.extractor.width=16", {"extractor", "scores", "reference"}),
+        ("eval.batch_size=3", set()),
+        ("eval.at=[0.5,1.0]", set()),
+        ("latents.dtype=float32", {"latents", "denoiser", "samples", "scores"}),
+        ("runtime.micro_batch=4", set()),
+        ("runtime.threads=1", set()),
+        ("runtime.workers=1", set()),
+        ("tracking=wandb", set()),
+        ("until=autoencoder", set()),
+        ("n=3", set()),
+    ],
+)
+def test_what_changes_an_id(words: str, changed: set[str], tmp_path: Path) -> None:
+    before, after = ids(plan_of(root=tmp_path)), ids(plan_of(words, root=tmp_path))
+    assert {stage for stage in before if before[stage] != after[stage]} == changed
+
+
+def test_ids_do_not_depend_on_the_store(tmp_path: Path) -> None:
+    assert ids(plan_of(root=tmp_path / "a b")) == ids(plan_of(root=tmp_path / "c"))
+
+
+def test_moving_a_folder_of_pictures_changes_no_id(tmp_path: Path) -> None:
+    import shutil
+
+    import numpy as np
+    from PIL import Image
+
+    for name in ("cat", "dog"):
+        (tmp_path / "a" / name).mkdir(parents=True)
+        for i in range(12):
+            noise = np.random.default_rng(i).integers(0, 255, (40, 50, 3), np.uint8)
+            Image.fromarray(noise).save(tmp_path / "a" / name / f"{i}.png")
+    words = ["data=folder", "data.resolution=32", f"store={tmp_path / 'store'}", "ae=kl_f4_small"]
+    before = prepare(load([*words, f"data.root={tmp_path / 'a'}"]))[0]
+    shutil.move(tmp_path / "a", tmp_path / "b")
+    after = prepare(load([*words, f"data.root={tmp_path / 'b'}"]))[0]
+    assert ids(before) == ids(after)
+    Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(tmp_path / "b" / "cat" / "0.png")
+    assert ids(prepare(load([*words, f"data.root={tmp_path / 'b'}"]))[0])["data"] != ids(before)["data"]
+
+
+def test_identity_trains_on_images_and_text_fields_go_past_the_cache(tmp_path: Path) -> None:
+    assert plan_of("ae=identity", root=tmp_path).latents is None
+    assert plan_of("data.fields=[label,caption]", root=tmp_path).latents is None
+    assert plan_of("latents.cache=never", root=tmp_path).latents is None
+    assert plan_of(root=tmp_path).latents is not None
+
+
+def test_table_names_every_stage_with_state_and_cost(tmp_path: Path) -> None:
+    plan = plan_of("eval.at=[0.5,1.0]", "dry_run=true", root=tmp_path)
+    store = Store(tmp_path)
+    with store.building(plan.autoencoder):
+        store.seal(plan.autoencoder, 1.0)
+    lines = table(plan, store, costs=True)
+    stages = [line[0] for line in lines[1:]]
+    assert stages == [
+        "data",
+        "extractor",
+        "autoencoder",
+        "reconstructions",
+        "latents",
+        "denoiser",
+        *["samples", "scores"] * 2,
+    ]
+    assert [line[2] for line in lines[1:]] == ["ready", "will run", "done", *["will run"] * 7]
+    assert "about" in lines[6][4] and "GFLOP/img" in lines[6][3]
+    assert len({len(line) for line in as_text(lines).splitlines()}) > 1
+
+
+def test_parameters_of_the_plan_are_those_of_the_paper(tmp_path: Path) -> None:
+    words = [
+        "ae=vq_f8",
+        "ldm=unet_base",
+        "data.resolution=256",
+        "until=denoiser",
+        "ae.loss.perceptual=null",
+        "dry_run=true",
+    ]
+    plan = plan_of("ldm.fit.snapshots=[1.0]", *words, root=tmp_path)
+    rows = {row.address.stage: row for row in plan.rows}
+    assert "395.0 M" in rows["denoiser"].what and "67.7 M" in rows["autoencoder"].what
+    # performance.md: LDM-8 at 256² takes 114 GFLOP forward per image
+    assert rows["denoiser"].flops / 3 == pytest.approx(114e9, rel=0.03)
+
+
+def test_config_saved_is_the_whole_experiment(tmp_path: Path) -> None:
+    cfg, choices = load([*BASE, f"store={tmp_path}"])
+    again = OmegaConf.create(OmegaConf.to_yaml(cfg))
+    assert again == cfg and choices["ae"] == "kl_f4_small"
+
+
+def test_options_of_guidance_enter_an_id_only_where_they_act(tmp_path: Path) -> None:
+    """Samples made before these options existed keep their address."""
+
+    def samples(*words: str) -> str:
+        return ids(plan_of(*words, root=tmp_path))["samples"]
+
+    cfg = load([*BASE, f"store={tmp_path}"])[0]
+    assert sample_options(cfg, 1)["sampler"] == {
+        "_target_": "ldmlab.samplers.ddim.DDIM", "steps": 50, "eta": 0.0, "grid": "trailing", "guidance": 1.0,
+    }  # fmt: skip
+    interval, rescale = "sampler.guidance_interval=[0.3,5]", "sampler.guidance_rescale=0.7"
+    assert samples() == samples(interval, rescale)
+    two = "sampler.guidance=2"
+    assert len({samples(two), samples(two, interval), samples(two, rescale), samples(two, interval, rescale)}) == 4
+
+
+def test_an_interval_beside_all_times_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"guidance_interval=\[1000, 2000\] holds none of the 50 times.*from 0\.\d+ to"
+    ):
+        plan_of("sampler.guidance=2", "sampler.guidance_interval=[1000,2000]", root=tmp_path)
+
+
+@pytest.mark.parametrize("words,said", [("plms", "plms 50 (51 evaluations)"), ("dpmpp_2m_sde", "dpmpp_2m_sde 50 ·")])
+def test_the_plan_counts_evaluations(words: str, said: str, tmp_path: Path) -> None:
+    assert said in plan_of(f"sampler={words}", "until=samples", root=tmp_path).rows[-1].what

@@ -1,0 +1,80 @@
+"""Labels, seeds and parts of sampling."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ldmlab.diffusion.objectives import Prediction
+from ldmlab.diffusion.schedules import Cosine
+from ldmlab.pipeline import sampling
+from ldmlab.pipeline.sampling import contact_sheet, image_seed, labels_for, sample_all
+from ldmlab.samplers.heun import Heun
+
+
+def test_label_modes() -> None:
+    assert labels_for("uniform", None, 7, 3, None, 0).tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert labels_for("uniform", 2, 3, 3, None, 0).tolist() == [2, 2, 2]
+    random = labels_for("random", None, 3000, 3, None, 0)
+    assert np.bincount(random).min() > 900 and not np.array_equal(random, labels_for("random", None, 3000, 3, None, 1))
+    from_data = labels_for("from_data", None, 3000, 3, np.array([0] * 9 + [2]), 0)
+    assert set(from_data) == {0, 2} and 0.85 < (from_data == 0).mean() < 0.95
+
+
+def test_seed_belongs_to_the_image() -> None:
+    assert image_seed(0, 7) != image_seed(0, 8) != image_seed(1, 7)
+
+
+@pytest.mark.parametrize("ranks,batch", [(1, 4), (2, 3), (3, 100)])
+def test_parts_of_any_cut_make_the_same_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks: int, batch: int
+) -> None:
+    monkeypatch.setattr(sampling, "PART", 5)
+    drawn: list[int] = []
+
+    def draw(indices: list[int]) -> torch.Tensor:
+        drawn.extend(indices)
+        return torch.tensor(indices, dtype=torch.uint8)[:, None, None, None].expand(-1, 2, 2, 3)
+
+    for rank in reversed(range(ranks)):
+        sample_all(draw, 17, tmp_path, batch, rank, ranks, lambda: None, lambda n: None)
+    images = np.load(tmp_path / "images.npy")
+    assert (
+        images.dtype == np.uint8 and images[:, 0, 0, 0].tolist() == list(range(17)) and sorted(drawn) == list(range(17))
+    )
+    assert [p.name for p in tmp_path.iterdir()] == ["images.npy"]
+
+
+def test_finished_parts_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "PART", 5)
+    np.save(sampling.part_path(tmp_path, 5), np.full((5, 2, 2, 3), 99, np.uint8))
+    draw = lambda indices: torch.zeros(len(indices), 2, 2, 3, dtype=torch.uint8)  # noqa: E731
+    sample_all(draw, 12, tmp_path, 5, 0, 1, lambda: None, lambda n: None)
+    assert np.load(tmp_path / "images.npy")[:, 0, 0, 0].tolist() == [0] * 5 + [99] * 5 + [0] * 2
+
+
+def test_a_condition_is_encoded_once_per_draw_and_not_once_per_step() -> None:
+    encoded: list[list[int]] = []
+    seen: list[Any] = []
+
+    def condition(indices: list[int]) -> object:
+        encoded.append(indices)
+        return object()
+
+    def denoise(z: torch.Tensor, t_B: torch.Tensor, cond: Any) -> Prediction:
+        seen.append(cond)
+        return Prediction(z, z)
+
+    arguments = (Cosine(), lambda z: z, condition, [11, 12], (3, 4, 4), torch.device("cpu"), [7, 8])
+    images = sampling.draw(Heun(5), denoise, *arguments)
+    assert encoded == [[7, 8]] and len(seen) == 9 and len({id(cond) for cond in seen}) == 1
+    assert images.shape == (2, 4, 4, 3) and images.dtype == torch.uint8
+
+
+def test_contact_sheet_places_images() -> None:
+    images = np.stack([np.full((2, 2, 3), 10 * i, np.uint8) for i in range(5)])
+    sheet = contact_sheet(images, columns=3, scale=2, gap=1)
+    assert sheet.shape == (9, 14, 3)
+    assert sheet[0, 5].tolist() == [10] * 3 and sheet[5, 0].tolist() == [30] * 3 and sheet[5, 10].tolist() == [255] * 3
