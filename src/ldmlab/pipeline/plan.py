@@ -1,7 +1,7 @@
 """What a command will do: the stages of one run and their addresses. Builds nothing but meta tensors; `forecast.py` says what
 each one is and costs.
 
-Each stage's address is a function of its own completed options and of the ids it stands on (architecture §2); this file is the
+Each stage's address is a function of its own completed options and of the ids it stands on; this file is the
 only place that says which option belongs to which stage. `VERSIONS` grows when a stage's code changes what it computes.
 """
 

@@ -186,7 +186,7 @@ def make_scores(ctx: Context, evaluation: Evaluation) -> Path:
 
 
 def protocol_card(ctx: Context, evaluation: Evaluation, extractor: Any, reference_images: int) -> ProtocolCard:
-    """Everything that decides a score beside the trained network (architecture §7)."""
+    """Everything that decides a score beside the trained network."""
     cfg, sampler = ctx.cfg, build.sampler(ctx.cfg)
     labelled = steering.labelled(cfg, build.conditioner(cfg, ctx.data))
     evaluations, classifier = steering.evaluations(cfg), ctx.plan.noisy_classifier
