@@ -248,6 +248,7 @@ class RunConfig:
     objective: Any = MISSING
     sampler: Any = MISSING
     guidance: Guidance = field(default_factory=Guidance)
+    stage: Any = None  # stages from outside the package: {name: part}
     eval: Eval = MISSING
     latents: Latents = field(default_factory=Latents)
     runtime: Runtime = field(default_factory=Runtime)

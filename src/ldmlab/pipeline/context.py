@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -13,8 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ldmlab import build
+from ldmlab.data.base import ImageDataset
 from ldmlab.data.batches import Batches
-from ldmlab.pipeline.plan import Plan
 from ldmlab.store.card import stage_card
 from ldmlab.store.checkpoint import Checkpoints, save_tensors
 from ldmlab.store.store import Address, Store, atomic, write_json
@@ -23,18 +23,29 @@ from ldmlab.training.loop import Events, Progressed, TrainingLoss, fit
 from ldmlab.training.post_hoc_ema import PowerEMA
 from ldmlab.training.tracking import Progress, Tracker, WandbMirror
 
+if TYPE_CHECKING:
+    from ldmlab.pipeline.plan import Plan
+
 
 @dataclass
 class Context:
     """One command. Built once in `run.execute`; every rank has its own."""
 
     cfg: DictConfig
-    choices: dict[str, str]
-    plan: Plan
-    store: Store
+    plan: "Plan"
     accelerator: Accelerator
-    data: Any
-    val: Any
+
+    @property
+    def store(self) -> Store:
+        return self.plan.store
+
+    @property
+    def data(self) -> ImageDataset:
+        return self.plan.resolved.data
+
+    @property
+    def val(self) -> ImageDataset:
+        return self.plan.resolved.val
 
     @property
     def device(self) -> torch.device:
