@@ -29,7 +29,7 @@ GUIDANCE = 2.0
 
 @dataclass(frozen=True)
 class Shape:
-    """A network and what it is fed. `design/performance.md` names the three; what it leaves open is filled in here."""
+    """A network and the size and number of its inputs."""
 
     options: dict[str, Any]  # UNet's
     size: int  # of the latent

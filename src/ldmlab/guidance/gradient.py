@@ -3,7 +3,7 @@
     eps' = eps - scale · sigma · ∇ log p        (Dhariwal & Nichol 2021, Algorithm 2)
 
 With z_t = alpha z_0 + sigma eps, z_0' = z_0 + scale · sigma² / alpha · ∇ log p: the mean moves up the slope. (The paper's
-eq. 16 prints a plus; with eps the added noise, the minus is right: docs/paper.md.)
+Eq. 16 prints a plus; with eps the added noise, the minus is right: docs/paper.md#guidance.)
 
 The true gradient vanishes with alpha, for z_T says nothing of z_0; a learnt one does not quite, and sigma² / alpha magnifies
 what is left without bound where a schedule ends at alpha = 0 (cosine: 2e4). Hence the intervals of the options.

@@ -101,7 +101,7 @@ def completed(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
 
 
 def check_heads(found: denoisers.Source, network: nn.Module) -> None:
-    """WeightsError when the file says other heads than the network has: the tensors fit any number (D12)."""
+    """WeightsError when the file says other heads than the network has: tensors fit any number (docs/paper.md#heads)."""
     ours = heads_of(network)
     if found.heads is None:
         return
@@ -185,7 +185,7 @@ def notes(cfg: DictConfig) -> list[str]:
         said = f"heads={network.heads}" if network.heads is not None else f"head_channels={network.head_channels}"
         lines.append(
             f"ldm.weights: no tensor says how many heads an attention has; this run computes with ldm.network.{said}. "
-            "The paper's class-conditional models were trained with one (D12)."
+            "The paper's class-conditional models were trained with one head (docs/paper.md#heads)."
         )
     mode = cfg.ae.latent_scale.mode
     if mode not in imported.UNMEASURED and cfg.ae.weights is not None:
@@ -232,7 +232,7 @@ def _fitting(network: dict[str, Tensor], cfg: DictConfig, choices: dict[str, str
         if words is not None and (best is None or len(words) + (name == choices["ldm"]) < len(best)):
             name, best = option, words  # another option is one word more than the one that was said
     if best is not None and (best or name != choices["ldm"]):
-        parts.append(f"Its network is ldm={' '.join([name, *best])}; heads are in no tensor (D12).")
+        parts.append(f"Its network is ldm={' '.join([name, *best])}; no tensor says how many heads.")
     if layout.context_dim is not None:
         parts.append(
             f"It reads tokens of {layout.context_dim} features: cond.conditioner.dim={layout.context_dim} (cond=class_label)."

@@ -24,7 +24,7 @@ def labels_for(
     """Labels of images 0…n-1, int64.
 
     uniform: i mod classes, so counts differ by at most one. random: drawn uniformly by seed. from_data: drawn from the training
-    labels. A wished class overrides all. The mode changes FID (field.md 2.A.2), so it is on the card.
+    labels. A wished class overrides all. The mode changes FID (docs/paper.md#evaluation), so it is on the card.
     """
     if wish is not None:
         return np.full(n, wish, dtype=np.int64)
