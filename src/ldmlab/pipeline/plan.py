@@ -7,7 +7,6 @@ only place that says which option belongs to which stage. `VERSIONS` grows when 
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -17,7 +16,7 @@ from ldmlab.interop import import_denoiser as imported_denoiser
 from ldmlab.interop import import_first_stage as imported
 from ldmlab.metrics.features import Extractor
 from ldmlab.pipeline import steering
-from ldmlab.store.store import Address
+from ldmlab.store.store import Address, Store
 from ldmlab.training.loop import images_at
 
 VERSIONS = {
@@ -78,17 +77,17 @@ def _spoken(plain: Any) -> Any:
     return {k: _spoken(v) for k, v in plain.items() if not (k == "cooldown" and v == 0 and "warmup" in plain)}
 
 
-def make_plan(cfg: DictConfig, choices: dict[str, str], data: Any, val: Any, store_root: Path) -> Plan:
+def make_plan(cfg: DictConfig, choices: dict[str, str], data: Any, val: Any, store: Store) -> Plan:
     """Every stage of the run that `cfg` (completed and checked) describes."""
 
     def address(stage: str, name: str, own: dict[str, Any], **upstream: Address | str) -> Address:
-        ids = {k: v if isinstance(v, str) else v.id for k, v in upstream.items()}
+        ids = {k: v if isinstance(v, str) else store.upstream_id(v) for k, v in upstream.items()}
         return Address(stage, name, VERSIONS[stage], {k: options(v) for k, v in own.items()}, ids)
 
     data_at = address(
         "data", choices["data"], {"train": data.fingerprint(), "val": val.fingerprint(), "flip": data.flip}
     )
-    extractor_at, extractor_id = _extractor(cfg, choices, store_root, address)
+    extractor_at, extractor_id = _extractor(cfg, choices, store, address)
     autoencoder = _autoencoder(cfg, choices, data_at, extractor_id, address)
     decoder = None
     if cfg.ae.train == "decoder":
@@ -123,7 +122,7 @@ def make_plan(cfg: DictConfig, choices: dict[str, str], data: Any, val: Any, sto
         "reference", choices["data"], {"reference": cfg.eval.reference}, data=data_at, extractor=extractor_id
     )
     tuned = {"decoder": decoder} if decoder else {}
-    weak = steering.weak_model(cfg, store_root, denoiser, build.conditioner(cfg, data))
+    weak = steering.weak_model(cfg, store.root, denoiser, build.conditioner(cfg, data))
     guides: dict[str, Address | str] = {"weak": weak.id} if weak is not None and weak.id is not None else {}
     noisy_classifier = None
     if cfg.guidance.classifier is not None:
@@ -248,14 +247,14 @@ def _result_options(ae: DictConfig) -> dict[str, Any]:
 
 
 def _extractor(
-    cfg: DictConfig, choices: dict[str, str], root: Path, address: Callable[..., Address]
+    cfg: DictConfig, choices: dict[str, str], store: Store, address: Callable[..., Address]
 ) -> tuple[Address | None, str]:
     """The trained extractor's address, or None and the id of one that comes from a file."""
     if cfg.eval.extractor_fit is not None:
-        train = build.shapes(cfg, "train", root / "data" / "cache")
+        train = build.shapes(cfg, "train", store.root / "data" / "cache")
         own = {"extractor": cfg.eval.extractor, "fit": cfg.eval.extractor_fit}
         at = address("extractor", choices["eval"], own, data=train.fingerprint())
-        return at, at.id
+        return at, store.upstream_id(at)
     made = build.extractor(cfg)
     assert isinstance(made, Extractor)
     return None, made.fingerprint()[:12]

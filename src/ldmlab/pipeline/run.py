@@ -26,7 +26,8 @@ from ldmlab.pipeline.launch import make_accelerator, set_threads
 from ldmlab.pipeline.plan import Plan, make_plan
 from ldmlab.pipeline.second_stage import make_denoiser, make_samples, make_scores
 from ldmlab.store.card import machine, stamp
-from ldmlab.store.store import Store, read_json, write_json
+from ldmlab.store.files import read_json, write_json
+from ldmlab.store.store import Store
 from ldmlab.training.tracking import as_text
 
 
@@ -34,14 +35,14 @@ def prepare(composed: Composed) -> tuple[Plan, Store, Any, Any]:
     """Data, checks and plan: everything that can be wrong is found here. Trains nothing, writes at most data caches."""
     cfg = composed.cfg
     imported.check(cfg, composed.choices)
-    store = Store(Path(cfg.store))
+    store = Store(cfg.store)
     caches = store.root / "data" / "cache"
     data, val = build.dataset(cfg, "train", caches), build.dataset(cfg, "val", caches)
     imported_denoiser.check(cfg, composed.choices, data)
     sized = budget.choose_width(cfg, data)
     check_fit(cfg, data, val)
     steering.check(cfg, data)
-    plan = make_plan(cfg, composed.choices, data, val, store.root)
+    plan = make_plan(cfg, composed.choices, data, val, store)
     plan.rows = rows_of(cfg, plan, data, val)
     plan.notes += [*([sized] if sized else []), *imported_denoiser.notes(cfg)]
     return plan, store, data, val
@@ -56,6 +57,7 @@ def execute(composed: Composed, command: str, may_train: bool = True) -> Path | 
     set_threads(cfg.runtime.threads)
     plan, store, data, val = prepare(composed)
     if cfg.dry_run:
+        verify(plan, store)
         print("\n ".join([as_text(table(plan, store, costs=True)), *plan.notes]))
         return None
     if not may_train:
@@ -71,6 +73,8 @@ def execute(composed: Composed, command: str, may_train: bool = True) -> Path | 
     accelerator = make_accelerator(cfg.runtime.device)
     ctx = Context(cfg, composed.choices, plan, store, accelerator, data, val)
     ctx.say("\n ".join([as_text(table(plan, store, costs=False)), *plan.notes]) + "\n")
+    if ctx.main:
+        verify(plan, store)
     make_data(ctx)
     order: list[tuple[str, Callable[[], object]]] = [
         ("autoencoder", lambda: (make_autoencoder(ctx), make_reconstructions(ctx))),
@@ -86,6 +90,12 @@ def execute(composed: Composed, command: str, may_train: bool = True) -> Path | 
     folder = record(ctx, command)
     accelerator.end_training()
     return folder
+
+
+def verify(plan: Plan, store: Store) -> None:
+    """Raises DataError when a file of a finished stage of this run was altered: before anything is made from it."""
+    for row in plan.rows:
+        store.finished(row.address)
 
 
 def record(ctx: Context, command: str) -> Path:
@@ -113,7 +123,10 @@ def record(ctx: Context, command: str) -> Path:
             "studies": studies, "choices": ctx.choices, "machine": machine(),
             "config": OmegaConf.to_container(ctx.cfg, resolve=True), "stages": stages,
         }  # fmt: skip
-        write_json(path, run)
+        if before and not ctx.store.writable:
+            ctx.say(" note: the store is read-only, so the run's record and page stay as they were")
+        elif before != run:
+            write_json(path, run)
     ctx.barrier()
     return folder
 
