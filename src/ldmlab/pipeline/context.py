@@ -17,7 +17,8 @@ from ldmlab.data.batches import Batches
 from ldmlab.pipeline.plan import Plan
 from ldmlab.store.card import stage_card
 from ldmlab.store.checkpoint import Checkpoints, save_tensors
-from ldmlab.store.store import Address, Store, atomic, write_json
+from ldmlab.store.files import atomic, write_json
+from ldmlab.store.store import Address, Store
 from ldmlab.training.ema import EMA
 from ldmlab.training.loop import Events, Progressed, TrainingLoss, fit
 from ldmlab.training.post_hoc_ema import PowerEMA

@@ -25,7 +25,7 @@ from ldmlab.pipeline.context import Context, frozen
 from ldmlab.pipeline.sheets import error_sheet, spread
 from ldmlab.randomness import Draws
 from ldmlab.store.checkpoint import load_tensors, save_tensors
-from ldmlab.store.store import atomic, write_json
+from ldmlab.store.files import atomic, write_json
 from ldmlab.training.autoencoder_loss import AutoencoderLoss
 from ldmlab.training.classifier_loss import ClassifierLoss
 

@@ -22,7 +22,7 @@ from ldmlab.pipeline.context import Context, frozen
 from ldmlab.pipeline.first_stage import make_autoencoder, make_latents
 from ldmlab.randomness import Draws
 from ldmlab.store.checkpoint import load_tensors
-from ldmlab.store.store import write_json
+from ldmlab.store.files import write_json
 from ldmlab.training.noisy_classifier_loss import NoisyClassifierLoss
 
 VALIDATION_IMAGES = 128  # whose accuracy is measured during training; all of val afterwards
@@ -164,6 +164,8 @@ def _other_model(ctx: Context, weak: steering.WeakModel, ae: Autoencoder) -> Mod
     model = build.denoiser(weak.cfg, ae, ctx.data)
     name = "ema" if ctx.cfg.eval.weights == "ema" else "weights"
     assert weak.folder is not None
+    inside = weak.folder.parent.name == "snapshots"
+    ctx.store.finished(weak.folder.parents[1] if inside else weak.folder)  # raises for an altered file
     model.load_state_dict(load_tensors(weak.folder / f"{name}.safetensors"))
     return Model(frozen(model, ctx.device), build.objective(weak.cfg))  # type: ignore[arg-type]
 

@@ -35,7 +35,7 @@ def prepare(composed: Composed) -> tuple[Plan, Store, Any, Any]:
     """Data, checks and plan: everything that can be wrong is found here. Trains nothing, writes at most data caches."""
     cfg = composed.cfg
     imported.check(cfg, composed.choices)
-    store = Store(cfg.store)
+    store = Store(cfg.store, verify=cfg.verify is not False)
     caches = store.root / "data" / "cache"
     data, val = build.dataset(cfg, "train", caches), build.dataset(cfg, "val", caches)
     imported_denoiser.check(cfg, composed.choices, data)
@@ -94,8 +94,8 @@ def execute(composed: Composed, command: str, may_train: bool = True) -> Path | 
 
 def verify(plan: Plan, store: Store) -> None:
     """Raises DataError when a file of a finished stage of this run was altered: before anything is made from it."""
-    for row in plan.rows:
-        store.finished(row.address)
+    for address in [*(row.address for row in plan.rows), plan.reference]:
+        store.finished(address)
 
 
 def record(ctx: Context, command: str) -> Path:

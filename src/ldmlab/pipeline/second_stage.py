@@ -27,7 +27,7 @@ from ldmlab.pipeline.plan import Evaluation
 from ldmlab.pipeline.sheets import save_sheet
 from ldmlab.randomness import Draws
 from ldmlab.store.checkpoint import load_tensors
-from ldmlab.store.store import read_json, write_json
+from ldmlab.store.files import read_array, read_json, write_json
 from ldmlab.training.diffusion_loss import DiffusionLoss
 from ldmlab.training.loop import images_at
 from ldmlab.training.post_hoc_ema import Profile, combine, gamma_of, project
@@ -131,7 +131,7 @@ def make_samples(ctx: Context, evaluation: Evaluation) -> Path:
         )  # fmt: skip
         if ctx.main:
             write_json(folder / "conditions.json", conditions)
-            images = np.load(folder / "images.npy", mmap_mode="r")
+            images = read_array(folder / "images.npy")
             classes = len(ctx.data.class_names) if labelled and cfg.cond.label is None else 8
             columns = min(max(classes, 4), 16)
             save_sheet(folder / "grid.png", np.asarray(images[: columns * 8]), columns)
@@ -163,7 +163,7 @@ def make_scores(ctx: Context, evaluation: Evaluation) -> Path:
         extractor = make_extractor(ctx)
         reference = make_reference(ctx, extractor)
         samples = make_samples(ctx, evaluation)
-        images = np.load(samples / "images.npy", mmap_mode="r")
+        images = read_array(samples / "images.npy")
         found = extract_all(
             lambda rows: torch.from_numpy(np.asarray(images[rows])), len(images), extractor, folder, cfg.eval.batch_size,
             ctx.device, ctx.rank, ctx.ranks, ctx.barrier, ctx.progress("scores", len(images)),

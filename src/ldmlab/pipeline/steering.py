@@ -13,7 +13,8 @@ from ldmlab import build
 from ldmlab.errors import ConfigError
 from ldmlab.guidance.compose_denoise import share_within
 from ldmlab.samplers import options
-from ldmlab.store.store import Address, read_json, sha256_file
+from ldmlab.store.files import read_json, sha256_file
+from ldmlab.store.store import Address
 from ldmlab.training.loop import images_at
 from ldmlab.training.tracking import number
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from ldmlab.errors import DataError
 from ldmlab.pipeline.sampling import contact_sheet
-from ldmlab.store.store import atomic, make_id, read_json, write_json
+from ldmlab.store.files import atomic, read_array, read_json, write_json
+from ldmlab.store.store import make_id
 
 NAMES = {
     "fid": "FID", "is": "IS", "kid": "KID", "rfid": "rFID", "ris": "R-IS", "psnr": "PSNR", "ssim": "SSIM",
@@ -96,7 +97,7 @@ def export_samples(run: Path, out: Path | None) -> str:
 
     stage = next(s for s in reversed(read_json(run / "run.json")["stages"]) if s["stage"] == "samples")
     source = (run / stage["folder"]).resolve()
-    images, conditions = np.load(source / "images.npy", mmap_mode="r"), read_json(source / "conditions.json")
+    images, conditions = read_array(source / "images.npy"), read_json(source / "conditions.json")
     folder = out or source.parent.parent / "pictures" / source.name
     folder.mkdir(parents=True, exist_ok=True)
     rows = []

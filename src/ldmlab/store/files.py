@@ -10,9 +10,13 @@ import json
 import os
 import re
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ldmlab.errors import DataError
 
@@ -27,6 +31,7 @@ _WAYS_OUT = {
     errno.EISDIR: "a folder stands where a file is needed. Choose another place",
     errno.ENAMETOOLONG: "its name is too long. Choose a shorter one",
 }
+_SHORT = re.compile(r"\d+ requested and \d+ written")  # how NumPy says that a disk is full
 _CODE = re.compile(r"\(os error (\d+)\)")  # how safetensors, which is not Python, names the cause
 
 
@@ -38,13 +43,21 @@ def sha256_file(path: Path) -> str:
 
 def write_problem(path: Path, error: BaseException) -> DataError | None:
     """The sentence for a file that could not be written; None when the error is another one."""
-    causes = [error, error.__cause__, error.__context__]
-    code = next((cause.errno for cause in causes if isinstance(cause, OSError) and cause.errno in _WAYS_OUT), None)
+    codes = [cause.errno for cause in _chain(error) if isinstance(cause, OSError) and cause.errno in _WAYS_OUT]
+    code = codes[0] if codes else None
     if code is None and (found := _CODE.search(str(error))) and int(found[1]) in _WAYS_OUT:
         code = int(found[1])
+    if code is None and isinstance(error, OSError) and _SHORT.fullmatch(str(error)):
+        code = errno.ENOSPC
     if code is None:
         return None
     return DataError(f"{path} cannot be written: {_WAYS_OUT[code]} (store=… for results, out=… for exports).")
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 @contextlib.contextmanager
@@ -87,6 +100,31 @@ def write_json(path: Path, value: Any, compact: bool = False) -> None:
         text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
     with atomic(path) as beside:
         beside.write_text(text + "\n", encoding="utf-8")
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a .npz file. Raises DataError when it is missing or damaged; executes nothing that it may hold."""
+    with _reading(path), np.load(path, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def read_array(path: Path) -> np.ndarray:
+    """A .npy file, memory-mapped and read-only. Raises DataError when it is missing or damaged."""
+    with _reading(path):
+        found: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        return found
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing. Run the same command again; it builds what is not there.") from None
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
+        raise DataError(
+            f"{path} is damaged ({error}). Remove its folder and run the same command to build it again."
+        ) from None
 
 
 def read_json(path: Path) -> Any:

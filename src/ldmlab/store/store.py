@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
@@ -54,6 +54,14 @@ class Address:
         return make_id(self.stage, self.version, self.options, self.upstream)
 
 
+class Place(NamedTuple):
+    """Where a finished stage lies, and what its seal must say of it."""
+
+    folder: Path
+    stage: str
+    id: str
+
+
 def _passing(path: Path) -> bool:
     """What is in a stage's folder and no result: locks, checkpoints, the mirror's own files."""
     return path.name.startswith(".") or path.parts[0] in ("checkpoints", "wandb")
@@ -69,12 +77,13 @@ def _seal_sha256(seal: dict[str, Any]) -> str:
     return hashlib.sha256(canonical({k: v for k, v in seal.items() if k != "sha256"}).encode()).hexdigest()
 
 
-def _read_seal(path: Path, address: Address) -> dict[str, Any]:
+def _read_seal(place: Place) -> dict[str, Any]:
+    path, stage, id = place.folder / "done.json", place.stage, place.id
     seal = read_json(path)
     whole = isinstance(seal, dict) and isinstance(seal.get("files"), dict) and seal.get("sha256") == _seal_sha256(seal)
-    if not whole or (seal["stage"], seal["id"]) != (address.stage, address.id):
+    if not whole or (seal["stage"], seal["id"]) != (stage, id):
         raise DataError(
-            f"{path} was altered: it is no longer the seal of this {address.stage}, so its files cannot be trusted. "
+            f"{path} was altered: it is no longer the seal of this {stage}, so its files cannot be trusted. "
             f"Remove {path.parent} and run the same command to build it again."
         )
     return dict(seal)
@@ -99,15 +108,17 @@ class Store:
     def __init__(self, root: Path | str, verify: bool = True):
         if not str(root).strip():
             raise DataError("store= is empty. Name the folder for results: store=store.")
-        self.root = Path(root).expanduser().resolve()
         self.verify = verify
         self._memories: dict[str, Memory] = {}
-        self._named: dict[str, Address] = {}  # by the text that stands in downstream addresses
-        solid = next(p for p in (self.root, *self.root.parents) if p.exists())
+        self._named: dict[str, Address | Path] = {}  # by the text that stands in downstream addresses
+        try:
+            self.root = Path(root).expanduser().resolve()
+            solid = next(p for p in (self.root, *self.root.parents) if p.exists())
+        except (OSError, RuntimeError, ValueError) as error:  # too long, no such user's home, a NUL
+            said = error.strerror if isinstance(error, OSError) else error
+            raise DataError(f"store={str(root)[:80]} is no folder's name: {said}. Name one that can be made.") from None
         if not solid.is_dir():
-            raise DataError(
-                f"store={root}: {solid} is a file. Name a folder for results, which is made if it is missing."
-            )
+            raise DataError(f"store={root}: {solid} is a file. Name a folder, which is made if it is missing.")
 
     @property
     def writable(self) -> bool:
@@ -117,15 +128,21 @@ class Store:
     def folder(self, address: Address) -> Path:
         return self.root / address.stage / f"{address.name}-{address.id}"
 
-    def done(self, address: Address) -> dict[str, Any] | None:
+    def _place(self, at: Address | Path) -> Place:
+        """A stage by its address, or one of another run by its folder."""
+        if isinstance(at, Address):
+            return Place(self.folder(at), at.stage, at.id)
+        return Place(at, at.parent.name, at.name.rpartition("-")[2])
+
+    def done(self, at: Address | Path) -> dict[str, Any] | None:
         """The seal of a finished stage, or None; looks at names and sizes alone.
 
         Raises DataError when the seal is damaged, or a sealed file is missing or (with `verify`) has another size.
         """
-        folder = self.folder(address)
+        folder, stage, _ = place = self._place(at)
         if not (folder / "done.json").exists():
             return None
-        seal = _read_seal(folder / "done.json", address)
+        seal = _read_seal(place)
         for name, entry in seal["files"].items():
             path = folder / name
             size = path.stat().st_size if path.exists() else None
@@ -133,54 +150,53 @@ class Store:
                 continue
             found = "is missing" if size is None else f"has {size} bytes instead of {entry['bytes']}"
             raise DataError(
-                f"{path} {found}, but {folder / 'done.json'} says that this {address.stage} is finished. "
+                f"{path} {found}, but {folder / 'done.json'} says that this {stage} is finished. "
                 f"Restore the file, or remove {folder} and run the same command to build it again{_other_way(size)}."
             )
         return seal
 
-    def finished(self, address: Address) -> bool:
+    def finished(self, at: Address | Path) -> bool:
         """Whether the stage is sealed and its files are what was sealed: ask before using it.
 
         Raises DataError when a file was altered and `verify` is on.
         """
-        if self.done(address) is None:
+        if self.done(at) is None:
             return False
-        self.verified(address)
+        self.verified(at)
         return True
 
-    def verified(self, address: Address) -> dict[str, str]:
+    def verified(self, at: Address | Path) -> dict[str, str]:
         """sha256 of each file of a finished stage as it is now; reads only what changed since it was last hashed.
 
         Raises DataError when the stage is not finished, and when a file was altered and `verify` is on.
         """
-        seal, folder = self.done(address), self.folder(address)
+        seal, (folder, stage, _) = self.done(at), self._place(at)
         if seal is None:
             raise DataError(f"{folder} is not finished. Run the same command again; it resumes.")
         try:
-            found = self._memory(address).sha256_of(seal["files"])
+            found = self._memory(at).sha256_of(seal["files"])
         except OSError as error:
             raise DataError(f"{error.filename or folder} cannot be read: {error.strerror}. Make it readable.") from None
         altered = [name for name, sha256 in found.items() if sha256 != seal["files"][name]["sha256"]]
         if altered and self.verify:
             more = f" (and {len(altered) - 1} more files)" if len(altered) > 1 else ""
             raise DataError(
-                f"{folder / altered[0]}{more} was altered: its sha256 is not the one in done.json, so this {address.stage} "
+                f"{folder / altered[0]}{more} was altered: its sha256 is not the one in done.json, so this {stage} "
                 f"is not used. Remove {folder} and run the same command to build it again{_other_way(0)}."
             )
         return found
 
-    def alterations(self, address: Address) -> dict[str, str]:
+    def alterations(self, at: Address | Path) -> dict[str, str]:
         """Files of a finished stage that are not what was sealed, with their own sha256; empty when nothing was altered."""
-        seal = self.done(address)
+        seal = self.done(at)
         if seal is None:
             return {}
-        return {n: sha256 for n, sha256 in self.verified(address).items() if sha256 != seal["files"][n]["sha256"]}
+        return {n: sha256 for n, sha256 in self.verified(at).items() if sha256 != seal["files"][n]["sha256"]}
 
-    def upstream_id(self, address: Address) -> str:
+    def upstream_id(self, at: Address | Path) -> str:
         """The stage's id as addresses downstream write it: with verify=false, altered files make it another id."""
-        altered = {} if self.verify else self.alterations(address)
-        text = altered_id(address.id, altered)
-        self._named[text] = address
+        text = altered_id(self._place(at).id, {} if self.verify else self.alterations(at))
+        self._named[text] = at
         return text
 
     def altered_upstream(self, address: Address) -> dict[str, dict[str, str]]:
@@ -193,9 +209,10 @@ class Store:
         found: dict[str, dict[str, str]] = {}
         for text in address.upstream.values():
             if (above := self._named.get(text)) is not None:
+                folder = self._place(above).folder
                 altered = self.alterations(above)
-                found |= {f"{above.stage}/{above.name}-{above.id}": altered} if altered else {}
-                found |= self.altered_upstream(above)
+                found |= {f"{folder.parent.name}/{folder.name}": altered} if altered else {}
+                found |= self.altered_upstream(above) if isinstance(above, Address) else {}
         return found
 
     def check(self, address: Address, name: str) -> Path:
@@ -220,10 +237,11 @@ class Store:
         write_json(folder / "done.json", seal | {"sha256": _seal_sha256(seal)})
         self._memory(address).remember({names[path]: [stamps[path], found.sha256] for path, found in hashed.items()})
 
-    def _memory(self, address: Address) -> Memory:
-        key = f"{address.stage}-{address.id}"
+    def _memory(self, at: Address | Path) -> Memory:
+        folder, stage, id = self._place(at)
+        key = f"{stage}-{id}"
         if key not in self._memories:
-            self._memories[key] = Memory(self.folder(address), self.root / ".verified" / f"{key}.json")
+            self._memories[key] = Memory(folder, self.root / ".verified" / f"{key}.json")
         return self._memories[key]
 
     @contextlib.contextmanager
