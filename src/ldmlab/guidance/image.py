@@ -19,7 +19,7 @@ from ldmlab.guidance.base import Binding, Guidance, Results, SampleCost, with_in
 from ldmlab.guidance.gradient import LogP, pushed
 from ldmlab.guidance.interval import within
 from ldmlab.guidance.observations import Observation
-from ldmlab.store.store import sha256_file
+from ldmlab.store.files import sha256_file
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from ldmlab.interop.compvis import some
 from ldmlab.interop.official_unet import UNetLayout
 from ldmlab.networks.attention import SelfAttention, SpatialTransformer
 from ldmlab.store.checkpoint import save_tensors
-from ldmlab.store.store import atomic, write_json
+from ldmlab.store.files import atomic, write_json
 
 TABLE = "conditioner.embedding.weight"  # of the class conditioner; its last row means "no class"
 

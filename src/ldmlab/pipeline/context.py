@@ -17,7 +17,8 @@ from ldmlab.data.base import ImageDataset
 from ldmlab.data.batches import Batches
 from ldmlab.store.card import stage_card
 from ldmlab.store.checkpoint import Checkpoints, save_tensors
-from ldmlab.store.store import Address, Store, atomic, write_json
+from ldmlab.store.files import atomic, write_json
+from ldmlab.store.store import Address, Store
 from ldmlab.training.ema import EMA
 from ldmlab.training.loop import Events, Progressed, TrainingLoss, fit
 from ldmlab.training.post_hoc_ema import PowerEMA
@@ -95,20 +96,19 @@ class Context:
         `work` runs on all ranks and may return the seconds that earlier attempts have spent too.
         """
         folder = self.store.folder(address)
-        if self.main_decides(self.main and self.store.done(address) is not None):
+        if self.main_decides(self.main and self.store.finished(address)):
             return folder
         with self.store.building(address, self.say) if self.main else nullcontext():
             self.barrier()
-            if not self.main_decides(
-                self.main and self.store.done(address) is not None
-            ):  # the one who held the lock did it
+            if not self.main_decides(self.main and self.store.finished(address)):  # the one who held the lock did it
                 began = time.time()
                 seconds = work(folder) or time.time() - began
                 self.barrier()
                 if self.main:
                     with atomic(folder / "config.yaml") as beside:
                         beside.write_text(OmegaConf.to_yaml(self.cfg, sort_keys=True))
-                    card = stage_card(address, began, seconds, self.ranks, str(self.device))
+                    altered = self.store.altered_upstream(address)
+                    card = stage_card(address, began, seconds, self.ranks, str(self.device), altered)
                     write_json(folder / "card.json", card)
                     self.store.seal(address, seconds)
                     Checkpoints(folder).clear()

@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ldmlab.errors import UserError
 from ldmlab.pipeline import budget
-from ldmlab.store.store import read_json
+from ldmlab.store.files import read_json
 
 
 @dataclass(frozen=True)

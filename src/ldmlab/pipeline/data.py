@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.stage import Row, Stage
-from ldmlab.store.store import write_json
+from ldmlab.store.files import write_json
 from ldmlab.training.tracking import number
 
 

@@ -10,7 +10,8 @@ from ldmlab.pipeline.data import DataStage
 from ldmlab.pipeline.first_stage import FirstStage, classifier_of, load_autoencoder, train_autoencoder
 from ldmlab.pipeline.stage import Row, Stage
 from ldmlab.store.checkpoint import load_tensors, save_tensors
-from ldmlab.store.store import Address, atomic
+from ldmlab.store.files import atomic
+from ldmlab.store.store import Address
 from ldmlab.training.loop import total_steps
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from ldmlab.pipeline.costs import flops_of, millions, parameters_of
 from ldmlab.pipeline.stage import Row, Stage
 from ldmlab.randomness import Draws
 from ldmlab.store.checkpoint import load_tensors
-from ldmlab.store.store import write_json
+from ldmlab.store.files import write_json
 from ldmlab.training.classifier_loss import ClassifierLoss
 from ldmlab.training.loop import total_steps
 

@@ -23,7 +23,7 @@ from ldmlab.pipeline.sheets import spread
 from ldmlab.pipeline.stage import Row, Stage, plain
 from ldmlab.randomness import Draws
 from ldmlab.store.checkpoint import load_tensors, save_tensors
-from ldmlab.store.store import atomic, write_json
+from ldmlab.store.files import atomic, write_json
 from ldmlab.training.autoencoder_loss import AutoencoderLoss
 from ldmlab.training.loop import Progressed, total_steps
 

@@ -19,7 +19,7 @@ from ldmlab.pipeline.resolved import check_divides
 from ldmlab.pipeline.stage import Row, Stage
 from ldmlab.randomness import Draws
 from ldmlab.store.checkpoint import load_tensors
-from ldmlab.store.store import write_json
+from ldmlab.store.files import write_json
 from ldmlab.training.loop import total_steps
 from ldmlab.training.noisy_classifier_loss import NoisyClassifierLoss
 from ldmlab.training.tracking import number

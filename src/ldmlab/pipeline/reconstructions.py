@@ -20,7 +20,7 @@ from ldmlab.pipeline.decoder import decoding, load_decoding
 from ldmlab.pipeline.extractor import extractor_of, load_extractor
 from ldmlab.pipeline.sheets import error_sheet, spread
 from ldmlab.pipeline.stage import Row, Stage
-from ldmlab.store.store import write_json
+from ldmlab.store.files import write_json
 
 
 class ReconstructionsStage(Stage):

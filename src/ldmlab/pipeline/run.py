@@ -18,14 +18,15 @@ from ldmlab.pipeline.launch import make_accelerator, set_threads
 from ldmlab.pipeline.plan import Plan, table
 from ldmlab.pipeline.resolved import resolve
 from ldmlab.store.card import machine, stamp
-from ldmlab.store.store import Store, read_json, write_json
+from ldmlab.store.files import read_json, write_json
+from ldmlab.store.store import Store
 from ldmlab.training.tracking import as_text
 
 
 def prepare(composed: Composed) -> Plan:
     """Data, parts, checks and plan: everything that can be wrong is found here. Trains nothing, writes at most data caches."""
     cfg, choices = composed.cfg, composed.choices
-    store = Store(Path(cfg.store))
+    store = Store(cfg.store, verify=cfg.verify is not False)
     caches = store.root / "data" / "cache"
     data, val = build.dataset(cfg, "train", caches), build.dataset(cfg, "val", caches)
     cfg, sized = budget.choose_width(cfg, data)
@@ -45,12 +46,15 @@ def execute(composed: Composed, command: str, may_train: bool = True) -> Path | 
     plan = prepare(composed)
     cfg = plan.resolved.cfg
     if cfg.dry_run:
+        verify(plan)
         print("\n ".join([as_text(table(plan, costs=True)), *plan.notes]))
         return None
     if not may_train:
         refuse_training(plan, command)
     ctx = Context(cfg, plan, make_accelerator(cfg.runtime.device))
     ctx.say("\n ".join([as_text(table(plan, costs=False)), *plan.notes]) + "\n")
+    if ctx.main:
+        verify(plan)
     for stage in plan.order:
         stage.make(ctx)
     folder = record(ctx, command)
@@ -66,6 +70,12 @@ def refuse_training(plan: Plan, command: str) -> None:
                 f"the {stage.name} {stage.address.id} is not trained yet, and this command trains nothing. "
                 f"Train it first: {command.replace('score.py', 'train.py').replace('sample.py', 'train.py')}"
             )
+
+
+def verify(plan: Plan) -> None:
+    """Raises DataError when a file of a finished stage of this run was altered: before anything is made from it."""
+    for stage in plan.order:
+        plan.store.finished(stage.address)
 
 
 def record(ctx: Context, command: str) -> Path:
@@ -93,7 +103,10 @@ def record(ctx: Context, command: str) -> Path:
             "studies": studies, "choices": choices, "machine": machine(),
             "config": OmegaConf.to_container(ctx.cfg, resolve=True), "stages": stages,
         }  # fmt: skip
-        write_json(path, run)
+        if before and not ctx.store.writable:
+            ctx.say(" note: the store is read-only, so the run's record and page stay as they were")
+        elif before != run:
+            write_json(path, run)
     ctx.barrier()
     return folder
 

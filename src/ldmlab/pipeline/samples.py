@@ -17,7 +17,7 @@ from ldmlab.pipeline.decoder import DecoderStage, decoding, load_decoding
 from ldmlab.pipeline.denoiser import DenoiserStage
 from ldmlab.pipeline.sheets import save_sheet
 from ldmlab.pipeline.stage import Row, Stage, plain
-from ldmlab.store.store import write_json
+from ldmlab.store.files import read_array, write_json
 from ldmlab.training.tracking import number
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class SamplesStage(Stage):
         )
         if ctx.main:
             write_json(folder / "conditions.json", conditions)
-            images = np.load(folder / "images.npy", mmap_mode="r")
+            images = read_array(folder / "images.npy")
             classes = len(ctx.data.class_names) if labelled and cfg.cond.label is None else 8
             columns = min(max(classes, 4), 16)
             save_sheet(folder / "grid.png", np.asarray(images[: columns * 8]), columns)

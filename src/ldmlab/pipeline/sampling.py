@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ldmlab.data.batches import to_uint8
 from ldmlab.randomness import ImageNoise, seed_of
-from ldmlab.store.store import atomic
+from ldmlab.store.files import atomic
 
 PART = 256  # images a part file: what a kill can lose
 

@@ -14,7 +14,7 @@ from ldmlab.pipeline.extractor import extractor_of, load_extractor
 from ldmlab.pipeline.reference import ReferenceStage
 from ldmlab.pipeline.samples import SamplesStage
 from ldmlab.pipeline.stage import Row, Stage
-from ldmlab.store.store import read_json, write_json
+from ldmlab.store.files import read_array, read_json, write_json
 
 if TYPE_CHECKING:
     from ldmlab.pipeline.plan import Plan
@@ -56,7 +56,7 @@ class ScoresStage(Stage):
     def work(self, ctx: Context, folder: Path) -> None:
         cfg, extractor = ctx.cfg, load_extractor(self.plan, ctx)
         reference, samples = self.plan.stage(ReferenceStage).load(ctx), self.samples.make(ctx)
-        images = np.load(samples / "images.npy", mmap_mode="r")
+        images = read_array(samples / "images.npy")
         found = extract_all(
             lambda rows: torch.from_numpy(np.asarray(images[rows])), len(images), extractor, folder, cfg.eval.batch_size,
             ctx.device, ctx.rank, ctx.ranks, ctx.barrier, ctx.progress("scores", len(images)),

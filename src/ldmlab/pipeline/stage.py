@@ -72,7 +72,8 @@ class Stage:
     @functools.cached_property
     def address(self) -> Address:
         """id = sha256(own options, upstream ids, version)."""
-        ids = {role: on if isinstance(on, str) else on.address.id for role, on in self.upstream().items()}
+        known = self.plan.store.upstream_id
+        ids = {role: on if isinstance(on, str) else known(on.address) for role, on in self.upstream().items()}
         return Address(self.name, self.label, self.version, {k: plain(v) for k, v in self.own().items()}, ids)
 
     @property

@@ -15,7 +15,7 @@ from ldmlab.pipeline.denoiser import DenoiserStage
 from ldmlab.pipeline.resolved import forward_flops
 from ldmlab.pipeline.stage import Stage
 from ldmlab.store.checkpoint import load_tensors
-from ldmlab.store.store import read_json
+from ldmlab.store.files import read_json
 from ldmlab.training.loop import images_at
 from ldmlab.training.tracking import number
 
@@ -81,7 +81,11 @@ class WeakModel(Stage):
         return forward_flops(model, resolved.latent_shape)
 
     def make(self, ctx: Context) -> Path:
-        return self.other.folder if self.other else self.plan.stage(DenoiserStage).make(ctx)
+        if self.other is None:
+            return self.plan.stage(DenoiserStage).make(ctx)
+        inside = self.other.folder.parent.name == "snapshots"
+        ctx.store.finished(self.other.folder.parents[1] if inside else self.other.folder)  # raises for an altered file
+        return self.other.folder
 
     def load(self, ctx: Context) -> Model:
         if self.other is None:
@@ -89,7 +93,7 @@ class WeakModel(Stage):
         resolved, cfg = self.plan.resolved, self.other.cfg
         model = build.denoiser(cfg, resolved.autoencoder, ctx.data)
         name = "ema" if ctx.cfg.eval.weights == "ema" else "weights"
-        model.load_state_dict(load_tensors(self.other.folder / f"{name}.safetensors"))
+        model.load_state_dict(load_tensors(self.make(ctx) / f"{name}.safetensors"))
         objective = build.objective(cfg, resolved.latent_shape[1])
         return Model(frozen(model, ctx.device), objective)  # type: ignore[arg-type]
 
