@@ -12,7 +12,7 @@ from ldmlab.build import autoencoder, conditioner, denoiser, group_of, objective
 from ldmlab.conditioning.class_label import class_index
 from ldmlab.errors import ConfigError
 from ldmlab.guidance.compose_denoise import share_within
-from ldmlab.metrics.evaluate import check_metrics
+from ldmlab.metrics.by_name import check_metrics
 from ldmlab.training.loop import images_at
 from ldmlab.training.post_hoc_ema import gamma_of
 

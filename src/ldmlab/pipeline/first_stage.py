@@ -16,8 +16,8 @@ from ldmlab.data import latent_cache as cache
 from ldmlab.data.base import to_batch
 from ldmlab.data.batches import Batches, to_float, to_uint8
 from ldmlab.interop import import_first_stage as imported
-from ldmlab.metrics.evaluate import evaluate
-from ldmlab.metrics.extraction import Original, extract_all
+from ldmlab.metrics.by_name import evaluate, extract_all
+from ldmlab.metrics.extraction import Original
 from ldmlab.metrics.features import extract
 from ldmlab.metrics.inception_score import SPLITS, is_score
 from ldmlab.metrics.reconstruction_pass import SHOWN, Pass, save_arrays

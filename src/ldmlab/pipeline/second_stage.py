@@ -15,9 +15,10 @@ from ldmlab.data.batches import Batches
 from ldmlab.diffusion.denoiser import Denoiser
 from ldmlab.errors import DataError
 from ldmlab.interop import import_denoiser as imported_denoiser
-from ldmlab.metrics.evaluate import evaluate, label_agreement
-from ldmlab.metrics.extraction import Original, extract_all, load_features, reference_indices
+from ldmlab.metrics.by_name import evaluate, extract_all
+from ldmlab.metrics.extraction import Original, load_features, reference_indices
 from ldmlab.metrics.features import FeatureSet
+from ldmlab.metrics.label_agreement import label_agreement
 from ldmlab.metrics.protocol import ProtocolCard
 from ldmlab.pipeline import sampling, steering
 from ldmlab.pipeline.context import Context, frozen
