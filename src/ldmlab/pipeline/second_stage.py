@@ -193,19 +193,26 @@ def protocol_card(ctx: Context, evaluation: Evaluation, extractor: Any, referenc
     evaluations, classifier = steering.evaluations(cfg), ctx.plan.noisy_classifier
     weights = cfg.eval.weights if cfg.eval.ema_width is None else f"ema width {cfg.eval.ema_width:g}"
     mode = (f"label {cfg.cond.label}" if cfg.cond.label is not None else cfg.eval.label_mode) if labelled else None
-    guided = sampler.guidance != 1
     return ProtocolCard(
         reference=ctx.plan.reference.id, reference_split=cfg.eval.reference.split, reference_images=reference_images,
         resolution=ctx.data.resolution, samples=cfg.eval.samples, label_mode=mode, sampler=evaluation.samples.name,
-        steps=sampler.steps, eta=getattr(sampler, "eta", None), guidance=sampler.guidance, weights=weights,
+        steps=sampler.steps, eta=getattr(sampler, "eta", None), weights=weights,
         snapshot_images=evaluation.images or None, extractor=extractor.name, extractor_hash=extractor.fingerprint(),
         resize=extractor.resize_text, grid=getattr(sampler, "grid", None), seed=cfg.eval.seed,
-        bootstrap=cfg.eval.bootstrap, bootstrap_seed=cfg.eval.seed,
         evaluations=evaluations if evaluations != sampler.steps else None,
-        **steering.card(cfg, ctx.plan.weak, classifier.id if classifier is not None else None), churn=_churn(cfg),
-        guidance_interval=sampler.guidance_interval if guided else None,
-        guidance_rescale=sampler.guidance_rescale or None if guided else None,
+        guidance=_guidance(cfg, sampler, steering.card(cfg, ctx.plan.weak, classifier.id if classifier is not None else None)),
     )  # fmt: skip
+
+
+def _guidance(cfg: DictConfig, sampler: Any, kinds: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Every guidance that acts, and the sampler's churn, by kind."""
+    own = {"scale": sampler.guidance}
+    if sampler.guidance != 1:
+        own |= {"interval": sampler.guidance_interval} if sampler.guidance_interval is not None else {}
+        own |= {"rescale": sampler.guidance_rescale} if sampler.guidance_rescale else {}
+    named = {name.removesuffix("_guidance"): said for name, said in kinds.items()}
+    churn = _churn(cfg)
+    return {"classifier_free": own, **named, **({"churn": churn} if churn is not None else {})}
 
 
 def _churn(cfg: DictConfig) -> dict[str, float] | None:
