@@ -10,7 +10,7 @@ from ldmlab.metrics.evaluate import Scores
 from ldmlab.metrics.evaluate import evaluate as evaluate_metrics
 from ldmlab.metrics.extraction import extract_all as extract_by_ranks
 from ldmlab.metrics.features import FeatureSet
-from ldmlab.metrics.metric import OPTIONS, Inputs
+from ldmlab.metrics.metric import OPTIONS, Inputs, available, check
 from ldmlab.metrics.standard import standard
 from ldmlab.store.ranks import Ranks
 
@@ -30,7 +30,8 @@ def evaluate(
 ) -> Scores:
     """Scores of generated images against reference images, features of the same extractor."""
     inputs = Inputs(bootstrap=bootstrap, seed=seed, samples=samples, reference=reference, options=options)
-    return evaluate_metrics(standard(metrics), inputs)
+    offered = available(logits=samples.logits is not None, classes_of_data=False)
+    return evaluate_metrics(check(standard(metrics), offered), inputs)
 
 
 def extract_all(
