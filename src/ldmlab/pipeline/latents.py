@@ -80,8 +80,8 @@ class LatentsStage(Stage):
     def work(self, ctx: Context, folder: Path) -> None:
         ae = self.plan.stage(FirstStage).load(ctx)
         latent_cache.encode_all(
-            ctx.data, ae.moments, folder, ctx.cfg.latents.dtype, ctx.device, ctx.cfg.eval.batch_size, ctx.rank, ctx.ranks,
-            ctx.barrier, ctx.progress("latents", len(ctx.data)),
+            ctx.data, ae.moments, folder, ctx.cfg.latents.dtype, ctx.device, ctx.cfg.eval.batch_size, ctx.ranks.rank,
+            ctx.ranks.count, ctx.barrier, ctx.progress("latents", len(ctx.data)),
         )  # fmt: skip
 
     def load(self, ctx: Context) -> latent_cache.LatentCache:

@@ -36,7 +36,7 @@ class ReferenceStage(Stage):
         indices = reference_indices(len(real), wanted.images)
         extract_all(
             Original(real, indices), len(indices), load_extractor(self.plan, ctx), folder, ctx.cfg.eval.batch_size, ctx.device,
-            ctx.rank, ctx.ranks, ctx.barrier, ctx.progress("reference", len(indices)),
+            ctx.ranks, "features", "reference",
         )  # fmt: skip
 
     def load(self, ctx: Context) -> FeatureSet:

@@ -23,7 +23,7 @@ from ldmlab.diffusion.schedules import Schedule
 from ldmlab.errors import ConfigError
 from ldmlab.guidance.base import Guidance
 from ldmlab.guidance.interval import share_within
-from ldmlab.metrics.evaluate import check_metrics
+from ldmlab.metrics.metric import Metric, available, check, check_counts
 from ldmlab.pipeline.costs import flops_of
 from ldmlab.samplers.sampler import Sampler
 from ldmlab.training.loop import images_at
@@ -45,6 +45,7 @@ class Resolved:
     sampler: Sampler
     guidance: tuple[Guidance, ...]
     extractor: nn.Module
+    metrics: tuple[Metric, ...] = ()
     notes: list[str] = field(default_factory=list)
 
     @property
