@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
+from ldmlab.pipeline.forecast import table
 from omegaconf import OmegaConf
 
 from ldmlab.config.compose import load
 from ldmlab.errors import ConfigError
-from ldmlab.pipeline.forecast import table
 from ldmlab.pipeline.plan import Plan, sample_options
 from ldmlab.pipeline.run import prepare
 from ldmlab.store.store import Store

@@ -19,7 +19,7 @@ from ldmlab.bench.timing import Clock, clock_for, interleave, speed_ratio
 from ldmlab.conditioning.base import Cond
 from ldmlab.diffusion.denoiser import Denoiser, denoise_with
 from ldmlab.errors import ConfigError
-from ldmlab.guidance.compose_denoise import guided
+from ldmlab.guidance.classifier_free import guided
 from ldmlab.networks.unet import UNet
 from ldmlab.pipeline.costs import flops_of, parameters_of
 from ldmlab.samplers.ddim import ddim

@@ -237,7 +237,9 @@ class RunConfig:
     out: str | None = None  # prepare.py, sample.py, export.py: a folder for the files; bench.py: a file of JSON lines
     to: str | None = None  # export.py: diffusers | compvis
     part: str = "ae"  # export.py: ae (the first stage) | ldm (the denoiser and all it needs)
-    verify: bool = False  # prepare.py: check an existing data set instead of making one
+    verify: bool | None = (
+        None  # false: use results that were altered; prepare.py, true: check a data set instead of making one
+    )
     runs: str | None = None  # report.py: "all", or a glob over run names
     compare: str | None = None  # bench.py: CHOICES names the comparisons; null: the composition itself
     study: str | None = None  # report.py: the runs that a sweep has made, by its name in sweeps/
@@ -248,6 +250,7 @@ class RunConfig:
     objective: Any = MISSING
     sampler: Any = MISSING
     guidance: Guidance = field(default_factory=Guidance)
+    stage: Any = None  # stages from outside the package: {name: part}
     eval: Eval = MISSING
     latents: Latents = field(default_factory=Latents)
     runtime: Runtime = field(default_factory=Runtime)
