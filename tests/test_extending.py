@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = (ROOT / "docs" / "guide" / "extending.md").read_text()
+PAGE = (ROOT / "docs/guide/extending.md").read_text()
 FOLDER = "/home/me/lab"  # what the page calls the folder
 SMALL = [
     "debug=tiny", "data.resolution=32", "data.train_images=64", "data.val_images=16", "ae.fit.images=16",

@@ -1,4 +1,4 @@
-"""`python src/bench.py` without `compare`: how fast each part of the composed run is, and how near to the machine's peak."""
+"""`python src/bench.py` without `compare`: the speed of each part of a run, and its share of the machine's peak."""
 
 from pathlib import Path
 from typing import Any

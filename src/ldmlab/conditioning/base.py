@@ -25,7 +25,7 @@ class Cond:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing is asked."""
+        """Whether there is no condition."""
         return self.tokens_BLD is None and self.concat_BCHW is None and self.vector_BD is None
 
     def cat(self, other: "Cond") -> "Cond":
@@ -87,5 +87,5 @@ class Conditioner(Protocol):
         ...
 
     def null(self, batch_size: int, device: torch.device | str) -> Cond:
-        """The condition "nothing asked", in the same form as `forward`'s."""
+        """The null condition ("no condition"), in the same form as `forward`'s."""
         ...

@@ -16,7 +16,7 @@ class Compose(nn.Module):
     """Conditioners side by side: tokens concatenate along L, concatenated inputs along C, vectors add.
 
     Args:
-        parts: conditioners; [] asks for nothing (`cond=none`).
+        parts: conditioners; [] is the unconditional model (`cond=none`).
 
     Raises ConfigError when two parts have tokens, or vectors, of different widths.
     """

@@ -100,7 +100,7 @@ class VQ(Regulariser):
     def on_step_end(self, gather: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """`codebook_usage_window`: the share of codes used within the last `WINDOW` steps, on any rank.
 
-        One batch of small latents cannot use a large codebook, so its own usage says little. Counted from the start of the
+        One batch of small latents cannot use a large codebook, so the usage in one batch is not informative. Counted from the start of the
         process; until then the window is as long as there were steps.
         """
         if self._used is None:
