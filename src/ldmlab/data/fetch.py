@@ -7,11 +7,11 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from ldmlab.data.address import address_of, fetch_manifest, open_stream
 from ldmlab.data.base import Split
 from ldmlab.data.files import sha256_of
 from ldmlab.data.manifest import NAME, Manifest
 from ldmlab.data.progress import progress
-from ldmlab.data.remote import address_of, fetch_manifest, open_stream
 from ldmlab.errors import DataError
 
 BLOCK = 1 << 20

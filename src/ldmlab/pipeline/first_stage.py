@@ -25,6 +25,7 @@ from ldmlab.pipeline.context import Context, frozen
 from ldmlab.pipeline.sheets import error_sheet, spread
 from ldmlab.randomness import Draws
 from ldmlab.store.checkpoint import load_tensors, save_tensors
+from ldmlab.store.ranks import Ranks
 from ldmlab.store.store import atomic, write_json
 from ldmlab.training.autoencoder_loss import AutoencoderLoss
 from ldmlab.training.classifier_loss import ClassifierLoss
@@ -217,8 +218,8 @@ def make_latents(ctx: Context) -> Any:
     def work(folder: Path) -> None:
         ae = make_autoencoder(ctx)
         cache.encode_all(
-            ctx.data, ae.moments, folder, ctx.cfg.latents.dtype, ctx.device, ctx.cfg.eval.batch_size, ctx.rank, ctx.ranks,
-            ctx.barrier, ctx.progress("latents", len(ctx.data)),
+            ctx.data, ae.moments, folder, ctx.cfg.latents.dtype, ctx.device, ctx.cfg.eval.batch_size,
+            Ranks(ctx.rank, ctx.ranks, ctx.barrier, ctx.progress),
         )  # fmt: skip
 
     found = cache.LatentCache(ctx.make(ctx.plan.latents, work), ctx.data)

@@ -183,24 +183,11 @@ def sample_options(cfg: DictConfig, images: int) -> dict[str, Any]:
 
 
 def caches(cfg: DictConfig, data: Any) -> bool:
-    """Whether the denoiser trains from cached latents; an imported one does not train.
-
-    Raises ConfigError when a cache was asked for and cannot be.
-    """
-    from ldmlab.data.latent_cache import unsupported_fields
-    from ldmlab.errors import ConfigError
-
+    """Whether the denoiser trains from cached latents; an imported one does not train."""
     identity = cfg.ae.fit is None and cfg.ae.weights is None
     unread = identity or cfg.ldm.weights is not None
-    if cfg.latents.cache == "never" or (unread and cfg.latents.cache == "auto"):
-        return False  # pixel space: a cache would be a copy of the data
-    if missing := unsupported_fields(data):
-        if cfg.latents.cache == "always":
-            raise ConfigError(
-                f"latents.cache=always, but the cache does not carry {', '.join(missing)}; use latents.cache=never."
-            )
-        return False
-    return True
+    # in pixel space a cache would be a copy of the data
+    return not (cfg.latents.cache == "never" or (unread and cfg.latents.cache == "auto"))
 
 
 def _denoiser_options(cfg: DictConfig) -> dict[str, Any]:
