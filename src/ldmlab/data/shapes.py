@@ -50,7 +50,7 @@ class Shapes:
     processes); None, or `cached=False`, paints on every access.
     """
 
-    class_names = KINDS
+    class_names: tuple[str, ...] = KINDS
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Shapes:
         self.resolution = resolution
         self.split = split
         self.flip = flip
-        self.fields = tuple(dict.fromkeys(fields))
+        self.fields: tuple[str, ...] = tuple(dict.fromkeys(fields))
         self.declared = tuple(DECLARED[name] for name in self.fields)
         self.seed = seed
         self.objects = objects

@@ -37,7 +37,7 @@ def _count(ae: Any, model: Any, resolution: int) -> Costs:
     """Runs the networks on the meta device (whose kernels load PyTorch's compiler: 5 s, so only a dry run asks)."""
     image = torch.empty(1, 3, resolution, resolution, device="meta")
     z, t = torch.empty(1, *ae.latent_shape(resolution), device="meta"), torch.zeros(1, dtype=torch.long, device="meta")
-    condition = model.conditioner.null(1, "meta")
+    condition = model.null(1, ae.latent_shape(resolution)[1:], "meta")
     return Costs(
         flops_of(lambda: ae.moments(image)),
         flops_of(lambda: ae.decode(z)),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ldmlab import build
 from ldmlab.autoencoders.autoencoder import Autoencoder
+from ldmlab.conditioning.base import Size
 from ldmlab.data.base import to_batch
 from ldmlab.data.batches import to_float
 from ldmlab.diffusion.denoiser import Denoise, Denoiser, denoise_with
@@ -109,12 +110,13 @@ class Guide:
     classifier_interval: list[float] | None = None
     like: Like | None = None
 
-    def bind(self, label_B: Tensor) -> Bound:
-        """Conditions are encoded here, and read by the networks, once for all steps; `label_B` is read where asked for."""
+    def bind(self, label_B: Tensor, size: Size) -> Bound:
+        """Conditions are encoded here, and read by the networks, once for all steps; `label_B` is read where asked for.
+        `size`: height and width of the latents."""
         models = [self.model, *([self.weak] if self.weak is not None else [])]
         batch = {"label": label_B}
         asked = [m.denoiser.condition(batch) for m in models]
-        null = [m.denoiser.conditioner.null(len(label_B), label_B.device) for m in models]
+        null = [m.denoiser.null(len(label_B), size, label_B.device) for m in models]
         alone = [m.denoiser.prepared(c) for m, c in zip(models, asked, strict=True)]
         pair = None
         if self.sampler.guidance != 1 and not null[0].empty:

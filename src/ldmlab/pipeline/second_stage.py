@@ -119,7 +119,7 @@ def make_samples(ctx: Context, evaluation: Evaluation) -> Path:
             conditions |= {"label": label_N.tolist(), "class_names": list(ctx.data.class_names)}
 
         def draw(indices: list[int]) -> Tensor:
-            bound = guide.bind(label_N[indices].to(ctx.device))
+            bound = guide.bind(label_N[indices].to(ctx.device), shape[1:])
             return sampling.draw(
                 guide.sampler, bound.denoise, guide.model.objective.schedule, ae.decode, lambda rows: bound.cond,
                 [conditions["seed"][i] for i in indices], shape, ctx.device, indices,
