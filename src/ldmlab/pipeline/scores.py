@@ -8,13 +8,15 @@ import torch
 
 from ldmlab.metrics.evaluate import evaluate
 from ldmlab.metrics.extraction import extract_all
+from ldmlab.metrics.features import FeatureSet
+from ldmlab.metrics.metric import Inputs
 from ldmlab.metrics.protocol import ProtocolCard
 from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.extractor import extractor_of, load_extractor
 from ldmlab.pipeline.reference import ReferenceStage
 from ldmlab.pipeline.samples import SamplesStage
 from ldmlab.pipeline.stage import Row, Stage
-from ldmlab.store.files import read_array, read_json, write_json
+from ldmlab.store.files import read_array, write_json
 
 if TYPE_CHECKING:
     from ldmlab.pipeline.plan import Plan
@@ -75,8 +77,10 @@ class ScoresStage(Stage):
     ) -> Inputs:
         """What the metrics are given."""
         cfg, resolved = ctx.cfg, self.plan.resolved
-        stages = {need.partition(":")[2] for metric in resolved.metrics for need in metric.needs if need.startswith("stage:")}
-        real = ReferenceImages(ctx, cfg.eval.reference.split)
+        stages = {
+            need.partition(":")[2] for metric in resolved.metrics for need in metric.needs if need.startswith("stage:")
+        }
+        real = self.plan.stage(ReferenceStage).images(ctx)
         return Inputs(
             cfg.eval.bootstrap, cfg.eval.seed, found, reference,
             read_samples=lambda rows: torch.from_numpy(np.asarray(images[rows])), read_reference=real,
