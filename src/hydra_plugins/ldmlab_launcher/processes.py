@@ -44,7 +44,8 @@ class ProcessesLauncher(Launcher):
         from ldmlab.errors import UserError
 
         os.environ["LDMLAB_SWEEP_CHILD"] = "1"
-        jobs = [list(filter_overrides(list(overrides))) for overrides in job_overrides]
+        paths = [word for word in self.config.hydra.overrides.hydra if word.startswith("hydra.searchpath=")]
+        jobs = [[*paths, *filter_overrides(list(overrides))] for overrides in job_overrides]
         for words in jobs:
             try:
                 load(words)
