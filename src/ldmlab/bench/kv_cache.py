@@ -16,7 +16,7 @@ from ldmlab.bench.timing import clock_for, interleave, speed_ratio
 from ldmlab.bench.unet import GUIDANCE, SHAPES
 from ldmlab.conditioning.base import Cond
 from ldmlab.diffusion.denoiser import Denoiser, denoise_with
-from ldmlab.guidance.compose_denoise import guided
+from ldmlab.guidance.classifier_free import guided
 from ldmlab.networks.dit import DiT
 from ldmlab.networks.unet import UNet
 

@@ -24,7 +24,7 @@ class ClassLabel(nn.Module):
         form: "token", [B, 1, dim] for cross-attention, as the paper; "vector", [B, dim], which reaches every residual
             block through the time embedding (Dhariwal & Nichol 2021) and builds a network without cross-attention.
 
-    The official guided model counts its null row the same way (1001 rows, row 1000; protocol.md §4).
+    The official guided model counts its null row the same way (1001 rows, row 1000; docs/paper.md#conditioning).
     """
 
     needs = ("label",)

@@ -260,7 +260,9 @@ class RunConfig:
     out: Text | None = None  # prepare.py, sample.py, export.py: a folder for the files; bench.py: a file of JSON lines
     to: Annotated[str, Choices(("diffusers", "compvis"))] | None = None  # export.py
     part: Annotated[str, Choices(("ae", "ldm"))] = "ae"  # export.py: the first stage | the denoiser and all it needs
-    verify: bool = False  # prepare.py: check an existing data set instead of making one
+    verify: bool | None = (
+        None  # false: use results that were altered; prepare.py, true: check a data set instead of making one
+    )
     runs: str | None = None  # report.py: "all", or a glob over run names
     compare: Annotated[str, Choices(COMPARISONS)] | None = None  # bench.py; null: the composition itself
     study: str | None = None  # report.py: the runs that a sweep has made, by its name in sweeps/
@@ -271,6 +273,7 @@ class RunConfig:
     objective: Node = MISSING
     sampler: Node = MISSING
     guidance: dict[str, Any] = field(default_factory=dict)  # kinds by name: GUIDANCE, or parts
+    stage: Any = None  # stages from outside the package: {name: part}
     eval: Eval = MISSING
     metric: dict[str, Any] = field(default_factory=dict)  # filled: the settings of each of eval.metrics
     latents: Latents = field(default_factory=Latents)

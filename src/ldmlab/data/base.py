@@ -39,6 +39,10 @@ class ImageDataset(Protocol):
         """A whole batch at once; a DataLoader calls this instead of `[i]` where it exists."""
         ...
 
+    def split_record(self) -> dict[str, Any]:
+        """Which image is in which split, for the manifest."""
+        ...
+
     def labels(self) -> np.ndarray:
         """int64 [N], without decoding an image; DataError when there are none."""
         ...

@@ -132,5 +132,5 @@ def to_float(image_BHWC: Tensor) -> Tensor:
 
 
 def to_uint8(image_BCHW: Tensor) -> Tensor:
-    """float BCHW in [-1, 1], clamped → uint8 BHWC. Rounds to nearest; the official script truncates (protocol §5)."""
+    """float BCHW in [-1, 1], clamped → uint8 BHWC. Rounds to nearest; the official script truncates."""
     return image_BCHW.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()

@@ -17,13 +17,14 @@ import numpy as np
 from filelock import FileLock
 
 from ldmlab.data.base import SPLITS, Sample, Split, digest
-from ldmlab.data.files import in_order, sha256_of, workers, write_json
+from ldmlab.data.files import in_order, workers, write_json
 from ldmlab.data.manifest import NAME, Manifest, ShardRecord, parse_manifest
 from ldmlab.data.progress import progress
 from ldmlab.data.tarindex import index_tar
 from ldmlab.data.transforms import CROP_RULE, center_crop, read_rgb
 from ldmlab.errors import ConfigError, DataError
 from ldmlab.ranges import File, Given, Pixels
+from ldmlab.store.files import sha256_file
 
 REMOTE = ("pipe:", "http://", "https://", "s3://")
 
@@ -198,7 +199,7 @@ class _Check:
             raise DataError(f"{file} {how}: {stamp[0]} bytes instead of {wanted.bytes}. {self._accept()}")
         if known is not None and known["stamp"] == stamp and before is not None and before == wanted:
             return before
-        sha256 = sha256_of(file)
+        sha256 = sha256_file(file)
         if wanted is not None and sha256 != wanted.sha256:
             raise DataError(
                 f"{file} was altered: its sha256 is {sha256[:16]}…, not {wanted.sha256[:16]}…. {self._accept()}"

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ldmlab.data.batches import to_uint8
 from ldmlab.randomness import ImageNoise, seed_of
-from ldmlab.store.store import atomic
+from ldmlab.store.files import atomic
+from ldmlab.store.ranks import Ranks
 
 PART = 256  # images a part file: what a kill can lose
 
@@ -24,7 +25,7 @@ def labels_for(
     """Labels of images 0…n-1, int64.
 
     uniform: i mod classes, so counts differ by at most one. random: drawn uniformly by seed. from_data: drawn from the training
-    labels. A wished class overrides all. The mode changes FID (field.md 2.A.2), so it is on the card.
+    labels. A wished class overrides all. The mode changes FID (docs/paper.md#evaluation), so it is on the card.
     """
     if wish is not None:
         return np.full(n, wish, dtype=np.int64)
@@ -72,13 +73,12 @@ def sample_all(
     n: int,
     folder: Path,
     batch_size: int,
-    rank: int,
-    ranks: int,
-    barrier: Callable[[], None],
-    progress: Callable[[int], None],
+    ranks: Ranks,
+    title: str = "samples",
 ) -> None:
     """Write `images.npy` (uint8 N H W 3) from part files; parts of an earlier attempt stay."""
-    for part in parts(n, rank, ranks):
+    progress = ranks.progress(title, n)
+    for part in parts(n, ranks.rank, ranks.count):
         path = part_path(folder, part.start)
         if not path.exists():
             images = torch.cat(
@@ -87,14 +87,14 @@ def sample_all(
             with atomic(path) as beside, beside.open("wb") as file:
                 np.save(file, images.numpy())
         progress(len(part))
-    barrier()
-    if rank == 0:
+    ranks.barrier()
+    if ranks.main:
         paths = [part_path(folder, start) for start in range(0, n, PART)]
         with atomic(folder / "images.npy") as beside, beside.open("wb") as file:
             np.save(file, np.concatenate([np.load(path) for path in paths]))
         for path in paths:
             path.unlink()
-    barrier()
+    ranks.barrier()
 
 
 def part_path(folder: Path, start: int) -> Path:
