@@ -29,6 +29,7 @@ class FSQ(Regulariser):
     """
 
     stochastic = False
+    quantises = True
     half_C: Tensor
     levels_C: Tensor
 
