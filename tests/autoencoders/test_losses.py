@@ -149,7 +149,7 @@ def test_mean_and_functional_agree_with_torch():
 def test_adaptive_weight_sees_through_pixel_shuffle():
     """A last convolution that emits 2×2 pixels a position: λ is still the ratio of gradients at its weight."""
     torch.manual_seed(0)
-    model = Autoencoder(ResidualNetwork(2, [1, 2], KL().channels_in, width=8, blocks=[1, 1]), KL(1e-3)).double()
+    model = Autoencoder(ResidualNetwork(2, [1, 2], KL().channels_in, width=8, depths=[1, 1]), KL(1e-3)).double()
     nn.init.normal_(model.network.decoder.conv_out.weight, std=0.1)
     disc = PatchGAN(layers=2, width=4).double().requires_grad_(False)
     x, noise = images(4)[0], torch.randn(4, 2, 4, 4, dtype=torch.float64)

@@ -29,7 +29,7 @@ REGULARISERS = {
 
 def made(regulariser, multipliers=(1, 2), images=None, **options):
     torch.manual_seed(0)
-    options = {"c": 3, "width": 8, "blocks": [1] * len(multipliers), **options}
+    options = {"c": 3, "width": 8, "depths": [1] * len(multipliers), **options}
     ae = Autoencoder(
         ResidualNetwork(multipliers=list(multipliers), channels_in=regulariser.channels_in, **options), regulariser
     )
@@ -56,7 +56,7 @@ def test_starts_exactly_as_the_linear_first_stage(kind, window):
 def test_shapes_at_every_f(path, stem, levels):
     f = stem * 2 ** (levels - 1)
     images = pictures(n=2, size=64)
-    network = ResidualNetwork(3, [1] * levels, KL().channels_in, stem, width=8, blocks=[1] * levels, path=path)
+    network = ResidualNetwork(3, [1] * levels, KL().channels_in, stem, width=8, depths=[1] * levels, path=path)
     ae = Autoencoder(network, KL())
     assert ae.f == f and ae.latent_shape(64) == (3, 64 // f, 64 // f)
     assert ae.moments(images[:2]).shape == (2, 6, 64 // f, 64 // f)
@@ -134,8 +134,8 @@ def test_what_it_refuses():
     for options, words in (
         ({"stem": 3}, r"ae\.network\.stem=3"),
         ({"multipliers": []}, r"ae\.network\.multipliers=\[\]"),
-        ({"blocks": [1]}, r"ae\.network\.blocks=\[1\] must list"),
-        ({"decoder_blocks": [1, 2, 3]}, r"ae\.network\.decoder_blocks=\[1, 2, 3\] must list"),
+        ({"depths": [1]}, r"ae\.network\.depths=\[1\] must list"),
+        ({"decoder_depths": [1, 2, 3]}, r"ae\.network\.decoder_depths=\[1, 2, 3\] must list"),
         ({"width": 0}, r"ae\.network\.width=0"),
     ):
         with pytest.raises(ConfigError, match=words):

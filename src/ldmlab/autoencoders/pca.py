@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldmlab.autoencoders.network import Network
+from ldmlab.autoencoders.regularisers.base import widen
 from ldmlab.errors import ConfigError, TrainingError
+from ldmlab.networks.blocks import no_autocast
 
 IMAGE_CHANNELS = 3
 RIDGE = 1e-6  # of the taps' mean square, added to each: neighbours repeat one another
@@ -89,17 +91,20 @@ class LinearPath(nn.Module):
         self.register_buffer("bias_P", torch.zeros(size))
 
     def encode(self, image_BCHW: Tensor) -> Tensor:
-        """[B, 3, f·H, f·W] → [B, c, H, W]."""
+        """[B, 3, f·H, f·W] → [B, c, H, W]; never in half precision."""
         weight_CP = self.basis_CP / self.std_C[:, None]
         bias_C = -weight_CP @ self.mean_P
         weight_C3ff = weight_CP.view(self.c, IMAGE_CHANNELS, self.f, self.f)
-        return F.conv2d(image_BCHW, weight_C3ff.to(image_BCHW.dtype), bias_C.to(image_BCHW.dtype), stride=self.f)
+        with no_autocast(image_BCHW.device.type):
+            return F.conv2d(widen(image_BCHW), weight_C3ff, bias_C, stride=self.f)
 
     def decode(self, z_BCHW: Tensor) -> Tensor:
-        """[B, c, H, W] → patches [B, P, H, W]; `pixel_shuffle` by f makes the image of them."""
+        """[B, c, H, W] → patches [B, P, H, W], never in half precision; `pixel_shuffle` by f makes the image of them."""
         edge = self.window // 2
+        z_BCHW = widen(z_BCHW)
         padded_BCHW = F.pad(z_BCHW, (edge,) * 4, mode="replicate") if edge else z_BCHW
-        return F.conv2d(padded_BCHW, self.taps_PCWW.to(z_BCHW.dtype), self.bias_P.to(z_BCHW.dtype))
+        with no_autocast(z_BCHW.device.type):
+            return F.conv2d(padded_BCHW, self.taps_PCWW, self.bias_P)
 
     @torch.no_grad()
     def fit(self, images: Iterable[Tensor]) -> None:

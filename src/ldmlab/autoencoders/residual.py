@@ -31,8 +31,8 @@ class ResidualNetwork(Network):
     multipliers     width of level L = width · multipliers[L]; level 0 is at 1/stem of the image's size
     stem            side of the pixel blocks that become channels before the first convolution, and pixels again after the last
     width           channels of the first level
-    blocks          residual blocks (two 3×3 convolutions, GroupNorm) of each level of the encoder
-    decoder_blocks  the same of the decoder; null: as the encoder
+    depths          residual blocks (two 3×3 convolutions, GroupNorm) of each level of the encoder
+    decoder_depths  the same of the decoder; null: as the encoder
     path            pca: principal components of f×f patches run beside encoder and decoder, whose last convolutions start at
                     zero. average: each change of resolution has DC-AE's shortcut, averaged or repeated channels. none: neither
     window          path=pca: latents a side that the linear decoder reads for a patch (`pca.LinearPath`); 1 is PCA's transpose
@@ -49,25 +49,25 @@ class ResidualNetwork(Network):
         channels_in: Callable[[int], int],
         stem: int = 2,
         width: int = 64,
-        blocks: list[int] | None = None,
-        decoder_blocks: list[int] | None = None,
+        depths: list[int] | None = None,
+        decoder_depths: list[int] | None = None,
         path: Path = "pca",
         window: Literal[1, 3, 5] = 3,
         whiten: bool = True,
         fit_images: int | None = None,
     ):
         super().__init__()
-        blocks = blocks or [2] * len(multipliers)
-        decoder_blocks = decoder_blocks or blocks
-        _check(c, multipliers, stem, width, blocks, decoder_blocks)
+        depths = depths or [2] * len(multipliers)
+        decoder_depths = decoder_depths or depths
+        _check(c, multipliers, stem, width, depths, decoder_depths)
         self.c, self.stem, self.f = c, stem, stem * 2 ** (len(multipliers) - 1)
         check_linear(self.f, c, fit_images)
         self.fits, self.fit_images = path == "pca", fit_images
         self.linear = LinearPath(self.f, c, window, whiten) if path == "pca" else None
         widths = [width * m for m in multipliers]
         shortcut = path == "average"
-        self.encoder = Encoder(channels_in(c), stem, widths, blocks, shortcut)
-        self.decoder = Decoder(c, stem, widths, decoder_blocks, shortcut)
+        self.encoder = Encoder(channels_in(c), stem, widths, depths, shortcut)
+        self.decoder = Decoder(c, stem, widths, decoder_depths, shortcut)
         if path == "pca":
             for conv in (self.encoder.conv_out, self.decoder.conv_out):
                 nn.init.zeros_(conv.weight)
@@ -110,7 +110,7 @@ class ResidualNetwork(Network):
         h_BCHW = self.encoder(image_BCHW)
         if self.linear is None:
             return h_BCHW
-        linear_BCHW = self.linear.encode(image_BCHW).to(h_BCHW.dtype)
+        linear_BCHW = self.linear.encode(image_BCHW)
         return h_BCHW + F.pad(
             linear_BCHW, (0, 0, 0, 0, 0, h_BCHW.shape[1] - self.c)
         )  # a log-variance has no linear part
@@ -130,7 +130,9 @@ class ResidualNetwork(Network):
         if self.linear is None:
             return features_BCHW
         image_BCHW = F.pixel_shuffle(self.linear.decode(z_BCHW), self.f)
-        return torch.cat([features_BCHW, F.pixel_unshuffle(image_BCHW, self.stem).to(features_BCHW.dtype)], dim=1)
+        return torch.cat(
+            [features_BCHW, F.pixel_unshuffle(image_BCHW, self.stem)], dim=1
+        )  # in the wider precision of both
 
     def last_input(self, features_BCHW: Tensor) -> Tensor:
         """Without the linear image."""
@@ -144,7 +146,7 @@ class ResidualNetwork(Network):
         return F.pixel_shuffle(pixels_BCHW, self.stem)
 
 
-def _check(c: int, multipliers: list[int], stem: int, width: int, blocks: list[int], decoder_blocks: list[int]) -> None:
+def _check(c: int, multipliers: list[int], stem: int, width: int, depths: list[int], decoder_depths: list[int]) -> None:
     for name, value in {"c": c, "width": width}.items():
         if value < 1:
             raise ConfigError(f"ae.network.{name}={value} must be at least 1.")
@@ -155,7 +157,7 @@ def _check(c: int, multipliers: list[int], stem: int, width: int, blocks: list[i
             f"ae.network.multipliers={multipliers} must list one whole number from 1 up per level; f is stem times 2 to the "
             f"number of levels less one, so with stem={stem} [1, 2] is f={2 * stem}."
         )
-    for name, numbers in {"blocks": blocks, "decoder_blocks": decoder_blocks}.items():
+    for name, numbers in {"depths": depths, "decoder_depths": decoder_depths}.items():
         if len(numbers) != len(multipliers) or min(numbers) < 0:
             raise ConfigError(
                 f"ae.network.{name}={numbers} must list one whole number from 0 up per level, and ae.network.multipliers has "
@@ -201,7 +203,7 @@ class Up(nn.Module):
 class Encoder(nn.Module):
     """Image → `channels_out` maps at 1/f of the size."""
 
-    def __init__(self, channels_out: int, stem: int, widths: list[int], blocks: list[int], shortcut: bool):
+    def __init__(self, channels_out: int, stem: int, widths: list[int], depths: list[int], shortcut: bool):
         super().__init__()
         self.stem, self.shortcut, self.channels_out = stem, shortcut, channels_out
         self.conv_in = nn.Conv2d(IMAGE_CHANNELS * stem * stem, widths[0], 3, padding=1)
@@ -209,7 +211,7 @@ class Encoder(nn.Module):
         for level, width in enumerate(widths):
             if level:
                 levels.append(Down(widths[level - 1], width, shortcut))
-            levels += [Residual(width, width) for _ in range(blocks[level])]
+            levels += [Residual(width, width) for _ in range(depths[level])]
         self.levels = nn.Sequential(*levels)
         self.norm_out = NormSwish(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], channels_out, 3, padding=1)
@@ -223,13 +225,13 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latent → the map that `conv_out` turns into pixels (kept apart, because the adaptive weight needs it)."""
 
-    def __init__(self, c: int, stem: int, widths: list[int], blocks: list[int], shortcut: bool):
+    def __init__(self, c: int, stem: int, widths: list[int], depths: list[int], shortcut: bool):
         super().__init__()
         self.shortcut = shortcut
         self.conv_in = nn.Conv2d(c, widths[-1], 3, padding=1)
         levels: list[nn.Module] = []
         for level in reversed(range(len(widths))):
-            levels += [Residual(widths[level], widths[level]) for _ in range(blocks[level])]
+            levels += [Residual(widths[level], widths[level]) for _ in range(depths[level])]
             if level:
                 levels.append(Up(widths[level], widths[level - 1], shortcut))
         self.levels = nn.Sequential(*levels)

@@ -70,6 +70,7 @@ class AE:
     latent_scale: LatentScale = field(default_factory=LatentScale)
     fit: Fit | None = None
     train: str = "all"  # all | decoder: the finished stage's decoder learns on, its latents stay what they are
+    recipe: bool = False  # true: network, loss and budget belong together, and an experiment's presets leave them alone
     tile: int | None = (
         None  # pixels a side: larger images go through in overlapping tiles (memory; changes results a little)
     )
@@ -224,7 +225,9 @@ class Bench:
     seconds: float = 60.0  # of work that is counted but not timed when one step would take longer
     shapes: list[str] = field(default_factory=lambda: ["tiny", "f8", "f4"])  # compare=unet
     variants: list[str] = field(default_factory=lambda: ["train", "train_bf16", "ddim", "guided"])  # compare=unet
-    family: list[str] = field(default_factory=list)  # compare=family: options of ae; []: all that have weights
+    family: list[str] = field(
+        default_factory=list
+    )  # compare=family, first_stage: options of ae; []: all that have weights
 
 
 @dataclass
@@ -274,7 +277,17 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "eval.reference.split": ("train", "val", "test"),
     "runtime.device": ("auto", "cpu", "cuda"),
     "prepare.format": ("jpg", "png", "webp"),
-    "compare": ("unet", "codebook", "autoencoder", "family", "tiles", "compression", "attention", "keys"),
+    "compare": (
+        "unet",
+        "codebook",
+        "autoencoder",
+        "family",
+        "first_stage",
+        "tiles",
+        "compression",
+        "attention",
+        "keys",
+    ),
     "tracking.wandb": ("offline", "online"),
 }
 """Words that an option takes. OmegaConf has no Literal; one table here keeps them in one place."""
@@ -379,7 +392,8 @@ def finish(cfg: DictConfig, choices: dict[str, str], overrides: Sequence[str]) -
     assert isinstance(plain, DictConfig)
     for path, value in (plain.where_present or {}).items():
         said = any(word == path or word.startswith(f"{path}.") for word in typed)  # the path, a part of it, its group
-        if not said and _has(plain, path):
+        settled = path.startswith("ae.") and not OmegaConf.is_missing(plain, "ae") and plain.ae.recipe
+        if not said and not (settled and "debug" not in choices) and _has(plain, path):
             OmegaConf.update(plain, path, value, merge=False)
     plain.where_present = None
     if not OmegaConf.is_missing(plain, "ae") and plain.ae.weights is not None:

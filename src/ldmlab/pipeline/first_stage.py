@@ -21,6 +21,7 @@ from ldmlab.metrics.extraction import Original, extract_all
 from ldmlab.metrics.features import extract
 from ldmlab.metrics.inception_score import SPLITS, is_score
 from ldmlab.metrics.reconstruction_pass import SHOWN, Pass, save_arrays
+from ldmlab.pipeline import linear_twin
 from ldmlab.pipeline.context import Context, frozen
 from ldmlab.pipeline.sheets import error_sheet, spread
 from ldmlab.randomness import Draws
@@ -30,6 +31,8 @@ from ldmlab.training.autoencoder_loss import AutoencoderLoss
 from ldmlab.training.classifier_loss import ClassifierLoss
 
 VALIDATION_IMAGES = 128  # for the numbers during training; the scores afterwards use eval.reconstructions
+
+FIT_BATCH = 128  # images at once in a closed-form fit; fixed, for the order of a sum is part of its last digits
 
 
 def make_data(ctx: Context) -> Path:
@@ -81,6 +84,8 @@ def make_autoencoder(ctx: Context) -> Autoencoder:
     def work(folder: Path) -> float | None:
         seconds = None
         fit = ctx.cfg.ae.fit
+        if ctx.cfg.ae.weights is None:
+            ae.to(ctx.device).fit_linear(lambda: _training_images(ctx, ae.network.fit_images))
         if fit is not None:
             classifier = make_extractor(ctx) if build.needs_classifier(ctx.cfg) else None
             loss = build.first_stage_loss(ctx.cfg, classifier).to(ctx.device)
@@ -153,7 +158,8 @@ def make_reconstructions(ctx: Context) -> Path:
     """What the first stage loses on val images, what its latent costs and what it looks like.
 
     scores.json   PSNR, SSIM, perceptual distance, rFID, R-IS, bits, latent moments; their protocol card
-    facts.json    what kind of first stage it is: shapes, parameters, compression; images/s on this machine
+    facts.json    what kind of first stage it is: shapes, parameters, compression; images/s on this machine; PSNR of the linear
+                  first stage of equal f and c, and what was gained over it
     per_image.npz PSNR, SSIM and perceptual distance of each image, with its index in the data
     latent.npz    histograms, correlation, components, spectra, PSNR against latent noise (`Pass.latent`)
     shown.npz     the first images and their reconstructions; reconstructions.png shows them with their errors
@@ -190,14 +196,27 @@ def make_reconstructions(ctx: Context) -> Path:
                 "extractor": extractor.name, "extractor_hash": extractor.fingerprint()[:12],
                 "perceptual": None if distance is None else type(distance).__name__,
             }  # fmt: skip
-            scores["warnings"] = [*seen.gauge.warnings(), *distances.warnings]
+            bar = linear_twin.linear_psnr(
+                ae.f, ae.c, lambda most: _training_images(ctx, most), read, n, batch_size, ctx.device
+            )
+            twin = linear_twin.compared(scores["psnr"]["value"], bar)
+            below = linear_twin.warnings(twin, ctx.cfg.ae.fit is not None, ae.f, ae.c)
+            scores["warnings"] = [*seen.gauge.warnings(), *distances.warnings, *below]
+            for text in below:
+                ctx.say(f" warning: {text}")
             write_json(folder / "scores.json", scores)
             originals = None
             if "is" in metrics and features[1].logits is not None:  # the R-IS of a first stage that loses nothing
                 limit = is_score(features[1].logits, bootstrap, seed)
                 originals = {"value": limit.value, "low": limit.low, "high": limit.high}
             budget = 0 if ctx.cfg.ae.fit is None else ctx.cfg.ae.fit.images
-            facts = {**seen.facts(), "training_images": budget, "is_of_originals": originals, "shown": indices[:SHOWN]}
+            facts = {
+                **seen.facts(),
+                "training_images": budget,
+                "is_of_originals": originals,
+                "shown": indices[:SHOWN],
+                **twin._asdict(),
+            }
             write_json(folder / "facts.json", facts)
             shown = seen.shown()
             save_arrays(folder / "per_image.npz", {**seen.per_image(), "index": np.array(indices)})
@@ -234,6 +253,14 @@ def _images(data: Any, size: int = 256) -> Iterator[Tensor]:
     """All images of a data set, uint8 BHWC."""
     for begin in range(0, len(data), size):
         yield to_batch(data.__getitems__(list(range(begin, min(begin + size, len(data))))))["image"]
+
+
+def _training_images(ctx: Context, most: int | None = None) -> Iterator[Tensor]:
+    """Training images not mirrored, spread evenly over all of them, in their order; the same on every rank."""
+    indices = spread(len(ctx.data), len(ctx.data) if most is None else min(most, len(ctx.data)))
+    for begin in range(0, len(indices), FIT_BATCH):
+        batch = to_batch(ctx.data.__getitems__(indices[begin : begin + FIT_BATCH]))
+        yield to_float(batch["image"].to(ctx.device))
 
 
 def _image(ctx: Context, data: Any, index: int) -> Tensor:

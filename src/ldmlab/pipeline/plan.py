@@ -21,7 +21,7 @@ from ldmlab.store.store import Address
 from ldmlab.training.loop import images_at
 
 VERSIONS = {
-    "data": 1, "extractor": 1, "autoencoder": 1, "decoder": 1, "reconstructions": 2, "latents": 1, "denoiser": 1, "samples": 1,
+    "data": 1, "extractor": 1, "autoencoder": 1, "decoder": 1, "reconstructions": 3, "latents": 1, "denoiser": 1, "samples": 1,
     "noisy_classifier": 1, "reference": 1, "scores": 1, "runs": 1,
 }  # fmt: skip
 
@@ -68,14 +68,19 @@ class Plan:
 
 
 def options(node: Any) -> Any:
-    """A config node as plain data for an id, without a cool-down that is not there (the option came later than most runs)."""
+    """A config node as plain data for an id, without options that came later than most runs and say nothing."""
     return _spoken(OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node)
 
 
 def _spoken(plain: Any) -> Any:
     if not isinstance(plain, dict):
         return plain
-    return {k: _spoken(v) for k, v in plain.items() if not (k == "cooldown" and v == 0 and "warmup" in plain)}
+    silent = {("cooldown", "warmup"): 0, ("start", "codes"): "uniform"}  # (option, its neighbour): what says nothing
+    return {
+        k: _spoken(v)
+        for k, v in plain.items()
+        if not any(k == o and n in plain and v == s for (o, n), s in silent.items())
+    }
 
 
 def make_plan(cfg: DictConfig, choices: dict[str, str], data: Any, val: Any, store_root: Path) -> Plan:
@@ -239,7 +244,7 @@ def _result_options(ae: DictConfig) -> dict[str, Any]:
     """`ae` of a trained stage, without what changes only memory or speed."""
     plain: dict[str, Any] = options(ae)
     plain["network"].pop("checkpointing", None)
-    for name in ("train", "decoder_fit", "tile"):  # they begin where this stage ends
+    for name in ("train", "decoder_fit", "tile", "recipe"):  # they begin where this stage ends
         plain.pop(name)
     plain.pop("weights")
     if plain["latent_scale"]["mode"] != "given":
