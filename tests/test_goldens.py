@@ -27,7 +27,12 @@ COMMON = [
     "runtime.log_seconds=1e-9", "ae.fit.images=160", "ldm.fit.images=320", "until=denoiser", "cond=class_label",
 ]  # fmt: skip
 RUNS = [["ae=kl_f4", "ldm=unet_tiny"], ["ae=vq_f8", "ldm=dit_tiny", "latents.cache=never"]]
-FILES = {"kl_f4": (0, "autoencoder"), "unet_tiny": (0, "denoiser"), "vq_f8": (1, "autoencoder"), "dit_tiny": (1, "denoiser")}
+FILES = {
+    "kl_f4": (0, "autoencoder"),
+    "unet_tiny": (0, "denoiser"),
+    "vq_f8": (1, "autoencoder"),
+    "dit_tiny": (1, "denoiser"),
+}
 PASSING = ("time", "images_per_second")  # of the machine's mood
 TOLERANCE = 1e-2  # relative, of losses on another kind of machine
 
@@ -93,7 +98,10 @@ def test_twenty_steps_are_as_recorded(name: str, stores: list[Path]) -> None:
         if not theirs.startswith("sha256"):
             a, b = numbers(ours), numbers(theirs)
             assert a.keys() == b.keys()
-            assert all(a[k] == pytest.approx(b[k], rel=TOLERANCE) for k in b if "loss" in k or k in ("rec", "nll")), (ours, theirs)
+            assert all(a[k] == pytest.approx(b[k], rel=TOLERANCE) for k in b if "loss" in k or k in ("rec", "nll")), (
+                ours,
+                theirs,
+            )
 
 
 def test_the_log_is_that_of_the_plan(stores: list[Path]) -> None:
@@ -105,7 +113,9 @@ def test_the_log_is_that_of_the_plan(stores: list[Path]) -> None:
         names = [name for name in wanted if name != "latents" or "latents.cache=never" not in words]
         assert [stage["stage"] for stage in run["stages"]] == names
         assert all((file.parent / stage["folder"] / "done.json").is_file() for stage in run["stages"])
-        assert run["choices"]["ae"] == words[0].partition("=")[2] and run["choices"]["ldm"] == words[1].partition("=")[2]
+        assert (
+            run["choices"]["ae"] == words[0].partition("=")[2] and run["choices"]["ldm"] == words[1].partition("=")[2]
+        )
         assert {stage["state"] for stage in run["stages"]} == {"done"}
 
 

@@ -244,8 +244,8 @@ def test_bound_samples_equal_those_of_conditions_made_in_each_step(auto: bool, i
     assert once == len(read) > 0 and set(read) == {3, 6}  # all of it before the first step
 
     ours, theirs = (m.denoiser.condition({"label": label_B}) for m in (strong, weak))
-    null = strong.denoiser.conditioner.null(3, "cpu")
-    null_weak = weak.denoiser.conditioner.null(3, "cpu")
+    null = strong.denoiser.conditioner.null(3, (4, 4), "cpu")
+    null_weak = weak.denoiser.conditioner.null(3, (4, 4), "cpu")
 
     def plain(z: Tensor, t_B: Tensor, cond: Cond) -> Prediction:
         if not auto:

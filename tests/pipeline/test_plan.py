@@ -96,9 +96,9 @@ def test_moving_a_folder_of_pictures_changes_no_id(tmp_path: Path) -> None:
     assert ids(prepare(load([*words, f"data.root={tmp_path / 'b'}"])))["data"] != ids(before)["data"]
 
 
-def test_identity_trains_on_images_and_text_fields_go_past_the_cache(tmp_path: Path) -> None:
+def test_identity_trains_on_images_and_any_field_goes_through_the_cache(tmp_path: Path) -> None:
     assert not plan_of("ae=identity", root=tmp_path).has("latents")
-    assert not plan_of("data.fields=[label,caption]", root=tmp_path).has("latents")
+    assert plan_of("data.fields=[label,caption]", root=tmp_path).has("latents")
     assert not plan_of("latents.cache=never", root=tmp_path).has("latents")
     assert plan_of(root=tmp_path).has("latents")
 

@@ -14,7 +14,7 @@ from ldmlab.diffusion.denoiser import Denoise
 from ldmlab.diffusion.objectives import Prediction
 from ldmlab.diffusion.schedules import Schedule
 from ldmlab.errors import ConfigError
-from ldmlab.guidance.base import Binding, Guidance, SampleCost
+from ldmlab.guidance.base import Binding, Guidance, SampleCost, with_interval
 from ldmlab.guidance.interval import limited, share_within
 
 Correction = Callable[[Prediction, Prediction, Tensor, Tensor], Prediction]  # (guided, conditional, z_t, t_B)
@@ -40,6 +40,14 @@ class ClassifierFreeGuidance(Guidance):
 
     sampler: Any
     bound: Binding | None = None
+
+    def card(self) -> dict[str, Any]:
+        own: dict[str, Any] = with_interval({"scale": self.sampler.guidance}, self.sampler.guidance_interval)
+        return own | ({"rescale": self.sampler.guidance_rescale} if self.sampler.guidance_rescale else {})
+
+    def words(self) -> str:
+        """The sampler's row of the plan says its scale."""
+        return ""
 
     def cost(self, cost: SampleCost) -> None:
         """The null half doubles the pass where it is asked for."""

@@ -14,6 +14,7 @@ import torch
 from omegaconf import DictConfig
 
 from ldmlab import build
+from ldmlab.config.compose import with_values
 from ldmlab.errors import ConfigError
 from ldmlab.pipeline.costs import flops_of, millions, parameters_of
 from ldmlab.training.tracking import number
@@ -67,9 +68,7 @@ def choose_width(cfg: DictConfig, data: Any) -> tuple[DictConfig, str | None]:
             f"with {value(steps):.4g} ({off:+.0%}); widths go in steps of {step}. Change the target, ldm.budget.tolerance or the network."
         )
     found = cost(cfg, data, steps * step)
-    sized = cast(DictConfig, cfg.copy())
-    sized.ldm.network.width = found.width
-    return sized, (
+    return with_values(cfg, {"ldm.network.width": found.width}), (
         f"ldm.budget.{name}={target:g}: width {found.width} ({off:+.1%}). To be compared with other cells: "
         f"{millions(found.parameters)} parameters, {found.flops_per_image / 1e9:.3g} GFLOP an image, "
         f"{found.flops_per_step / 1e12:.3g} TFLOP a step of {cfg.ldm.fit.batch_size}, {number(cfg.ldm.fit.images)} images."
@@ -80,10 +79,11 @@ def cost(cfg: DictConfig, data: Any, width: int) -> Cost:
     """Counted on tensors without contents: no memory, about a second for the largest networks."""
     with build.shapes_only():
         network = _network(cfg, data, width)
-        conditions = build.conditioner(cfg, data)
-        shape = build.autoencoder(cfg).latent_shape(data.resolution)
+        ae = build.autoencoder(cfg)
+        conditions = build.conditioner(cfg, data, ae)
+        shape = ae.latent_shape(data.resolution)
     z, t = torch.empty(1, *shape, device="meta"), torch.zeros(1, dtype=torch.long, device="meta")
-    per_image = 3 * flops_of(lambda: network(z, t, conditions.null(1, "meta")))
+    per_image = 3 * flops_of(lambda: network(z, t, conditions.null(1, shape[1:], "meta")))
     return Cost(width, parameters_of(network), per_image, per_image * cfg.ldm.fit.batch_size)
 
 
@@ -99,6 +99,4 @@ def nearest(value: Callable[[int], float], target: float, most: int) -> int:
 
 
 def _network(cfg: DictConfig, data: Any, width: int) -> Any:
-    sized = cast(DictConfig, cfg.copy())
-    sized.ldm.network.width = width
-    return build.denoiser(sized, build.autoencoder(cfg), data).network
+    return build.denoiser(with_values(cfg, {"ldm.network.width": width}), build.autoencoder(cfg), data).network

@@ -13,7 +13,9 @@ from ldmlab.metrics.evaluate import Scores, evaluate
 from ldmlab.metrics.extraction import Original, extract_all
 from ldmlab.metrics.features import FeatureSet
 from ldmlab.metrics.inception_score import SPLITS, is_score
+from ldmlab.metrics.metric import Inputs
 from ldmlab.metrics.reconstruction_pass import SHOWN, Pass, save_arrays
+from ldmlab.metrics.standard import standard
 from ldmlab.pipeline.context import Context, frozen
 from ldmlab.pipeline.data import DataStage
 from ldmlab.pipeline.decoder import decoding, load_decoding
@@ -68,8 +70,7 @@ class ReconstructionsStage(Stage):
 
         features = [
             extract_all(
-                images, n, extractor, folder, ctx.cfg.eval.batch_size, ctx.device, ctx.rank, ctx.ranks, ctx.barrier,
-                ctx.progress(f"val {name}", n), name,
+                images, n, extractor, folder, ctx.cfg.eval.batch_size, ctx.device, ctx.ranks, name, f"val {name}",
             )
             for images, name in ((reconstructed, "reconstructed"), (read, "original"))
         ]  # fmt: skip
@@ -87,7 +88,8 @@ class ReconstructionsStage(Stage):
         bootstrap, seed, n = ctx.cfg.eval.bootstrap, ctx.cfg.eval.seed, self.images
         has_is = features[0].logits is not None and n >= SPLITS
         metrics = ["fid", *(["is"] if has_is else [])]
-        distances = evaluate(features[0], features[1], metrics, bootstrap, seed, ("eval.reconstructions",) * 2)
+        inputs = Inputs(bootstrap, seed, features[0], features[1], options=("eval.reconstructions",) * 2)
+        distances = evaluate(standard(metrics), inputs)
         originals = None
         if has_is and features[1].logits is not None:  # the R-IS of a first stage that loses nothing
             limit = is_score(features[1].logits, bootstrap, seed)

@@ -5,8 +5,9 @@ again, with contents, where they are trained or loaded.
 """
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from omegaconf import DictConfig
@@ -15,7 +16,7 @@ from torch import nn
 from ldmlab import build
 from ldmlab.autoencoders.autoencoder import Autoencoder
 from ldmlab.conditioning.base import Conditioner
-from ldmlab.conditioning.class_label import class_index
+from ldmlab.conditioning.source import ConditionSource, chosen
 from ldmlab.data.base import ImageDataset
 from ldmlab.diffusion.denoiser import Denoiser
 from ldmlab.diffusion.objectives import Objective
@@ -23,7 +24,8 @@ from ldmlab.diffusion.schedules import Schedule
 from ldmlab.errors import ConfigError
 from ldmlab.guidance.base import Guidance
 from ldmlab.guidance.interval import share_within
-from ldmlab.metrics.evaluate import check_metrics
+from ldmlab.metrics.features import Extractor
+from ldmlab.metrics.metric import Metric, available, check, check_counts
 from ldmlab.pipeline.costs import flops_of
 from ldmlab.samplers.sampler import Sampler
 from ldmlab.training.loop import images_at
@@ -45,6 +47,7 @@ class Resolved:
     sampler: Sampler
     guidance: tuple[Guidance, ...]
     extractor: nn.Module
+    metrics: tuple[Metric, ...] = ()
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -81,6 +84,11 @@ class Resolved:
         """The times that are sampled, T-1 first."""
         return self.sampler.times(self.objective.schedule.T)[:-1]
 
+    def conditions(self, n: int) -> ConditionSource:
+        """What n samples are drawn for."""
+        eval_, label = self.cfg.eval, self.cfg.cond.label
+        return chosen(eval_.label_mode, self.condition_fields, self.data, self.val, n, eval_.seed, label)
+
     @functools.cached_property
     def costs(self) -> "Costs":
         """Counted for a dry run alone: meta kernels load PyTorch's compiler, which takes 5 s."""
@@ -107,7 +115,7 @@ class Costs:
 def forward_flops(denoiser: Denoiser, latent_shape: tuple[int, int, int]) -> float:
     """Of one forward pass of the network under the null condition; on the meta device."""
     z, t = torch.empty(1, *latent_shape, device="meta"), torch.zeros(1, dtype=torch.long, device="meta")
-    condition = denoiser.conditioner.null(1, "meta")
+    condition = denoiser.null(1, latent_shape[1:], "meta")
     return flops_of(lambda: denoiser.network(z, t, condition))
 
 
@@ -122,7 +130,7 @@ def resolve(cfg: DictConfig, choices: dict[str, str], data: ImageDataset, val: I
         autoencoder = build.autoencoder(cfg)
         check_first_stage(cfg, autoencoder)
         _, height, width = autoencoder.latent_shape(data.resolution)
-        conditioner = build.conditioner(cfg, data)
+        conditioner = build.conditioner(cfg, data, autoencoder)
         check_fields(cfg, conditioner, data)
         denoiser = build.denoiser(cfg, autoencoder, data, conditioner)
     denoiser.network.check_latent(height, width)  # type: ignore[operator]
@@ -130,14 +138,16 @@ def resolve(cfg: DictConfig, choices: dict[str, str], data: ImageDataset, val: I
     sampler = build.sampler(cfg)
     guidance = build.guidance(cfg, sampler)
     extractor = build.extractor(cfg)
-    found = Resolved(cfg, choices, data, val, caches, autoencoder, denoiser, objective, sampler, guidance, extractor)
+    found = Resolved(
+        cfg, choices, data, val, caches, autoencoder, denoiser, objective, sampler, guidance, extractor
+    )  # fmt: skip
     check_sampling(found)
     check_guidance(found)
     check_label(found)
     check_snapshots(cfg)
     check_power_ema(cfg)
     check_evaluation(found)
-    return found
+    return replace(found, metrics=tuple(checked_metrics(found)))
 
 
 # ---- do they fit: one function a question --------------------------------------------------------------------------------
@@ -218,7 +228,7 @@ def check_label(found: Resolved) -> None:
             raise ConfigError(
                 "cond.label asks for a class, but this denoiser takes no label. Use cond=class_label, or guidance=classifier."
             )
-        class_index(found.cfg.cond.label, found.data.class_names)
+        found.conditions(1)
 
 
 def check_interval(path: str, interval: list[float] | None, schedule: Schedule, visited: list[int]) -> None:
@@ -285,13 +295,29 @@ def check_snapshots(cfg: DictConfig) -> None:
 
 def check_evaluation(found: Resolved) -> None:
     """Metrics, labels and images to compare with."""
-    check_metrics(list(found.cfg.eval.metrics))
     if found.cfg.eval.label_mode == "from_data" and found.conditioner.needs and "label" not in found.data.fields:
         raise ConfigError("eval.label_mode=from_data needs data with labels.")
     if len(found.val) == 0:
         raise ConfigError(
             "the data has no val images; reconstructions cannot be scored. Give data.val_fraction or a val split."
         )
+
+
+def checked_metrics(found: Resolved) -> list[Metric]:
+    """`eval.metrics` that this run can compute, of those with required=false. ConfigError for a required one that it cannot."""
+    cfg, extractor = found.cfg, cast(Extractor, found.extractor)
+    offered = available(
+        logits=extractor.logit_dim > 0, classes_of_data=extractor.classes_of_data, conditions=found.condition_fields
+    )
+    wanted = build.metrics(cfg)
+    stages = {need for metric in wanted for need in metric.needs if need.startswith("stage:")}  # the plan's question
+    metrics = check(wanted, offered | stages)
+    if cfg.until in ("scores", "report"):
+        known = {"train": len(found.data), "val": len(found.val)}
+        reference = cfg.eval.reference.images or known.get(cfg.eval.reference.split)
+        if reference is not None:
+            check_counts(metrics, cfg.eval.samples, reference, cfg.eval.bootstrap, extractor.feature_dim)
+    return metrics
 
 
 def check_power_ema(cfg: DictConfig) -> None:

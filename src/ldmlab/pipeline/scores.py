@@ -6,15 +6,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 
-from ldmlab.metrics.evaluate import evaluate, label_agreement
+from ldmlab.metrics.evaluate import evaluate
 from ldmlab.metrics.extraction import extract_all
+from ldmlab.metrics.features import FeatureSet
+from ldmlab.metrics.metric import Inputs
 from ldmlab.metrics.protocol import ProtocolCard
 from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.extractor import extractor_of, load_extractor
 from ldmlab.pipeline.reference import ReferenceStage
 from ldmlab.pipeline.samples import SamplesStage
 from ldmlab.pipeline.stage import Row, Stage
-from ldmlab.store.files import read_array, read_json, write_json
+from ldmlab.store.files import read_array, write_json
 
 if TYPE_CHECKING:
     from ldmlab.pipeline.plan import Plan
@@ -44,7 +46,7 @@ class ScoresStage(Stage):
         return self.plan.stage(SamplesStage, self.images)
 
     def own(self) -> dict[str, Any]:
-        return {"metrics": self.cfg.eval.metrics, "bootstrap": self.cfg.eval.bootstrap}
+        return {"metrics": self.cfg.metric, "bootstrap": self.cfg.eval.bootstrap}
 
     def upstream(self) -> dict[str, Stage | str]:
         reference = self.plan.stage(ReferenceStage)
@@ -59,21 +61,33 @@ class ScoresStage(Stage):
         images = read_array(samples / "images.npy")
         found = extract_all(
             lambda rows: torch.from_numpy(np.asarray(images[rows])), len(images), extractor, folder, cfg.eval.batch_size,
-            ctx.device, ctx.rank, ctx.ranks, ctx.barrier, ctx.progress("scores", len(images)),
+            ctx.device, ctx.ranks, "features", "scores",
         )  # fmt: skip
         if ctx.main:
-            scores = evaluate(found, reference, list(cfg.eval.metrics), cfg.eval.bootstrap, cfg.eval.seed)
-            conditions = read_json(samples / "conditions.json")
-            if "label" in conditions and extractor.classes_of_data and found.logits is not None:
-                label_N = np.asarray(conditions["label"])
-                scores.values["label_agreement"] = label_agreement(
-                    found.logits, label_N, extractor.classes_of_data, cfg.eval.bootstrap, cfg.eval.seed
-                )
+            metrics = self.plan.resolved.metrics
+            scores = evaluate(metrics, self._inputs(ctx, found, reference, images, samples, extractor))
             card = self.card(extractor, len(reference))
             result = {"snapshot_images": self.images or None, **scores.to_dict()}
             result["warnings"] = [*scores.warnings, *card.warnings()]
             write_json(folder / "scores.json", {**result, "card": card.to_dict(), "card_short": card.short()})
         ctx.barrier()
+
+    def _inputs(
+        self, ctx: Context, found: FeatureSet, reference: FeatureSet, images: np.ndarray, samples: Path, extractor: Any
+    ) -> Inputs:
+        """What the metrics are given."""
+        cfg, resolved = ctx.cfg, self.plan.resolved
+        stages = {
+            need.partition(":")[2] for metric in resolved.metrics for need in metric.needs if need.startswith("stage:")
+        }
+        real = self.plan.stage(ReferenceStage).images(ctx)
+        return Inputs(
+            cfg.eval.bootstrap, cfg.eval.seed, found, reference,
+            read_samples=lambda rows: torch.from_numpy(np.asarray(images[rows])), read_reference=real,
+            conditions=resolved.conditions(cfg.eval.samples) if resolved.condition_fields else None,
+            class_names=tuple(ctx.data.class_names), classes_of_data=extractor.classes_of_data,
+            stages={name: self.plan.named(name).make(ctx) for name in stages},
+        )  # fmt: skip
 
     def card(self, extractor: Any, reference_images: int) -> ProtocolCard:
         """Everything that decides a score beside the trained network."""
@@ -82,25 +96,20 @@ class ScoresStage(Stage):
         weights = cfg.eval.weights if cfg.eval.ema_width is None else f"ema width {cfg.eval.ema_width:g}"
         labelled = "label" in resolved.condition_fields
         mode = (f"label {cfg.cond.label}" if cfg.cond.label is not None else cfg.eval.label_mode) if labelled else None
-        guided = sampler.guidance != 1
-        guidance = self._guidance()
         return ProtocolCard(
             reference=self.plan.stage(ReferenceStage).address.id, reference_split=cfg.eval.reference.split,
             reference_images=reference_images, resolution=resolved.resolution, samples=cfg.eval.samples, label_mode=mode,
-            sampler=self.samples.label, steps=sampler.steps, eta=getattr(sampler, "eta", None), guidance=sampler.guidance,
+            sampler=self.samples.label, steps=sampler.steps, eta=getattr(sampler, "eta", None),
             weights=weights, snapshot_images=self.images or None, extractor=extractor.name,
             extractor_hash=extractor.fingerprint(), resize=extractor.resize_text, grid=getattr(sampler, "grid", None),
-            seed=cfg.eval.seed, bootstrap=cfg.eval.bootstrap, bootstrap_seed=cfg.eval.seed,
-            evaluations=evaluations if evaluations != sampler.steps else None,
-            autoguidance=guidance.get("auto"), classifier_guidance=guidance.get("classifier"),
-            image_guidance=guidance.get("image"), churn=_churn(cfg),
-            guidance_interval=sampler.guidance_interval if guided else None,
-            guidance_rescale=sampler.guidance_rescale or None if guided else None,
+            seed=cfg.eval.seed, evaluations=evaluations if evaluations != sampler.steps else None,
+            guidance=self._guidance(),
         )  # fmt: skip
 
     def _guidance(self) -> dict[str, dict[str, Any]]:
-        """Kind → its entry on the card, with the stages that it follows."""
-        found = {}
+        """Kind → its entry on the card, with the stages that it follows; and the sampler's churn, where there is any."""
+        churn = _churn(self.cfg)
+        found: dict[str, dict[str, Any]] = {} if churn is None else {"churn": churn}
         for kind in self.plan.resolved.guidance:
             if own := kind.card():
                 found[kind.name] = own | {role: self.plan.named(name).on_card() for role, name in kind.stages.items()}
