@@ -15,12 +15,12 @@ from ldmlab.autoencoders.scale import measure_scale
 from ldmlab.data import latent_cache as cache
 from ldmlab.data.base import to_batch
 from ldmlab.data.batches import Batches, to_float, to_uint8
-from ldmlab.interop import import_first_stage as imported
 from ldmlab.metrics.evaluate import evaluate
 from ldmlab.metrics.extraction import Original, extract_all
 from ldmlab.metrics.features import extract
 from ldmlab.metrics.inception_score import SPLITS, is_score
 from ldmlab.metrics.reconstruction_pass import SHOWN, Pass, save_arrays
+from ldmlab.pipeline import weights_first_stage
 from ldmlab.pipeline.context import Context, frozen
 from ldmlab.pipeline.sheets import error_sheet, spread
 from ldmlab.randomness import Draws
@@ -98,7 +98,7 @@ def make_autoencoder(ctx: Context) -> Autoencoder:
             ).seconds
             if fit.ema is not None:
                 ae.load_state_dict(load_tensors(folder / "ema.safetensors"))
-        source = imported.install(ctx.cfg, ae) if ctx.cfg.ae.weights is not None else None
+        source = weights_first_stage.install(ctx.cfg, ae) if ctx.cfg.ae.weights is not None else None
         _set_scale(ctx, frozen(ae, ctx.device))  # type: ignore[arg-type]
         if ctx.main:
             if source:
@@ -257,7 +257,7 @@ def _psnr(ctx: Context, ae: Autoencoder, images: Sequence[Tensor]) -> dict[str, 
 @torch.no_grad()
 def _set_scale(ctx: Context, ae: Autoencoder) -> None:
     """Set the latent's scale: told, or measured on training images (paper App. G; `autoencoders/scale.py`)."""
-    if (fixed := imported.fixed_scale(ctx.cfg)) is not None:
+    if (fixed := weights_first_stage.fixed_scale(ctx.cfg)) is not None:
         ae.set_scale(fixed.scale_C11, fixed.shift_C11)
         return
     scale = ctx.cfg.ae.latent_scale

@@ -12,8 +12,7 @@ from omegaconf import DictConfig
 
 from ldmlab import build
 from ldmlab.guidance.compose_denoise import share_within
-from ldmlab.interop import import_first_stage as imported
-from ldmlab.pipeline import steering
+from ldmlab.pipeline import steering, weights_first_stage
 from ldmlab.pipeline.costs import UTILISATION, flops_of, machine_speed, millions, parameters_of
 from ldmlab.pipeline.plan import Plan, Row
 from ldmlab.store.checkpoint import Checkpoints
@@ -118,7 +117,7 @@ def _first_stage_rows(
     if cfg.ae.weights is not None:
         what += f" · imported from {Path(cfg.ae.weights).name}"
         work, per_image = (
-            0 if cfg.ae.latent_scale.mode in imported.UNMEASURED else cfg.ae.latent_scale.images,
+            0 if cfg.ae.latent_scale.mode in weights_first_stage.UNMEASURED else cfg.ae.latent_scale.images,
             costs.encode,
         )
     return [

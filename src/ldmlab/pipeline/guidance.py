@@ -17,7 +17,7 @@ from ldmlab.diffusion.objectives import Objective
 from ldmlab.guidance.gradient import LogP, resembles
 from ldmlab.guidance.stack import Like, Towards, Twin, Weak, stacked
 from ldmlab.networks.noisy_classifier import NoisyClassifier
-from ldmlab.pipeline import steering
+from ldmlab.pipeline import steering, weights_denoiser
 from ldmlab.pipeline.context import Context, frozen
 from ldmlab.pipeline.first_stage import make_autoencoder, make_latents
 from ldmlab.randomness import Draws
@@ -166,7 +166,7 @@ def _other_model(ctx: Context, weak: steering.WeakModel, ae: Autoencoder) -> Mod
     assert weak.folder is not None
     inside = weak.folder.parent.name == "snapshots"
     ctx.store.finished(weak.folder.parents[1] if inside else weak.folder)  # raises for an altered file
-    model.load_state_dict(load_tensors(weak.folder / f"{name}.safetensors"))
+    weights_denoiser.load_into(model, load_tensors(weak.folder / f"{name}.safetensors"))
     return Model(frozen(model, ctx.device), build.objective(weak.cfg))  # type: ignore[arg-type]
 
 

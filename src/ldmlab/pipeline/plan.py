@@ -12,10 +12,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ldmlab import build
-from ldmlab.interop import import_denoiser as imported_denoiser
-from ldmlab.interop import import_first_stage as imported
 from ldmlab.metrics.features import Extractor
-from ldmlab.pipeline import steering
+from ldmlab.pipeline import steering, weights_denoiser, weights_first_stage
 from ldmlab.store.store import Address, Store
 from ldmlab.training.loop import images_at
 
@@ -116,7 +114,7 @@ def make_plan(cfg: DictConfig, choices: dict[str, str], data: Any, val: Any, sto
     }  # fmt: skip
     stands_on = learnt_from
     if cfg.ldm.weights is not None:  # nothing of it is learnt from this data
-        trained, stands_on = imported_denoiser.options(cfg), {"autoencoder": autoencoder}
+        trained, stands_on = weights_denoiser.options(cfg), {"autoencoder": autoencoder}
     denoiser = address("denoiser", f"{choices['ldm']}-{choices['ae']}", trained, **stands_on)
     reference = address(
         "reference", choices["data"], {"reference": cfg.eval.reference}, data=data_at, extractor=extractor_id
@@ -227,7 +225,7 @@ def _autoencoder(
 ) -> Address:
     """Trained: from its data and all its options. Imported: from the file, and the data if its latent is measured on it."""
     if cfg.ae.weights is not None:
-        own, measured = imported.options(cfg)
+        own, measured = weights_first_stage.options(cfg)
         return address("autoencoder", choices["ae"], own, **({"data": data} if measured else {}))
     classifier = {"classifier": extractor_id} if build.needs_classifier(cfg) else {}
     own = {"ae": _result_options(cfg.ae), "seed": cfg.seed}

@@ -15,9 +15,7 @@ from omegaconf import OmegaConf
 from ldmlab import build
 from ldmlab.config.compose import Composed
 from ldmlab.errors import UserError
-from ldmlab.interop import import_denoiser as imported_denoiser
-from ldmlab.interop import import_first_stage as imported
-from ldmlab.pipeline import budget, steering
+from ldmlab.pipeline import budget, steering, weights_denoiser, weights_first_stage
 from ldmlab.pipeline.checks import check_fit
 from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.first_stage import make_autoencoder, make_data, make_latents, make_reconstructions
@@ -34,17 +32,17 @@ from ldmlab.training.tracking import as_text
 def prepare(composed: Composed) -> tuple[Plan, Store, Any, Any]:
     """Data, checks and plan: everything that can be wrong is found here. Trains nothing, writes at most data caches."""
     cfg = composed.cfg
-    imported.check(cfg, composed.choices)
+    weights_first_stage.check(cfg, composed.choices)
     store = Store(cfg.store, verify=cfg.verify is not False)
     caches = store.root / "data" / "cache"
     data, val = build.dataset(cfg, "train", caches), build.dataset(cfg, "val", caches)
-    imported_denoiser.check(cfg, composed.choices, data)
+    weights_denoiser.check(cfg, composed.choices, data)
     sized = budget.choose_width(cfg, data)
     check_fit(cfg, data, val)
     steering.check(cfg, data)
     plan = make_plan(cfg, composed.choices, data, val, store)
     plan.rows = rows_of(cfg, plan, data, val)
-    plan.notes += [*([sized] if sized else []), *imported_denoiser.notes(cfg)]
+    plan.notes += [*([sized] if sized else []), *weights_denoiser.notes(cfg)]
     return plan, store, data, val
 
 

@@ -14,12 +14,11 @@ from ldmlab.conditioning.class_label import class_index
 from ldmlab.data.batches import Batches
 from ldmlab.diffusion.denoiser import Denoiser
 from ldmlab.errors import DataError
-from ldmlab.interop import import_denoiser as imported_denoiser
 from ldmlab.metrics.evaluate import evaluate, label_agreement
 from ldmlab.metrics.extraction import Original, extract_all, load_features, reference_indices
 from ldmlab.metrics.features import FeatureSet
 from ldmlab.metrics.protocol import ProtocolCard
-from ldmlab.pipeline import sampling, steering
+from ldmlab.pipeline import sampling, steering, weights_denoiser
 from ldmlab.pipeline.context import Context, frozen
 from ldmlab.pipeline.first_stage import make_autoencoder, make_decoder, make_extractor, make_latents
 from ldmlab.pipeline.guidance import make_guide
@@ -44,7 +43,7 @@ def make_denoiser(ctx: Context, images: int | None = None) -> Denoiser:
     def work(folder: Path) -> float | None:
         if ctx.cfg.ldm.weights is not None:
             if ctx.main:
-                imported_denoiser.install(ctx.cfg, model, folder)
+                weights_denoiser.install(ctx.cfg, model, folder)
             return None
         data = make_latents(ctx)
         objective = build.objective(ctx.cfg)
@@ -74,7 +73,7 @@ def make_denoiser(ctx: Context, images: int | None = None) -> Denoiser:
         model.load_state_dict(make_average(ctx, images))
         return frozen(model, ctx.device)  # type: ignore[return-value]
     name = "ema" if ctx.cfg.eval.weights == "ema" else "weights"
-    model.load_state_dict(load_tensors(folder / f"{name}.safetensors"))
+    weights_denoiser.load_into(model, load_tensors(folder / f"{name}.safetensors"))
     return frozen(model, ctx.device)  # type: ignore[return-value]
 
 
