@@ -22,6 +22,7 @@ from official_layouts import (
 from torch import Tensor
 
 from ldmlab import build
+from ldmlab.conditioning.base import Cond
 from ldmlab.config.compose import Composed, load
 from ldmlab.diffusion.denoiser import denoise_with
 from ldmlab.errors import UserError
@@ -208,7 +209,7 @@ def same_images(context: Context, out: Path, written: Written, steps: int) -> No
     noise = ImageNoise([0, 1], shape[1:], torch.device("cpu"))
     with torch.no_grad():
         z_BCHW = DDIM(steps=steps, grid="official")(
-            denoise_with(model, objective), zT_BCHW, objective.schedule, None, noise
+            denoise_with(model, objective), zT_BCHW, objective.schedule, Cond(), noise
         )
         ours_BHWC = (ae.decode(z_BCHW) / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
     assert ours_BHWC.std() > 0.02 and np.abs(ours_BHWC - theirs_BHWC).max() < 2e-4
