@@ -21,7 +21,6 @@ from official_layouts import (
 )  # fmt: skip
 from torch import Tensor
 
-from ldmlab import build
 from ldmlab.conditioning.base import Cond
 from ldmlab.config.compose import Composed, load
 from ldmlab.diffusion.denoiser import denoise_with
@@ -29,11 +28,11 @@ from ldmlab.errors import UserError
 from ldmlab.interop import weights
 from ldmlab.pipeline import weights_denoiser
 from ldmlab.pipeline.context import Context
+from ldmlab.pipeline.denoiser import DenoiserStage
 from ldmlab.pipeline.export import Written, export_denoiser, export_first_stage
-from ldmlab.pipeline.first_stage import make_autoencoder
+from ldmlab.pipeline.first_stage import FirstStage
 from ldmlab.pipeline.launch import make_accelerator
 from ldmlab.pipeline.run import prepare
-from ldmlab.pipeline.second_stage import make_denoiser
 from ldmlab.randomness import ImageNoise
 from ldmlab.samplers.ddim import DDIM
 
@@ -46,11 +45,11 @@ CH = 128  # of the first stages, as in the paper: narrower ones have other group
 
 def imported(composed: Composed, denoiser: bool = True) -> Context:
     """The composition's stages, made in its store."""
-    plan, store, data, val = prepare(composed)
-    context = Context(composed.cfg, composed.choices, plan, store, make_accelerator("cpu"), data, val)
-    make_autoencoder(context)
+    plan = prepare(composed)
+    context = Context(plan.resolved.cfg, plan, make_accelerator("cpu"))
+    plan.stage(FirstStage).make(context)
     if denoiser:
-        make_denoiser(context)
+        plan.stage(DenoiserStage).make(context)
     return context
 
 
@@ -129,7 +128,7 @@ def words_of(name: str, root: Path) -> list[str]:
 def test_whole_models_load_strictly_both_ways(name: str, tmp_path: Path) -> None:
     shapes, official = official_model(name, tmp_path / "model.ckpt")
     composed = load(words_of(name, tmp_path))
-    context = imported(composed)
+    imported(composed)
     written = export_denoiser(composed, "compvis", tmp_path / "out", "")
     back = state_of(written.files[0])
     module_of(shapes).load_state_dict(back, strict=True)
@@ -137,7 +136,6 @@ def test_whole_models_load_strictly_both_ways(name: str, tmp_path: Path) -> None
     assert changed <= set(SCHEDULE)  # made again from the objective's schedule, in float64
     for buffer in SCHEDULE:
         assert torch.allclose(official[buffer], back[buffer], rtol=1e-6, atol=1e-12), buffer
-    assert context.store.done(context.plan.denoiser) is not None
 
     # official training goes on with its average where it stopped
     live = {f"diffusion_model.{k.removeprefix('model.diffusion_model.')}": v + 1 for k, v in official.items()
@@ -156,7 +154,7 @@ def test_a_table_without_the_null_class_stays_without_it(tmp_path: Path) -> None
     official_model("classes", tmp_path / "model.ckpt")
     words = words_of("classes", tmp_path)
     context = imported(load(words))
-    folder = context.store.folder(context.plan.denoiser)
+    folder = context.store.folder(context.plan.stage(DenoiserStage).address)
     files = {
         "store": folder,
         "compvis": export_denoiser(load(words), "compvis", tmp_path / "compvis", "").files[0].parent,
@@ -173,9 +171,10 @@ def test_a_table_without_the_null_class_stays_without_it(tmp_path: Path) -> None
     assert "No pipeline of diffusers loads this folder whole" in readme and "no row means no class" in readme
     config = json.loads((tmp_path / "diffusers" / "class_embedder" / "config.json").read_text())
     assert config["num_embeddings"] == 10
-    with build.shapes_only():
-        model = build.denoiser(context.cfg, build.autoencoder(context.cfg), context.data)
-    assert model.state_dict()[weights_denoiser.TABLE].shape == (11, 48)  # the network has the row; its files do not
+    assert context.plan.resolved.denoiser.state_dict()[weights_denoiser.TABLE].shape == (
+        11,
+        48,
+    )
 
 
 def test_a_scale_that_is_an_option_is_no_tensor(tmp_path: Path) -> None:
@@ -202,10 +201,10 @@ def same_images(context: Context, out: Path, written: Written, steps: int) -> No
     theirs_BHWC = pipe(
         batch_size=2, generator=torch.Generator().manual_seed(3), num_inference_steps=steps, output_type="np"
     ).images
-    ae, model = make_autoencoder(context), make_denoiser(context)
+    ae, model = context.plan.stage(FirstStage).load(context), context.plan.stage(DenoiserStage).load(context)
     shape = (2, *ae.latent_shape(context.data.resolution))
     zT_BCHW = torch.randn(shape, generator=torch.Generator().manual_seed(3))
-    objective = build.objective(context.cfg)
+    objective = context.plan.resolved.objective
     noise = ImageNoise([0, 1], shape[1:], torch.device("cpu"))
     with torch.no_grad():
         z_BCHW = DDIM(steps=steps, grid="official")(

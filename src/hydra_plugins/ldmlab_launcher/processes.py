@@ -44,7 +44,8 @@ class ProcessesLauncher(Launcher):
         from ldmlab.errors import UserError
 
         os.environ["LDMLAB_SWEEP_CHILD"] = "1"
-        jobs = [list(filter_overrides(list(overrides))) for overrides in job_overrides]
+        outside = [f"hydra.searchpath={list(self.config.hydra.searchpath)}"] if self.config.hydra.searchpath else []
+        jobs = [[*outside, *filter_overrides(list(overrides))] for overrides in job_overrides]
         for words in jobs:
             try:
                 load(words)

@@ -1,6 +1,6 @@
 """A small classifier for the generated shapes: the offline extractor, and a feature pyramid for a perceptual distance.
 
-It is trained by `stages.classifier.ClassifierLoss` like any other network of a run and kept by its content.
+It is trained by `training.classifier_loss.ClassifierLoss` like any other network of a run and kept by its content.
 Its numbers are marked "shapes": comparable within a study and with nothing else.
 
 Shape letters: B batch, C channels, H W space, D features, K classes.
@@ -49,6 +49,10 @@ class ShapesClassifier(nn.Module):
         super().__init__()
         if width < 8 or width % 8:
             raise ConfigError(f"eval.extractor.width must be a positive multiple of 8; got {width}.")
+        if n_classes < 1:
+            raise ConfigError(
+                f"eval.extractor.n_classes={n_classes}: must be at least 1. Set it to the number of classes of the data."
+            )
         self.feature_dim, self.logit_dim = 4 * width, n_classes
         widths = [2 * width, 4 * width, 4 * width]
         self.stem = nn.Conv2d(3, width, 3, padding=1)

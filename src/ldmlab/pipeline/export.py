@@ -13,8 +13,6 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from ldmlab import build
-from ldmlab.autoencoders.autoencoder import Autoencoder
 from ldmlab.conditioning.class_label import ClassLabel
 from ldmlab.config.compose import Composed
 from ldmlab.diffusion.denoiser import Denoiser
@@ -23,7 +21,9 @@ from ldmlab.interop import compvis, denoisers, weights
 from ldmlab.interop.official_unet import Copies
 from ldmlab.networks.unet import UNet
 from ldmlab.pipeline import weights_denoiser, weights_first_stage
-from ldmlab.pipeline.plan import Plan
+from ldmlab.pipeline.decoder import decoding_address
+from ldmlab.pipeline.denoiser import DenoiserStage
+from ldmlab.pipeline.resolved import Resolved
 from ldmlab.pipeline.run import prepare
 from ldmlab.store.checkpoint import load_tensors
 from ldmlab.store.store import Address, Store
@@ -42,19 +42,17 @@ def export_first_stage(composed: Composed, to: str, out: Path, command: str) -> 
     Raises UserError when the stage is not in the store, WeightsError when the format cannot express it or another file
     is in the way.
     """
-    plan, store, data, _ = prepare(composed)
-    stage = plan.decoder or plan.autoencoder
+    plan = prepare(composed)
+    store, resolved, stage = plan.store, plan.resolved, decoding_address(plan)
     _check_done(store, [stage], command, "autoencoder")
     tensors = load_tensors(store.check(stage, "autoencoder.safetensors"))
-    with build.shapes_only():
-        ae = build.autoencoder(composed.cfg)
-    if not weights_first_stage.tensors_of(ae):
+    if not weights_first_stage.tensors_of(resolved.autoencoder):
         raise UserError(f"ae={composed.choices['ae']} has no weights to export.")
-    groups = weights_first_stage.groups_of(ae)
+    groups = weights_first_stage.groups_of(resolved.autoencoder)
     if to == "diffusers":
         several = len(set(tensors["scale"].flatten().tolist())) > 1
         said = "a scale per channel is latents_mean and latents_std in config.json; not every pipeline reads them"
-        return Written(weights.write(out, weights.as_diffusers(tensors, groups, data.resolution)), [said] * several)
+        return Written(weights.write(out, weights.as_diffusers(tensors, groups, resolved.resolution)), [said] * several)
     notes = [f"the latent's scale is {_numbers(tensors['scale'])}, its shift {_numbers(tensors['shift'])}: scale_factor of "
              "the official diffusion, which knows one number and no shift"]  # fmt: skip
     return Written(weights.write(out, weights.as_compvis(tensors, groups)), notes + _group_notes(groups))
@@ -67,28 +65,26 @@ def export_denoiser(composed: Composed, to: str, out: Path, command: str) -> Wri
     format cannot express it or another file is in the way.
     """
     cfg = composed.cfg
-    plan, store, data, _ = prepare(composed)
+    plan = prepare(composed)
+    store, resolved, trained = plan.store, plan.resolved, plan.stage(DenoiserStage).address
     if cfg.eval.ema_width is not None:
         raise UserError("eval.ema_width is made when it is sampled and is no file to export. Use eval.ema_width=null.")
-    with build.shapes_only():
-        ae = build.autoencoder(cfg)
-        model = build.denoiser(cfg, ae, data)
-    _check_kind(model)
-    stage = plan.decoder or plan.autoencoder
-    _check_done(store, [stage, plan.denoiser], command, "denoiser")
+    _check_kind(resolved.denoiser)
+    stage = decoding_address(plan)
+    _check_done(store, [stage, trained], command, "denoiser")
     first_stage = load_tensors(store.check(stage, "autoencoder.safetensors"))
     facts = denoisers.Facts(
-        weights_denoiser.heads_of(model.network), build.objective(cfg).schedule.alpha_bar_T, weights_denoiser.target_of(cfg),
-        ae.latent_shape(data.resolution)[1], weights_denoiser.average_of(cfg, store.folder(plan.denoiser)),
+        weights_denoiser.heads_of(resolved.denoiser.network), resolved.objective.schedule.alpha_bar_T, weights_denoiser.target_of(cfg),
+        resolved.latent_shape[1], weights_denoiser.average_of(cfg, store.folder(trained)),
         weights_first_stage.scale_by_std(cfg),
     )  # fmt: skip
-    copies = _copies(store, plan)
+    copies = _copies(store, trained)
     if to == "diffusers":
         chosen = copies.ema if cfg.eval.weights == "ema" else copies.raw
         assert chosen is not None  # prepare has refused eval.weights=ema without one
-        files, notes = _diffusers_folder(chosen, facts, model, ae, first_stage, data.resolution)
+        files, notes = _diffusers_folder(chosen, facts, resolved, first_stage)
         return Written(weights.write(out, files), [f"the weights are eval.weights={cfg.eval.weights}", *notes])
-    groups = weights_first_stage.groups_of(ae)
+    groups = weights_first_stage.groups_of(resolved.autoencoder)
     files = denoisers.as_compvis(copies, facts, first_stage, groups)
     return Written(weights.write(out, files), _official_notes(cfg, copies, facts.target, first_stage, groups))
 
@@ -103,13 +99,13 @@ def _check_done(store: Store, stages: list[Address], command: str, until: str) -
             )
 
 
-def _copies(store: Store, plan: Plan) -> Copies:
+def _copies(store: Store, trained: Address) -> Copies:
     """Both copies of the denoiser, as they lie in the store."""
 
     def copy(name: str) -> dict[str, Tensor]:
-        return load_tensors(store.check(plan.denoiser, f"{name}.safetensors"))
+        return load_tensors(store.check(trained, f"{name}.safetensors"))
 
-    averaged = (store.folder(plan.denoiser) / "ema.safetensors").is_file()
+    averaged = (store.folder(trained) / "ema.safetensors").is_file()
     return Copies(copy("weights"), copy("ema") if averaged else None)
 
 
@@ -125,7 +121,8 @@ def _check_kind(model: Denoiser) -> None:
             "cond gives this UNet a vector (cond=class_vector), for which neither layout has a place. Networks with tokens "
             "(cond=class_label) or without a condition can be exported."
         )
-    if not isinstance(conditioner, ClassLabel) and next(conditioner.parameters(), None) is not None:
+    learned = any(name.startswith("conditioner.") for name, _ in model.named_parameters())
+    if learned and not isinstance(conditioner, ClassLabel):
         raise UserError(
             f"cond.conditioner is a {type(conditioner).__name__} with weights; only a ClassLabel can be exported."
         )
@@ -146,20 +143,19 @@ README = """# A denoiser of ldmlab, in diffusers' parts
 
 
 def _diffusers_folder(
-    chosen: dict[str, Tensor], facts: denoisers.Facts, model: Denoiser, ae: Autoencoder, first_stage: dict[str, Tensor],
-    resolution: int,
-) -> tuple[dict[str, bytes], list[str]]:  # fmt: skip
+    chosen: dict[str, Tensor], facts: denoisers.Facts, resolved: Resolved, first_stage: dict[str, Tensor]
+) -> tuple[dict[str, bytes], list[str]]:
     """The files, and what they do not say: a whole pipeline, or its parts and a README.md that says why."""
     files = denoisers.as_diffusers(chosen, facts)
     try:
-        return _whole_pipeline(files, facts, model, ae, first_stage, resolution), []
+        return _whole_pipeline(files, facts, resolved, first_stage), []
     except WeightsError as error:
         why = f"No pipeline of diffusers loads this folder whole: {error}"
     notes = ["the first stage goes beside these files with part=ae out=…/vae"]
     table = chosen.get(weights_denoiser.TABLE)
     if table is not None:
         rows, dim = table.shape
-        null = f"row {rows - 1} means no class" if rows > model.conditioner.n_classes else "no row means no class"
+        null = f"row {rows - 1} means no class" if rows > len(resolved.data.class_names) else "no row means no class"
         notes.append(f"encoder_hidden_states is a row of class_embedder, [B, 1, {dim}]; {null}")
     unet = "UNet2DModel" if table is None else "UNet2DConditionModel"
     listed = "\n".join(f"- {note}" for note in notes)
@@ -168,18 +164,20 @@ def _diffusers_folder(
 
 
 def _whole_pipeline(
-    files: dict[str, bytes], facts: denoisers.Facts, model: Denoiser, ae: Autoencoder, first_stage: dict[str, Tensor],
-    resolution: int,
-) -> dict[str, bytes]:  # fmt: skip
+    files: dict[str, bytes], facts: denoisers.Facts, resolved: Resolved, first_stage: dict[str, Tensor]
+) -> dict[str, bytes]:
     """Files that DiffusionPipeline.from_pretrained loads. Raises WeightsError, saying why, where no pipeline computes this."""
-    if model.conditioner.needs:
-        raise WeightsError(f"it has none for a condition ({', '.join(model.conditioner.needs)}) given as an embedding.")
+    if needs := resolved.conditioner.needs:
+        raise WeightsError(f"it has none for a condition ({', '.join(needs)}) given as an embedding.")
     scale, shift = first_stage["scale"].flatten(), first_stage["shift"].flatten()
     if (scale != scale[0]).any() or shift.any():
         raise WeightsError("LDMPipeline knows one scale of the latent; this one has a scale per channel or a shift.")
+    ae = resolved.autoencoder
     if weights_first_stage.tensors_of(ae):
         groups = weights_first_stage.groups_of(ae)
-        return denoisers.as_pipeline(files, weights.as_diffusers(first_stage, groups, resolution), facts.target)
+        return denoisers.as_pipeline(
+            files, weights.as_diffusers(first_stage, groups, resolved.resolution), facts.target
+        )
     if scale[0] != 1:
         raise WeightsError("DDIMPipeline works on unscaled pixels; ae.latent_scale gives them a scale.")
     return denoisers.as_pipeline(files, None, facts.target)
