@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from ldmlab.guidance.compose_denoise import guided
 from torch import Tensor
 
 from ldmlab.conditioning.base import Cond

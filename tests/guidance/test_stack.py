@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from ldmlab.guidance.compose_denoise import autoguided
+from ldmlab.pipeline.guidance import Model
 from torch import Tensor, nn
 
 from ldmlab import build
