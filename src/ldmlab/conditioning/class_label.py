@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ldmlab.conditioning.base import Cond
+from ldmlab.conditioning.base import Cond, Size
 from ldmlab.errors import ConfigError, DataError
 
 
@@ -23,7 +23,7 @@ class ClassLabel(nn.Module):
         form: "token", [B, 1, dim] for cross-attention, as the paper; "vector", [B, dim], which reaches every residual
             block through the time embedding (Dhariwal & Nichol 2021) and builds a network without cross-attention.
 
-    The official guided model counts its null row the same way (1001 rows, row 1000; protocol.md §4).
+    The official guided model counts its null row the same way (1001 rows, row 1000; docs/paper.md#conditioning).
     """
 
     needs = ("label",)
@@ -59,7 +59,7 @@ class ClassLabel(nn.Module):
                 )
         return self._cond(label_B)
 
-    def null(self, batch_size: int, device: torch.device | str) -> Cond:
+    def null(self, batch_size: int, size: Size, device: torch.device | str) -> Cond:
         """The learned null embedding for each example."""
         null_B = torch.full((batch_size,), self.n_classes, dtype=torch.int64, device=device)
         return self._cond(null_B)

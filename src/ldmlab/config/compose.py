@@ -237,7 +237,9 @@ class RunConfig:
     out: str | None = None  # prepare.py, sample.py, export.py: a folder for the files; bench.py: a file of JSON lines
     to: str | None = None  # export.py: diffusers | compvis
     part: str = "ae"  # export.py: ae (the first stage) | ldm (the denoiser and all it needs)
-    verify: bool = False  # prepare.py: check an existing data set instead of making one
+    verify: bool | None = (
+        None  # false: use results that were altered; prepare.py, true: check a data set instead of making one
+    )
     runs: str | None = None  # report.py: "all", or a glob over run names
     compare: str | None = None  # bench.py: CHOICES names the comparisons; null: the composition itself
     study: str | None = None  # report.py: the runs that a sweep has made, by its name in sweeps/
@@ -248,6 +250,7 @@ class RunConfig:
     objective: Any = MISSING
     sampler: Any = MISSING
     guidance: Guidance = field(default_factory=Guidance)
+    stage: Any = None  # stages from outside the package: {name: part}
     eval: Eval = MISSING
     latents: Latents = field(default_factory=Latents)
     runtime: Runtime = field(default_factory=Runtime)
@@ -338,10 +341,14 @@ GIVEN: dict[str, tuple[str, ...]] = {
     "ae.loss.perceptual": ("classifier",),
     "ldm.network": ("in_channels", "out_channels", "context_dim", "vector_dim", "latent_size"),
     "guidance.classifier.network": ("in_channels", "n_classes", "latent_size"),
-    "cond.conditioner": ("n_classes",),
+    "cond.conditioner": ("n_classes", "class_names", "latent_shape", "resolution", "vocabulary", "first_stage"),
     "objective.schedule": ("latent_size",),
 }
-"""Constructor arguments that follow from other parts. `build.py` passes them; as options they would be second truths."""
+"""Constructor arguments that follow from other parts. `build.py` passes them; as options they would be second truths.
+
+What `cond.conditioner` is given, its parts are given too."""
+
+_PART = re.compile(r"(?<=^cond\.conditioner)(\.parts\.\d+)+$")
 
 
 class Composed(NamedTuple):
@@ -602,7 +609,7 @@ def _complete_part(part: DictConfig, path: str, choices: dict[str, str]) -> None
     """Check one part's options against the constructor that takes them, and write its defaults out."""
     name = part["_target_"]
     takes, hints = _signature(name, path)
-    takes = {key: parameter for key, parameter in takes.items() if key not in GIVEN.get(path, ())}
+    takes = {key: parameter for key, parameter in takes.items() if key not in GIVEN.get(_PART.sub("", path), ())}
     for key in [str(k) for k in part if not str(k).startswith("_")]:
         if key not in takes:
             offered = [n for n in takes if n in part or takes[n].default is not inspect.Parameter.empty]

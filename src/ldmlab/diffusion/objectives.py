@@ -25,7 +25,7 @@ class Objective:
     Args:
         target: "eps" (the paper), "v", "z0", "flow", or a part such as targets.EDM.
         schedule: alpha and sigma of t.
-        loss: "l2" (squared error), "l1" (absolute error; churches, inpainting and layout models, D11) or "huber" (half the
+        loss: "l2" (squared error), "l1" (absolute error; the configs of docs/paper.md#noise-schedule) or "huber" (half the
             squared error up to `delta`, delta · (absolute error - delta / 2) beyond).
         weighting: of each noise level; None is weight 1 on the target's own error ("simple", Ho et al. 2020, eq. 14; the
             paper's eq. 2 and 3).

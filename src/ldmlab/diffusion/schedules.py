@@ -79,8 +79,8 @@ def of_betas(beta_T: Tensor) -> Tensor:
 class LinearSqrtBeta(Schedule):
     """Betas that are the squares of a linear ramp between √beta_start and √beta_end: the paper's schedule.
 
-    The official code calls it "linear" (make_beta_schedule of ldm/modules/diffusionmodules/util.py; ldm_paper.yaml
-    D16), diffusers "scaled_linear". Raises ConfigError unless 0 < beta_start <= beta_end < 1.
+    The official code calls it "linear" (make_beta_schedule of ldm/modules/diffusionmodules/util.py;
+    docs/paper.md#noise-schedule), diffusers "scaled_linear". Raises ConfigError unless 0 < beta_start <= beta_end < 1.
     """
 
     def __init__(self, T: int = 1000, beta_start: float = 0.0015, beta_end: float = 0.0195):
@@ -90,7 +90,7 @@ class LinearSqrtBeta(Schedule):
 
 
 class Linear(Schedule):
-    """Betas that rise linearly (Ho et al. 2020, §4). The official LDM code calls this "sqrt_linear" (D16).
+    """Betas that rise linearly (Ho et al. 2020, §4). The official LDM code calls this "sqrt_linear".
 
     Raises ConfigError unless 0 < beta_start <= beta_end < 1.
     """

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ldmlab.data.base import to_batch
 from ldmlab.metrics.features import FeatureSet, extract
 from ldmlab.randomness import seed_of
+from ldmlab.store.files import atomic, read_arrays
 from ldmlab.store.ranks import Ranks
-from ldmlab.store.store import atomic
 
 PART = 2048  # images a part file
 
@@ -68,8 +68,8 @@ def save_features(path: Path, features: FeatureSet) -> None:
 
 
 def load_features(path: Path) -> FeatureSet:
-    with np.load(path, allow_pickle=False) as arrays:
-        return FeatureSet(arrays["features"], arrays.get("logits"))
+    arrays = read_arrays(path)
+    return FeatureSet(arrays["features"], arrays.get("logits"))
 
 
 class Original:

@@ -1,6 +1,6 @@
 """A classifier of noisy latents: the encoder half of the ADM UNet, with the time embedding, and a pool in the place of the
 decoder (Dhariwal & Nichol 2021, §4 and App. H; guided-diffusion unet.py, EncoderUNetModel). LDM-8-G's is of this kind; its size
-is not published (ldm_paper.yaml G07).
+is not published (docs/paper.md#guidance).
 
 Shape letters: B batch, C channels, H W space, L positions, N heads, D features, K classes.
 """

@@ -1,6 +1,6 @@
 """The denoising UNet of the paper: ADM's "ablated UNet", with a spatial transformer wherever tokens are given.
 
-Facts: protocol.md §3; CompVis/latent-diffusion openaimodel.py (UNetModel). Module names and weight shapes are the
+Source: CompVis/latent-diffusion openaimodel.py, UNetModel (docs/paper.md#the-unet). Module names and weight shapes are the
 official ones, so that importing a checkpoint is renaming only.
 
 Shape letters: B batch, C channels, H W space, L tokens, D features.
@@ -31,8 +31,8 @@ class UNet(nn.Module):
             always has attention.
         attention_sizes: the same as sizes of the feature map; give exactly one of the two.
         heads: heads of each attention, or
-        head_channels: channels of each head; exactly one of the two. Weight shapes do not depend on it (ldm_paper.yaml
-        D12). transformer_depth: blocks in each spatial transformer; used only with tokens.
+        head_channels: channels of each head; exactly one of the two. Weight shapes do not depend on it (docs/paper.md#heads).
+        transformer_depth: blocks in each spatial transformer; used only with tokens.
         dropout: in residual blocks, before the last convolution.
         scale_shift_norm: the time embedding scales and shifts the second norm instead of being added.
         resblock_updown: residual blocks change the size, instead of a strided or repeating convolution.

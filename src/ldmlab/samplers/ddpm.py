@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ldmlab.samplers.base import Callback, Denoise, Noise, Schedule
+from ldmlab.samplers.base import Callback, Denoise, Noise, Schedule, after_step
 from ldmlab.samplers.grid import Grid
 from ldmlab.samplers.sampler import Rule, Sampler
 
@@ -46,8 +46,7 @@ def ddpm(
         spread = (beta * share if variance == "small" else beta) ** 0.5
         if s >= 0:
             z_BCHW = z_BCHW + spread * noise()
-        if callback is not None:
-            callback(done, len(times) - 1, z_BCHW)
+        z_BCHW = after_step(callback, done, len(times) - 1, z_BCHW)
     return z_BCHW
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldmlab.samplers.base import Callback, Denoise, Level, Noise, Schedule
+from ldmlab.samplers.base import Callback, Denoise, Level, Noise, Schedule, after_step
 from ldmlab.samplers.grid import Grid
 from ldmlab.samplers.multistep import half_ahead
 from ldmlab.samplers.options import check_eta
@@ -51,8 +51,7 @@ def dpmpp_2m(
         if spread > 0:
             z_BCHW = z_BCHW + spread * noise()
         before = now, z0_BCHW
-        if callback is not None:
-            callback(done, steps, z_BCHW)
+        z_BCHW = after_step(callback, done, steps, z_BCHW)
     return z_BCHW
 
 
