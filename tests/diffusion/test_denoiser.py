@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from ldmlab.guidance.compose_denoise import guided
 from torch import Tensor
 
 from ldmlab.conditioning.base import Cond
@@ -13,7 +14,6 @@ from ldmlab.diffusion.denoiser import Denoiser, denoise_with
 from ldmlab.diffusion.objectives import Objective, Prediction
 from ldmlab.diffusion.schedules import LinearSqrtBeta
 from ldmlab.errors import ConfigError
-from ldmlab.guidance.compose_denoise import guided
 from ldmlab.networks.unet import UNet
 
 

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from ldmlab.guidance.compose_denoise import as_asked, autoguided
+from ldmlab.pipeline.guidance import Guide, Model
 from torch import Tensor, nn
 
 from ldmlab import build
@@ -16,14 +18,12 @@ from ldmlab.diffusion.denoiser import Denoise, Denoiser
 from ldmlab.diffusion.objectives import Objective, Prediction
 from ldmlab.diffusion.schedules import Cosine, LinearSqrtBeta
 from ldmlab.errors import ConfigError
-from ldmlab.guidance.compose_denoise import as_asked, autoguided
 from ldmlab.guidance.gradient import classifier_guided, image_guided, resembles
 from ldmlab.guidance.observations import Downsample, Mask
 from ldmlab.guidance.stack import Like, Towards, Twin, Weak, stacked
 from ldmlab.networks.attention import TokenAttention
 from ldmlab.networks.unet import UNet
 from ldmlab.pipeline import guidance as makers
-from ldmlab.pipeline.guidance import Guide, Model
 from ldmlab.samplers.ddim import DDIM
 
 SCHEDULE = LinearSqrtBeta()

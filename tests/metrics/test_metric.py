@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from ldmlab.conditioning.source import Labels, Unconditional
 from ldmlab.errors import ConfigError
 from ldmlab.metrics.evaluate import evaluate
 from ldmlab.metrics.features import FeatureSet
@@ -21,16 +22,6 @@ from ldmlab.metrics.precision_recall import Precision
 from ldmlab.metrics.standard import STANDARD, standard
 
 ALL = available(logits=True, classes_of_data=True, conditions=["label"])
-
-
-class Labels:
-    """Conditions of samples that were asked for these labels."""
-
-    def __init__(self, label_N):
-        self.label_N = np.asarray(label_N)
-
-    def batch(self, indices):
-        return {"label": torch.from_numpy(self.label_N[indices])}
 
 
 @dataclass(frozen=True)
@@ -69,7 +60,7 @@ def test_yaml_files_are_the_standard_metrics():
 
 def test_declarations_travel_with_the_scores():
     inputs = Inputs(
-        bootstrap=20, seed=0, samples=features(), reference=features(seed=1), conditions=Labels(np.arange(120) % 4),
+        bootstrap=20, seed=0, samples=features(), reference=features(seed=1), conditions=Labels(np.arange(120) % 4, ("a", "b", "c", "d")),
         classes_of_data=True,
     )  # fmt: skip
     found = evaluate(list(STANDARD.values()), inputs)
@@ -163,6 +154,14 @@ def test_settings_are_checked():
     ):
         with pytest.raises(ConfigError, match=message):
             make()
+
+
+def test_labels_are_read_in_parts():
+    label_N = np.random.default_rng(0).integers(0, 3, 700)
+    inputs = Inputs(bootstrap=20, seed=0, samples=features(700), conditions=Labels(label_N, ("a", "b", "c")))
+    np.testing.assert_array_equal(inputs.labels(), label_N)
+    assert Inputs(bootstrap=20, seed=0, samples=features(), conditions=Unconditional()).labels() is None
+    assert Inputs(bootstrap=20, seed=0, samples=features()).labels() is None
 
 
 def test_two_metrics_share_one_computation():
