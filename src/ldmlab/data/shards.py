@@ -11,7 +11,7 @@ import threading
 from collections import OrderedDict
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from filelock import FileLock
@@ -26,6 +26,7 @@ from ldmlab.data.progress import progress
 from ldmlab.data.tarindex import index_tar
 from ldmlab.data.transforms import CROP_RULE, center_crop, read_rgb
 from ldmlab.errors import ConfigError, DataError
+from ldmlab.ranges import File, Given, Pixels
 from ldmlab.store.files import sha256_file
 
 
@@ -44,7 +45,12 @@ class Shards:
     """
 
     def __init__(
-        self, root: str, resolution: int, split: Split = "train", flip: bool = True, cache: Path | None = None
+        self,
+        root: File,
+        resolution: Pixels,
+        split: Annotated[Split, Given] = "train",
+        flip: bool = True,
+        cache: Annotated[Path | None, Given] = None,
     ):
         if resolution < 1:
             raise ConfigError(f"data.resolution={resolution} must be 1 or more.")

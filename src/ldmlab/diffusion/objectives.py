@@ -15,6 +15,7 @@ from ldmlab.diffusion.timestep_distribution import Times, Uniform
 from ldmlab.diffusion.weightings import Weighting
 from ldmlab.errors import ConfigError
 from ldmlab.randomness import Draws, stratified
+from ldmlab.ranges import Positive
 
 __all__ = ["Objective", "Prediction"]
 
@@ -44,7 +45,7 @@ class Objective:
         weighting: Weighting | None = None,
         times: Times | None = None,
         stratified: bool = False,
-        delta: float = 1.0,
+        delta: Positive = 1.0,
     ):
         if not delta > 0:
             raise ConfigError(f"objective.delta must be greater than 0; got {delta}.")

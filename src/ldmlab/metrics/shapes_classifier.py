@@ -6,11 +6,14 @@ Its numbers are marked "shapes": comparable within a study and with nothing else
 Shape letters: B batch, C channels, H W space, D features, K classes.
 """
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 
 from ldmlab.errors import ConfigError
 from ldmlab.metrics.features import Features, hash_of
+from ldmlab.ranges import Range, Width
 
 
 def norm(width: int) -> nn.GroupNorm:
@@ -45,7 +48,7 @@ class ShapesClassifier(nn.Module):
     resize_text = "none"
     preprocessing = "shapes classifier; x / 127.5 - 1; no resize; mean over space after the last norm and SiLU"
 
-    def __init__(self, n_classes: int = 10, width: int = 32):
+    def __init__(self, n_classes: Annotated[int, Range(at_least=2, at_most=100_000)] = 10, width: Width = 32):
         super().__init__()
         if width < 8 or width % 8:
             raise ConfigError(f"eval.extractor.width must be a positive multiple of 8; got {width}.")

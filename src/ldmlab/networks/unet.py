@@ -8,6 +8,7 @@ Shape letters: B batch, C channels, H W space, L tokens, D features.
 
 import math
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from ldmlab.networks.attention import SelfAttention, SpatialTransformer, prepare
 from ldmlab.networks.blocks import GROUPS, Downsample, InputConv, Norm, Pieces, ResBlock, Upsample, zeroed
 from ldmlab.networks.embeddings import sinusoidal
 from ldmlab.networks.kv_cache import Condition
+from ldmlab.ranges import Depth, Given, Multipliers, Share, Sizes, Width
 
 
 class UNet(nn.Module):
@@ -49,23 +51,23 @@ class UNet(nn.Module):
 
     def __init__(
         self,
-        in_channels: int,
-        out_channels: int,
-        width: int,
-        multipliers: list[int],
-        blocks: int,
-        attention_factors: list[int] | None = None,
-        attention_sizes: list[int] | None = None,
-        heads: int | None = None,
-        head_channels: int | None = None,
-        transformer_depth: int = 1,
-        dropout: float = 0.0,
+        in_channels: Annotated[int, Given],
+        out_channels: Annotated[int, Given],
+        width: Width,
+        multipliers: Multipliers,
+        blocks: Depth,
+        attention_factors: Sizes | None = None,
+        attention_sizes: Sizes | None = None,
+        heads: Depth | None = None,
+        head_channels: Width | None = None,
+        transformer_depth: Depth = 1,
+        dropout: Share = 0.0,
         scale_shift_norm: bool = False,
         resblock_updown: bool = False,
         checkpointing: bool = False,
-        context_dim: int | None = None,
-        vector_dim: int | None = None,
-        latent_size: int | None = None,
+        context_dim: Annotated[int | None, Given] = None,
+        vector_dim: Annotated[int | None, Given] = None,
+        latent_size: Annotated[int | None, Given] = None,
     ):
         super().__init__()
         check_widths(width, multipliers, blocks)
