@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from ldmlab.guidance.compose_denoise import guided
 from torch import Tensor
 
 from ldmlab.conditioning.base import Cond

@@ -5,8 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from ldmlab.guidance.compose_denoise import autoguided
-from ldmlab.pipeline.guidance import Model
 from torch import Tensor, nn
 
 from ldmlab import build
