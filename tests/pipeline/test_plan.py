@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
+from ldmlab.pipeline.forecast import table
 from omegaconf import OmegaConf
 
 from ldmlab.config.compose import load
 from ldmlab.errors import ConfigError
-from ldmlab.pipeline.forecast import table
 from ldmlab.pipeline.plan import Plan, sample_options
 from ldmlab.pipeline.run import prepare
 from ldmlab.store.store import Store
@@ -138,7 +138,7 @@ def test_parameters_of_the_plan_are_those_of_the_paper(tmp_path: Path) -> None:
     plan = plan_of("ldm.fit.snapshots=[1.0]", *words, root=tmp_path)
     rows = {row.address.stage: row for row in plan.rows}
     assert "395.0 M" in rows["denoiser"].what and "67.7 M" in rows["autoencoder"].what
-    # performance.md: LDM-8 at 256² takes 114 GFLOP forward per image
+    # docs/paper.md#sizes-of-the-networks: LDM-8 at 256² takes 114 GFLOP forward per image
     assert rows["denoiser"].flops / 3 == pytest.approx(114e9, rel=0.03)
 
 

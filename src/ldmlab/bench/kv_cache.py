@@ -17,7 +17,7 @@ from ldmlab.bench.unet import GUIDANCE, SHAPES
 from ldmlab.conditioning.base import Cond
 from ldmlab.conditioning.compose import Compose
 from ldmlab.diffusion.denoiser import Denoiser, denoise_with
-from ldmlab.guidance.compose_denoise import guided
+from ldmlab.guidance.classifier_free import guided
 from ldmlab.networks.dit import DiT
 from ldmlab.networks.unet import UNet
 

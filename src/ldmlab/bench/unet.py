@@ -20,7 +20,7 @@ from ldmlab.conditioning.base import Cond
 from ldmlab.conditioning.compose import Compose
 from ldmlab.diffusion.denoiser import Denoiser, denoise_with
 from ldmlab.errors import ConfigError
-from ldmlab.guidance.compose_denoise import guided
+from ldmlab.guidance.classifier_free import guided
 from ldmlab.networks.unet import UNet
 from ldmlab.pipeline.costs import flops_of, parameters_of
 from ldmlab.samplers.ddim import ddim
@@ -30,7 +30,7 @@ GUIDANCE = 2.0
 
 @dataclass(frozen=True)
 class Shape:
-    """A network and what it is fed. `design/performance.md` names the three; what it leaves open is filled in here."""
+    """A network and the size and number of its inputs."""
 
     options: dict[str, Any]  # UNet's
     size: int  # of the latent

@@ -141,6 +141,6 @@ def to_float(image_BHWC: Tensor) -> Tensor:
 
 
 def to_uint8(image_BCHW: Tensor) -> Tensor:
-    """float BCHW in [-1, 1], clamped → uint8 BHWC. Rounds to nearest; the official script truncates (protocol §5)."""
+    """float BCHW in [-1, 1], clamped → uint8 BHWC. Rounds to nearest; the official script truncates."""
     eight_bits_BCHW = image_BCHW.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
     return rearrange(eight_bits_BCHW, "b c h w -> b h w c").contiguous()

@@ -17,8 +17,8 @@ from torch import Tensor
 from ldmlab.data.base import ImageDataset, to_batch
 from ldmlab.data.batches import to_float
 from ldmlab.errors import DataError
+from ldmlab.store.files import atomic, read_array, read_json, write_json
 from ldmlab.store.ranks import Ranks
-from ldmlab.store.store import atomic, read_json, write_json
 
 BLOCK = 2048
 CERTIFIED = 64
@@ -64,7 +64,7 @@ class LatentCache:
     def _row(self, index: int) -> np.ndarray:
         block = bisect.bisect_right(self.starts, index) - 1
         if block not in self._blocks:
-            self._blocks[block] = np.load(block_path(self.folder, block), mmap_mode="r")
+            self._blocks[block] = read_array(block_path(self.folder, block))
         row: np.ndarray = self._blocks[block][index - self.starts[block]]
         return row
 
@@ -138,7 +138,7 @@ def verify(cache: LatentCache, moments: Callable[[Tensor], Tensor], device: torc
     fresh = encode(cache.dataset, indices, moments, device)
     spread = fresh.std(axis=(0, 1, 3, 4), keepdims=True) + 1e-6
     stored = cache.__getitems__(indices)["moments"].float().numpy()
-    written = np.load(cache.folder / "certificate.npy")
+    written = read_array(cache.folder / "certificate.npy")
     worst = 0.0
     for name, other in (("moments", stored), ("certificate", written)):
         difference = float((np.abs(other - fresh) / spread).max())

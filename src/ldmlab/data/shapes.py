@@ -7,7 +7,7 @@ Shape letters: B images, H W pixels, N images of the split.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from ldmlab.data.drawing import Drawing, draw
 from ldmlab.data.painted import Painted
 from ldmlab.data.scene import KINDS, OBJECTS, VERSION, Scenes, caption, main_kind, scenes, stream
 from ldmlab.errors import ConfigError
+from ldmlab.ranges import Given, Items, Range, Seed
 
 FieldName = Literal["label", "caption", "boxes", "segmentation", "depth", "mask", "low_res"]
 FIELDS: tuple[FieldName, ...] = ("label", "caption", "boxes", "segmentation", "depth", "mask", "low_res")
@@ -30,6 +31,7 @@ DECLARED = {
 }  # fmt: skip
 DRAWN = frozenset({"boxes", "segmentation", "depth", "mask"})  # fields that need the painting's owner map
 LOW_RES_FACTOR = 4
+Generated = Annotated[int, Range(at_least=2, at_most=10**9)]  # images of a split
 _PIXELS_AT_ONCE = 1 << 16  # images are painted in groups of about this many pixels, which stay in the processor's cache
 
 
@@ -54,17 +56,17 @@ class Shapes:
 
     def __init__(
         self,
-        resolution: int = 32,
-        split: Split = "train",
-        train_images: int = 50_000,
-        val_images: int = 2_000,
-        test_images: int = 2_000,
-        seed: int = 0,
-        objects: int = OBJECTS,
-        fields: list[FieldName] = ["label"],  # noqa: B006 - read only; a list because that is what an option can be
+        resolution: Annotated[int, Range(at_least=16, at_most=4_096)] = 32,
+        split: Annotated[Split, Given] = "train",
+        train_images: Generated = 50_000,
+        val_images: Generated = 2_000,
+        test_images: Generated = 2_000,
+        seed: Seed = 0,
+        objects: Annotated[int, Range(at_least=1, at_most=OBJECTS)] = OBJECTS,
+        fields: Annotated[list[FieldName], Items(distinct=True)] = ["label"],  # noqa: B006 - read only; a list because that is what an option can be
         cached: bool = True,
         flip: bool = False,
-        cache: Path | None = None,
+        cache: Annotated[Path | None, Given] = None,
     ):
         counts = {"train": train_images, "val": val_images, "test": test_images}
         _check(resolution, split, counts, fields)

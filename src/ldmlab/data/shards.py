@@ -11,7 +11,7 @@ import threading
 from collections import OrderedDict
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from filelock import FileLock
@@ -20,12 +20,14 @@ from ldmlab.data.address import REMOTE
 from ldmlab.data.base import SPLITS, Sample, Split, digest
 from ldmlab.data.fetch import local_copy
 from ldmlab.data.fields import label
-from ldmlab.data.files import in_order, sha256_of, workers, write_json
+from ldmlab.data.files import in_order, workers, write_json
 from ldmlab.data.manifest import NAME, Manifest, ShardRecord, parse_manifest
 from ldmlab.data.progress import progress
 from ldmlab.data.tarindex import index_tar
 from ldmlab.data.transforms import CROP_RULE, center_crop, read_rgb
 from ldmlab.errors import ConfigError, DataError
+from ldmlab.ranges import File, Given, Pixels
+from ldmlab.store.files import sha256_file
 
 
 class Shards:
@@ -43,7 +45,12 @@ class Shards:
     """
 
     def __init__(
-        self, root: str, resolution: int, split: Split = "train", flip: bool = True, cache: Path | None = None
+        self,
+        root: File,
+        resolution: Pixels,
+        split: Annotated[Split, Given] = "train",
+        flip: bool = True,
+        cache: Annotated[Path | None, Given] = None,
     ):
         if resolution < 1:
             raise ConfigError(f"data.resolution={resolution} must be 1 or more.")
@@ -194,7 +201,7 @@ class _Check:
             raise DataError(f"{file} {how}: {stamp[0]} bytes instead of {wanted.bytes}. {self._accept()}")
         if known is not None and known["stamp"] == stamp and before is not None and before == wanted:
             return before
-        sha256 = sha256_of(file)
+        sha256 = sha256_file(file)
         if wanted is not None and sha256 != wanted.sha256:
             raise DataError(
                 f"{file} was altered: its sha256 is {sha256[:16]}…, not {wanted.sha256[:16]}…. {self._accept()}"

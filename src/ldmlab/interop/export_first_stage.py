@@ -5,10 +5,12 @@ from pathlib import Path
 from torch import Tensor
 
 from ldmlab import build
+from ldmlab.autoencoders.conv import ConvNetwork
 from ldmlab.config.compose import Composed
-from ldmlab.errors import UserError
+from ldmlab.errors import UserError, WeightsError
 from ldmlab.interop import compvis, weights
 from ldmlab.interop import import_first_stage as imported
+from ldmlab.pipeline.decoder import decoding_address
 from ldmlab.pipeline.run import prepare
 from ldmlab.store.checkpoint import load_tensors
 
@@ -20,8 +22,9 @@ def export(composed: Composed, to: str, out: Path, command: str) -> tuple[list[P
     is in the way.
     """
     cfg = composed.cfg
-    plan, store, data, _ = prepare(composed)
-    stage = plan.decoder or plan.autoencoder
+    plan = prepare(composed)
+    store, data = plan.store, plan.resolved.data
+    stage = decoding_address(plan)
     if store.done(stage) is None:
         again = " ".join(w for w in command.split() if not w.startswith(("to=", "out=", "until=")))
         raise UserError(
@@ -33,6 +36,12 @@ def export(composed: Composed, to: str, out: Path, command: str) -> tuple[list[P
         ae = build.autoencoder(cfg)
     if not imported.tensors_of(ae):
         raise UserError(f"ae={composed.choices['ae']} has no weights to export.")
+    if not isinstance(ae.network, ConvNetwork):
+        raise WeightsError(
+            f"ae={composed.choices['ae']} is a {type(ae.network).__name__}, and the {to} format knows the paper's convolutional "
+            f"first stages alone. Its weights are kept in our own layout: {store.folder(stage) / 'autoencoder.safetensors'}; "
+            "ae.weights=<that file> reads it."
+        )
     groups = imported.groups_of(ae)
     if to == "diffusers":
         return weights.write(out, weights.as_diffusers(tensors, groups, data.resolution)), _diffusers_notes(tensors)

@@ -9,7 +9,8 @@ import numpy as np
 
 from ldmlab.errors import DataError
 from ldmlab.pipeline.sampling import contact_sheet
-from ldmlab.store.store import atomic, make_id, read_json, write_json
+from ldmlab.store.files import atomic, read_array, read_json, write_json
+from ldmlab.store.store import make_id
 
 NAMES = {
     "fid": "FID", "is": "IS", "kid": "KID", "rfid": "rFID", "ris": "R-IS", "psnr": "PSNR", "ssim": "SSIM",
@@ -49,6 +50,8 @@ def make_page(run: Path) -> Path:
     """The page of one run, in the run's own folder."""
     from ldmlab.reports.page import report
 
+    if (run / "index.html").is_file() and not os.access(run, os.W_OK):
+        return shown(run / "index.html")  # a read-only store: the page as it was
     return shown(report([run], run, None))
 
 
@@ -94,7 +97,7 @@ def export_samples(run: Path, out: Path | None) -> str:
 
     stage = next(s for s in reversed(read_json(run / "run.json")["stages"]) if s["stage"] == "samples")
     source = (run / stage["folder"]).resolve()
-    images, conditions = np.load(source / "images.npy", mmap_mode="r"), read_json(source / "conditions.json")
+    images, conditions = read_array(source / "images.npy"), read_json(source / "conditions.json")
     folder = out or source.parent.parent / "pictures" / source.name
     folder.mkdir(parents=True, exist_ok=True)
     rows = []

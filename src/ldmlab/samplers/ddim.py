@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldmlab.ranges import Fraction, Steps
 from ldmlab.samplers.base import Callback, Denoise, Noise, Schedule, after_step
 from ldmlab.samplers.grid import Grid
 from ldmlab.samplers.options import check_eta
@@ -55,8 +56,8 @@ class DDIM(Sampler):
     Raises ConfigError for values outside these ranges; for steps against T when it is called.
     """
 
-    steps: int = 50
-    eta: float = 0.0
+    steps: Steps = 50
+    eta: Fraction = 0.0
     grid: Grid = "trailing"
 
     def __post_init__(self) -> None:

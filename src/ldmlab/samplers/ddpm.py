@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ldmlab.ranges import Steps
 from ldmlab.samplers.base import Callback, Denoise, Noise, Schedule, after_step
 from ldmlab.samplers.grid import Grid
 from ldmlab.samplers.sampler import Rule, Sampler
@@ -62,7 +63,7 @@ class DDPM(Sampler):
     Raises ConfigError for values outside these ranges; for steps against T when it is called.
     """
 
-    steps: int = 1000
+    steps: Steps = 1000
     variance: Variance = "small"
     grid: Grid = "trailing"
 

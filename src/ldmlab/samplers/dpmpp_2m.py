@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldmlab.ranges import Fraction, Steps
 from ldmlab.samplers.base import Callback, Denoise, Level, Noise, Schedule, after_step
 from ldmlab.samplers.grid import Grid
 from ldmlab.samplers.multistep import half_ahead
@@ -67,8 +68,8 @@ class DPMpp2M(Sampler):
     Raises ConfigError for values outside these ranges; for steps against T when it is called.
     """
 
-    steps: int = 20
-    eta: float = 0.0
+    steps: Steps = 20
+    eta: Fraction = 0.0
     grid: Grid = "trailing"
 
     def __post_init__(self) -> None:

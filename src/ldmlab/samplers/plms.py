@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldmlab.ranges import Steps
 from ldmlab.samplers.base import Callback, Denoise, Noise, Schedule, after_step
 from ldmlab.samplers.grid import Grid
 from ldmlab.samplers.heun import improved
@@ -71,7 +72,7 @@ class PLMS(Sampler):
     Raises ConfigError for steps against T when it is called.
     """
 
-    steps: int = 50
+    steps: Steps = 50
     grid: Grid = "trailing"
 
     @property

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldmlab.ranges import Steps
 from ldmlab.samplers.base import Callback, Denoise, Level, Noise, Schedule, after_step
 from ldmlab.samplers.grid import Grid
 from ldmlab.samplers.multistep import half_ahead, half_log_snr
@@ -96,7 +97,7 @@ class UniPC(Sampler):
     Raises ConfigError for steps against T when it is called.
     """
 
-    steps: int = 20
+    steps: Steps = 20
     grid: Grid = "trailing"
 
     @property

@@ -1,4 +1,4 @@
-"""One process among those of a command."""
+"""One process of a command that runs as several: which it is, how it waits for the others, how it shows progress."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -8,7 +8,8 @@ restarts from the global generator; it is the oracle of the tests.)
 Shape letters: B batch, C channels, H W space, M = B·H·W vectors, K codes, P candidates.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from ldmlab.autoencoders.regularisers.base import Regularised, usage, widen
 from ldmlab.autoencoders.regularisers.vq import VQ
 from ldmlab.errors import ConfigError
 from ldmlab.randomness import seed_of
+from ldmlab.ranges import Codes, Given, Share, Weight
 
 CANDIDATES = 16  # vectors an image offers for restarts, spread evenly over its positions
 SMOOTHING = 1e-5  # Laplace smoothing of the counts
@@ -31,6 +33,7 @@ class EMAVQ(VQ):
 
     beta           weight of the commitment term ‖sg(z_q) − z‖²
     decay          γ
+    start          as VQ
     restart_below  a code whose average count N_k falls below this share of the mean count is put on a vector of the present
                    step, with the mean count; 0 never restarts
     """
@@ -40,9 +43,16 @@ class EMAVQ(VQ):
     step: Tensor
 
     def __init__(
-        self, c: int, codes: int, beta: float = 0.25, weight: float = 1.0, decay: float = 0.99, restart_below: float = 0.03
-    ):  # fmt: skip
-        super().__init__(c, codes, beta=beta, legacy=False, weight=weight)
+        self,
+        c: Annotated[int, Given],
+        codes: Codes,
+        beta: Weight = 0.25,
+        weight: Weight = 1.0,
+        decay: Share = 0.99,
+        restart_below: Share = 0.03,
+        start: Literal["uniform", "kmeans"] = "uniform",
+    ):
+        super().__init__(c, codes, beta=beta, legacy=False, weight=weight, start=start)
         if not 0 < decay < 1:
             raise ConfigError(f"ae.regulariser.decay={decay} must lie between 0 and 1.")
         if not 0 <= restart_below < 1:
@@ -53,6 +63,12 @@ class EMAVQ(VQ):
         self.register_buffer("sums_KC", self.embedding.weight.detach().clone())
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []  # per micro-batch: counts, sums, candidates
+
+    @torch.no_grad()
+    def start(self, moments: Iterable[Tensor]) -> None:
+        """As VQ; each code counts as often used as any other."""
+        super().start(moments)
+        self.sums_KC.copy_(self.embedding.weight * self.counts_K.unsqueeze(1))
 
     def forward(self, h_BCHW: Tensor, noise_BCHW: Tensor | None = None) -> Regularised:
         """Quantised vectors with the straight-through gradient and the commitment term. In training it remembers what
