@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,9 +10,11 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
 from ldmlab.autoencoders.autoencoder import Autoencoder
+from ldmlab.conditioning.base import Conditioner, Facts, built
+from ldmlab.data.base import ImageDataset
 from ldmlab.diffusion.denoiser import Denoiser
 from ldmlab.diffusion.objectives import Objective
 from ldmlab.errors import UserError
@@ -23,6 +25,8 @@ from ldmlab.guidance.classifier_free import ClassifierFreeGuidance
 from ldmlab.guidance.image import ImageGuidance
 from ldmlab.guidance.observations import Observation
 from ldmlab.guidance.stack import in_order
+from ldmlab.metrics.metric import Metric
+from ldmlab.metrics.standard import standard
 from ldmlab.networks.noisy_classifier import NoisyClassifier
 from ldmlab.randomness import seed_of
 from ldmlab.samplers.sampler import Sampler
@@ -32,13 +36,17 @@ SHAPES = "ldmlab.data.shapes.Shapes"
 
 def part(node: DictConfig, **given: Any) -> Any:
     """One part: its options, plus what follows from other parts. A part's own complaint comes out as it is."""
+    made = _made(node)
+    return made(**given) if node.get("_partial_", False) else made
+
+
+def _made(node: DictConfig, **how: Any) -> Any:
     try:
-        made = instantiate(node, _convert_="all")
+        return instantiate(node, _convert_="all", **how)
     except InstantiationException as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
         raise
-    return made(**given) if node.get("_partial_", False) else made
 
 
 @contextlib.contextmanager
@@ -69,11 +77,11 @@ def shapes_only() -> Iterator[None]:
             setattr(init, name, function)
 
 
-def dataset(cfg: DictConfig, split: str, cache: Path | None) -> Any:
-    return part(cfg.data, split=split, cache=cache)
+def dataset(cfg: DictConfig, split: str, cache: Path | None) -> ImageDataset:
+    return cast(ImageDataset, part(cfg.data, split=split, cache=cache))
 
 
-def shapes(cfg: DictConfig, split: str, cache: Path | None) -> Any:
+def shapes(cfg: DictConfig, split: str, cache: Path | None) -> ImageDataset:
     """The generated shapes at the run's resolution: the run's own data when it uses them, else the default set."""
     if cfg.data["_target_"] == SHAPES:
         return dataset(cfg, split, cache)
@@ -123,15 +131,35 @@ def evaluation_distance(cfg: DictConfig, extractor: nn.Module) -> nn.Module | No
     return cast(nn.Module, part(cfg.ae.loss.perceptual)) if own else None
 
 
-def conditioner(cfg: DictConfig, data: Any) -> Any:
-    node = cfg.cond.conditioner
-    return part(node, n_classes=len(data.class_names)) if node.get("_partial_", False) else part(node)
+def conditioner(cfg: DictConfig, data: ImageDataset, ae: Autoencoder | None = None) -> Conditioner:
+    """`cond.conditioner` and the parts in it, each with the facts that its constructor names.
+
+    `ae`: the first stage. Without it a conditioner cannot ask it anything, and its latent shape is that of the options.
+    """
+    encode = None if ae is None else frozen_encode(ae)
+    if ae is None:
+        with shapes_only():
+            ae = autoencoder(cfg)
+    facts = Facts(
+        n_classes=len(data.class_names), class_names=tuple(data.class_names), resolution=data.resolution,
+        latent_shape=ae.latent_shape(data.resolution), first_stage=encode,
+        vocabulary={field.name: field.values for field in data.declared},
+    )  # fmt: skip
+    return cast(Conditioner, built(_made(cfg.cond.conditioner, _partial_=True), facts))
 
 
-def denoiser(cfg: DictConfig, ae: Autoencoder, data: Any, conditions: Any = None) -> Denoiser:
+def frozen_encode(ae: Autoencoder) -> Callable[[Tensor], Tensor]:
+    """Image [B, 3, H, W] in [-1, 1] → standardised latents, the posterior's mean, without gradients.
+
+    A function, so that a conditioner that keeps it does not own the first stage's weights.
+    """
+    return torch.no_grad()(lambda image_BCHW: ae.encode(image_BCHW))
+
+
+def denoiser(cfg: DictConfig, ae: Autoencoder, data: ImageDataset, conditions: Conditioner | None = None) -> Denoiser:
     """Network and conditioner; `conditions`: a conditioner that is already made."""
     with seeded(cfg.seed, "denoiser"):
-        conditions = conditioner(cfg, data) if conditions is None else conditions
+        conditions = conditioner(cfg, data, ae) if conditions is None else conditions
         network = part(
             cfg.ldm.network,
             in_channels=ae.c + conditions.concat_channels,
@@ -191,6 +219,11 @@ def guidance(cfg: DictConfig, chosen: Sampler) -> tuple[Guidance, ...]:
 
 def _floats(interval: Any) -> list[float] | None:
     return None if interval is None else [float(ratio) for ratio in interval]
+
+
+def metrics(cfg: DictConfig) -> tuple[Metric, ...]:
+    """`eval.metrics`, in order."""
+    return tuple(standard(cfg.eval.metrics))
 
 
 def extractor(cfg: DictConfig) -> nn.Module:

@@ -142,7 +142,7 @@ def sampler_step(cfg: DictConfig, denoiser: Denoiser, batch: dict[str, Any], sha
 
     @torch.no_grad()
     def run() -> None:
-        null = denoiser.conditioner.null(images, device)
+        null = denoiser.null(images, shape[1:], device)
         denoise = classifier_free(denoise_with(denoiser, objective), sampler, null, objective.schedule)
         noise = lambda: torch.randn_like(zT_BCHW)  # noqa: E731
         sampler(denoise, zT_BCHW, objective.schedule, denoiser.condition(batch), noise)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ldmlab.conditioning.base import Cond
+from ldmlab.conditioning.base import Cond, Size
 from ldmlab.errors import ConfigError, DataError
 from ldmlab.ranges import Given, Width
 
@@ -60,7 +60,7 @@ class ClassLabel(nn.Module):
                 )
         return self._cond(label_B)
 
-    def null(self, batch_size: int, device: torch.device | str) -> Cond:
+    def null(self, batch_size: int, size: Size, device: torch.device | str) -> Cond:
         """The learned null embedding for each example."""
         null_B = torch.full((batch_size,), self.n_classes, dtype=torch.int64, device=device)
         return self._cond(null_B)

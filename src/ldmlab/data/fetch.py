@@ -7,10 +7,10 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from ldmlab.data.address import address_of, fetch_manifest, open_stream
 from ldmlab.data.base import Split
 from ldmlab.data.manifest import NAME, Manifest
 from ldmlab.data.progress import progress
-from ldmlab.data.remote import address_of, fetch_manifest, open_stream
 from ldmlab.errors import DataError
 from ldmlab.store.files import sha256_file
 

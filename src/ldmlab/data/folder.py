@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 import numpy as np
 
 from ldmlab.data.base import SPLITS, Sample, Split, digest
+from ldmlab.data.fields import label
 from ldmlab.data.files import SUFFIXES, Survey, list_pictures, readable
 from ldmlab.data.transforms import CROP_RULE, center_crop, read_rgb
 from ldmlab.errors import ConfigError, DataError
@@ -206,7 +207,8 @@ class Folder:
         self.split = split
         self.flip = flip
         self.class_names = listing.class_names
-        self.fields: tuple[str, ...] = ("label",) if listing.class_of is not None else ()
+        self.declared = (label(len(self.class_names)),) if listing.class_of is not None else ()
+        self.fields: tuple[str, ...] = tuple(field.name for field in self.declared)
         self._labels = np.array(listing.labels(self._paths), dtype=np.int64)
 
     def __len__(self) -> int:

@@ -16,7 +16,10 @@ from typing import Annotated, Any
 import numpy as np
 from filelock import FileLock
 
+from ldmlab.data.address import REMOTE
 from ldmlab.data.base import SPLITS, Sample, Split, digest
+from ldmlab.data.fetch import local_copy
+from ldmlab.data.fields import label
 from ldmlab.data.files import in_order, workers, write_json
 from ldmlab.data.manifest import NAME, Manifest, ShardRecord, parse_manifest
 from ldmlab.data.progress import progress
@@ -25,8 +28,6 @@ from ldmlab.data.transforms import CROP_RULE, center_crop, read_rgb
 from ldmlab.errors import ConfigError, DataError
 from ldmlab.ranges import File, Given, Pixels
 from ldmlab.store.files import sha256_file
-
-REMOTE = ("pipe:", "http://", "https://", "s3://")
 
 
 class Shards:
@@ -75,6 +76,7 @@ class Shards:
         self._size = np.concatenate([np.array(shard.sizes, dtype=np.int64) for shard in shards])
         self._labels = np.concatenate([np.array(shard.labels or [], dtype=np.int64) for shard in shards])
         self.class_names = _class_names(self.root, manifest, self._labels) if self.fields else ()
+        self.declared = (label(len(self.class_names)),) if self.fields else ()
         self._files = _OpenFiles()
 
     def __len__(self) -> int:
@@ -249,8 +251,6 @@ def _folder(root: str, split: Split, cache: Path | None) -> Path:
     if str(root).startswith(REMOTE):
         if cache is None:
             raise DataError(f"data.root={root} is remote and needs a folder to be copied to (cache).")
-        from ldmlab.data.fetch import local_copy
-
         return local_copy(str(root), split, Path(cache))
     place = Path(root).expanduser()
     if not place.is_dir():

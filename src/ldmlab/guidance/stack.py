@@ -59,7 +59,7 @@ class Guided:
         """
         models = [self.model, *(model for kind in self.kinds for model in kind.models)]
         conditions = [m.denoiser.condition(dict(batch)) for m in models]
-        null = [m.denoiser.conditioner.null(n, device) for m in models]
+        null = [m.denoiser.null(n, size, device) for m in models]
         alone = [m.denoiser.prepared(c) for m, c in zip(models, conditions, strict=True)]
         both = None
         if any(kind.reads_null for kind in self.kinds) and not null[0].empty:

@@ -85,7 +85,8 @@ def _check_kind(model: Denoiser) -> None:
             "cond gives this UNet a vector (cond=class_vector), for which neither layout has a place. Networks with tokens "
             "(cond=class_label) or without a condition can be exported."
         )
-    if not isinstance(conditioner, ClassLabel) and next(conditioner.parameters(), None) is not None:
+    learned = any(name.startswith("conditioner.") for name, _ in model.named_parameters())
+    if learned and not isinstance(conditioner, ClassLabel):
         raise UserError(
             f"cond.conditioner is a {type(conditioner).__name__} with weights; only a ClassLabel can be exported."
         )

@@ -80,10 +80,11 @@ def cost(cfg: DictConfig, data: Any, width: int) -> Cost:
     """Counted on tensors without contents: no memory, about a second for the largest networks."""
     with build.shapes_only():
         network = _network(cfg, data, width)
-        conditions = build.conditioner(cfg, data)
-        shape = build.autoencoder(cfg).latent_shape(data.resolution)
+        ae = build.autoencoder(cfg)
+        conditions = build.conditioner(cfg, data, ae)
+        shape = ae.latent_shape(data.resolution)
     z, t = torch.empty(1, *shape, device="meta"), torch.zeros(1, dtype=torch.long, device="meta")
-    per_image = 3 * flops_of(lambda: network(z, t, conditions.null(1, "meta")))
+    per_image = 3 * flops_of(lambda: network(z, t, conditions.null(1, shape[1:], "meta")))
     return Cost(width, parameters_of(network), per_image, per_image * cfg.ldm.fit.batch_size)
 
 

@@ -101,8 +101,8 @@ class DenoiserStage(Stage):
 
     def load(self, ctx: Context, images: int | None = None) -> Denoiser:
         """With the weights that `eval.weights` names; of a snapshot when `images` says which."""
-        model = build.denoiser(ctx.cfg, self.plan.resolved.autoencoder, ctx.data)
         folder = self.make(ctx)
+        model = build.denoiser(ctx.cfg, self.plan.stage(FirstStage).load(ctx), ctx.data)
         final = self.plan.resolved.snapshots[-1]
         if images is not None and (folder / "snapshots" / f"{images:012d}").exists():
             folder = folder / "snapshots" / f"{images:012d}"

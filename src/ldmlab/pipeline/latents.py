@@ -7,7 +7,6 @@ from omegaconf import DictConfig
 
 from ldmlab.data import latent_cache
 from ldmlab.data.base import ImageDataset
-from ldmlab.errors import ConfigError
 from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.data import DataStage
 from ldmlab.pipeline.first_stage import FirstStage
@@ -31,20 +30,10 @@ def load_learnt_from(plan: "Plan", ctx: Context) -> Any:
 
 
 def reads_cache(cfg: DictConfig, data: ImageDataset) -> bool:
-    """Whether the denoiser learns from cached latents. In pixel space a cache would be a copy; an imported one learns nothing.
-
-    Raises ConfigError when a cache was asked for and cannot be.
-    """
+    """Whether the denoiser learns from cached latents. In pixel space a cache would be a copy; an imported one learns nothing."""
     identity = cfg.ae.fit is None and cfg.ae.weights is None
     unread = identity or cfg.ldm.weights is not None
-    if cfg.latents.cache == "never" or (unread and cfg.latents.cache == "auto"):
-        return False
-    missing = latent_cache.unsupported_fields(data)
-    if missing and cfg.latents.cache == "always":
-        raise ConfigError(
-            f"latents.cache=always, but the cache does not carry {', '.join(missing)}; use latents.cache=never."
-        )
-    return not missing
+    return cfg.latents.cache == "always" or (cfg.latents.cache == "auto" and not unread)
 
 
 class LatentsStage(Stage):
@@ -80,8 +69,7 @@ class LatentsStage(Stage):
     def work(self, ctx: Context, folder: Path) -> None:
         ae = self.plan.stage(FirstStage).load(ctx)
         latent_cache.encode_all(
-            ctx.data, ae.moments, folder, ctx.cfg.latents.dtype, ctx.device, ctx.cfg.eval.batch_size, ctx.ranks.rank,
-            ctx.ranks.count, ctx.barrier, ctx.progress("latents", len(ctx.data)),
+            ctx.data, ae.moments, folder, ctx.cfg.latents.dtype, ctx.device, ctx.cfg.eval.batch_size, ctx.ranks,
         )  # fmt: skip
 
     def load(self, ctx: Context) -> latent_cache.LatentCache:

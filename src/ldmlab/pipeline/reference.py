@@ -29,15 +29,17 @@ class ReferenceStage(Stage):
     def upstream(self) -> dict[str, Stage | str]:
         return {"data": self.plan.stage(DataStage), "extractor": extractor_of(self.plan)}
 
-    def work(self, ctx: Context, folder: Path) -> None:
+    def images(self, ctx: Context) -> Original:
+        """The real images by row, through the loader of training."""
         wanted, resolved = ctx.cfg.eval.reference, self.plan.resolved
         known = {"train": ctx.data, "val": ctx.val}
         real = known.get(wanted.split) or build.dataset(ctx.cfg, wanted.split, resolved.data_caches)
-        indices = reference_indices(len(real), wanted.images)
-        extract_all(
-            Original(real, indices), len(indices), load_extractor(self.plan, ctx), folder, ctx.cfg.eval.batch_size, ctx.device,
-            ctx.ranks, "features", "reference",
-        )  # fmt: skip
+        return Original(real, reference_indices(len(real), wanted.images))
+
+    def work(self, ctx: Context, folder: Path) -> None:
+        real, extractor = self.images(ctx), load_extractor(self.plan, ctx)
+        size = ctx.cfg.eval.batch_size
+        extract_all(real, len(real.indices), extractor, folder, size, ctx.device, ctx.ranks, title="reference")
 
     def load(self, ctx: Context) -> FeatureSet:
         return load_features(self.make(ctx) / "features.npz")

@@ -15,7 +15,7 @@ from torch import nn
 from ldmlab import build
 from ldmlab.autoencoders.autoencoder import Autoencoder
 from ldmlab.conditioning.base import Conditioner
-from ldmlab.conditioning.class_label import class_index
+from ldmlab.conditioning.source import ConditionSource, chosen
 from ldmlab.data.base import ImageDataset
 from ldmlab.diffusion.denoiser import Denoiser
 from ldmlab.diffusion.objectives import Objective
@@ -82,6 +82,11 @@ class Resolved:
         """The times that are sampled, T-1 first."""
         return self.sampler.times(self.objective.schedule.T)[:-1]
 
+    def conditions(self, n: int) -> ConditionSource:
+        """What n samples are drawn for."""
+        eval_, label = self.cfg.eval, self.cfg.cond.label
+        return chosen(eval_.label_mode, self.condition_fields, self.data, self.val, n, eval_.seed, label)
+
     @functools.cached_property
     def costs(self) -> "Costs":
         """Counted for a dry run alone: meta kernels load PyTorch's compiler, which takes 5 s."""
@@ -108,7 +113,7 @@ class Costs:
 def forward_flops(denoiser: Denoiser, latent_shape: tuple[int, int, int]) -> float:
     """Of one forward pass of the network under the null condition; on the meta device."""
     z, t = torch.empty(1, *latent_shape, device="meta"), torch.zeros(1, dtype=torch.long, device="meta")
-    condition = denoiser.conditioner.null(1, "meta")
+    condition = denoiser.null(1, latent_shape[1:], "meta")
     return flops_of(lambda: denoiser.network(z, t, condition))
 
 
@@ -123,7 +128,7 @@ def resolve(cfg: DictConfig, choices: dict[str, str], data: ImageDataset, val: I
         autoencoder = build.autoencoder(cfg)
         check_first_stage(cfg, autoencoder)
         _, height, width = autoencoder.latent_shape(data.resolution)
-        conditioner = build.conditioner(cfg, data)
+        conditioner = build.conditioner(cfg, data, autoencoder)
         check_fields(cfg, conditioner, data)
         denoiser = build.denoiser(cfg, autoencoder, data, conditioner)
     denoiser.network.check_latent(height, width)  # type: ignore[operator]
@@ -131,7 +136,10 @@ def resolve(cfg: DictConfig, choices: dict[str, str], data: ImageDataset, val: I
     sampler = build.sampler(cfg)
     guidance = build.guidance(cfg, sampler)
     extractor = build.extractor(cfg)
-    found = Resolved(cfg, choices, data, val, caches, autoencoder, denoiser, objective, sampler, guidance, extractor)
+    metrics = build.metrics(cfg)
+    found = Resolved(
+        cfg, choices, data, val, caches, autoencoder, denoiser, objective, sampler, guidance, extractor, metrics
+    )
     check_sampling(found)
     check_guidance(found)
     check_label(found)
@@ -219,7 +227,7 @@ def check_label(found: Resolved) -> None:
             raise ConfigError(
                 "cond.label asks for a class, but this denoiser takes no label. Use cond=class_label, or guidance=classifier."
             )
-        class_index(found.cfg.cond.label, found.data.class_names)
+        found.conditions(1)
 
 
 def check_interval(path: str, interval: list[float] | None, schedule: Schedule, visited: list[int]) -> None:
@@ -286,7 +294,6 @@ def check_snapshots(cfg: DictConfig) -> None:
 
 def check_evaluation(found: Resolved) -> None:
     """Metrics, labels and images to compare with."""
-    check_metrics(list(found.cfg.eval.metrics))
     if found.cfg.eval.label_mode == "from_data" and found.conditioner.needs and "label" not in found.data.fields:
         raise ConfigError("eval.label_mode=from_data needs data with labels.")
     if len(found.val) == 0:

@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ldmlab.autoencoders.autoencoder import Autoencoder
-from ldmlab.conditioning.class_label import class_index
+from ldmlab.conditioning.source import ConditionSource
 from ldmlab.guidance.base import Model, SampleCost
 from ldmlab.guidance.stack import Guided
 from ldmlab.pipeline import sampling
@@ -17,15 +16,19 @@ from ldmlab.pipeline.decoder import DecoderStage, decoding, load_decoding
 from ldmlab.pipeline.denoiser import DenoiserStage
 from ldmlab.pipeline.sheets import save_sheet
 from ldmlab.pipeline.stage import Row, Stage, plain
-from ldmlab.store.files import read_array, write_json
+from ldmlab.store.files import atomic, read_array, write_json
 from ldmlab.training.tracking import number
 
 if TYPE_CHECKING:
     from ldmlab.pipeline.plan import Plan
 
 
+PICTURED = 256  # conditions kept to look at, where they have a picture
+
+
 class SamplesStage(Stage):
-    """images.npy (uint8 N H W 3), conditions.json (what each was drawn for, its seed), grid.png.
+    """images.npy (uint8 N H W 3), conditions.json (what each was drawn for, its seed), grid.png; for conditions that can be
+    looked at, conditions-pictures.npy (uint8, of the first images).
 
     images: training images that the snapshot has seen; 0 for an imported denoiser.
     """
@@ -106,40 +109,35 @@ class SamplesStage(Stage):
         results = Results(self.plan, ctx, ae)
         guided = Guided(Model(model, resolved.objective), tuple(kind.load(results) for kind in resolved.guidance))
         n, shape = cfg.eval.samples, resolved.latent_shape
-        labelled = "label" in resolved.condition_fields
-        conditions: dict[str, Any] = {"seed": [sampling.image_seed(cfg.eval.seed, i) for i in range(n)]}
-        label_N = torch.zeros(n, dtype=torch.int64)
-        if labelled:
-            wanted = None if cfg.cond.label is None else class_index(cfg.cond.label, ctx.data.class_names)
-            known = ctx.data.labels() if cfg.eval.label_mode == "from_data" else None
-            label_N = torch.from_numpy(
-                sampling.labels_for(cfg.eval.label_mode, wanted, n, len(ctx.data.class_names), known, cfg.eval.seed)
-            )
-            conditions |= {"label": label_N.tolist(), "class_names": list(ctx.data.class_names)}
+        source = resolved.conditions(n)
+        seeds = [sampling.image_seed(cfg.eval.seed, i) for i in range(n)]
 
         def draw(indices: list[int]) -> Tensor:
-            bound = guided.bind({"label": label_N[indices].to(ctx.device)}, len(indices), shape[1:], ctx.device)
+            batch = {k: v.to(ctx.device) if isinstance(v, Tensor) else v for k, v in source.batch(indices).items()}
+            bound = guided.bind(batch, len(indices), shape[1:], ctx.device)
             return sampling.draw(
-                resolved.sampler, bound.denoise, resolved.objective.schedule, ae.decode, lambda rows: bound.cond,
-                [conditions["seed"][i] for i in indices], shape, ctx.device, indices,
+                resolved.sampler, bound.denoise, resolved.objective.schedule, ae.decode, bound.cond,
+                [seeds[i] for i in indices], shape, ctx.device,
             )  # fmt: skip
 
-        sampling.sample_all(
-            draw,
-            n,
-            folder,
-            cfg.eval.batch_size,
-            ctx.rank,
-            ctx.ranks,
-            ctx.barrier,
-            ctx.progress(f"samples {self._share}", n),
-        )
+        sampling.sample_all(draw, n, folder, cfg.eval.batch_size, ctx.ranks, f"samples {self._share}")
         if ctx.main:
-            write_json(folder / "conditions.json", conditions)
-            images = read_array(folder / "images.npy")
-            classes = len(ctx.data.class_names) if labelled and cfg.cond.label is None else 8
-            columns = min(max(classes, 4), 16)
-            save_sheet(folder / "grid.png", np.asarray(images[: columns * 8]), columns)
+            self._write(folder, source, seeds)
+
+    def _write(self, folder: Path, source: ConditionSource, seeds: list[int]) -> None:
+        """What the images were drawn for, and a sheet of the first to look at."""
+        n = len(seeds)
+        record = {"seed": seeds, **source.record(n)}
+        if source.fields and source.fields != ("label",):
+            record["describe"] = [source.describe(i) for i in range(n)]
+        write_json(folder / "conditions.json", record)
+        shown = [source.picture(i) for i in range(min(n, PICTURED))]
+        if pictures := [picture for picture in shown if picture is not None]:
+            with atomic(folder / "conditions-pictures.npy") as beside, beside.open("wb") as file:
+                np.save(file, np.stack(pictures))
+        classes = len(record["class_names"]) if "class_names" in record and self.cfg.cond.label is None else 8
+        columns = min(max(classes, 4), 16)
+        save_sheet(folder / "grid.png", np.asarray(read_array(folder / "images.npy")[: columns * 8]), columns)
 
     @property
     def _share(self) -> str:

@@ -19,26 +19,6 @@ from ldmlab.store.ranks import Ranks
 PART = 256  # images a part file: what a kill can lose
 
 
-def labels_for(
-    mode: str, wish: int | None, n: int, classes: int, data_labels: np.ndarray | None, seed: int
-) -> np.ndarray:
-    """Labels of images 0…n-1, int64.
-
-    uniform: i mod classes, so counts differ by at most one. random: drawn uniformly by seed. from_data: drawn from the training
-    labels. A wished class overrides all. The mode changes FID (docs/paper.md#evaluation), so it is on the card.
-    """
-    if wish is not None:
-        return np.full(n, wish, dtype=np.int64)
-    if mode == "uniform":
-        return np.arange(n, dtype=np.int64) % classes
-    rng = torch.Generator().manual_seed(seed_of("labels", seed))
-    if mode == "random":
-        return torch.randint(classes, (n,), generator=rng).numpy()
-    assert data_labels is not None
-    chosen: np.ndarray = data_labels[torch.randint(len(data_labels), (n,), generator=rng).numpy()]
-    return chosen
-
-
 def image_seed(seed: int, index: int) -> int:
     """The seed of one sample; written beside it, so that any image can be drawn again alone."""
     return seed_of("sample", seed, index)
@@ -56,15 +36,14 @@ def draw(
     denoise: Callable[..., Any],
     schedule: Any,
     decode: Callable[[Tensor], Tensor],
-    condition: Callable[[list[int]], Any],
+    cond: Any,
     seeds: list[int],
     shape: tuple[int, int, int],
     device: torch.device,
-    indices: list[int],
 ) -> Tensor:
-    """Images `indices` as uint8 BHWC: noise per image → sampler → decoder → 8 bits, rounded to nearest."""
+    """One image a seed, as uint8 BHWC: noise per image → sampler → decoder → 8 bits, rounded to nearest."""
     noise = ImageNoise(seeds, shape, device)
-    z_BCHW = sampler(denoise, noise(), schedule, condition(indices), noise)
+    z_BCHW = sampler(denoise, noise(), schedule, cond, noise)
     return to_uint8(decode(z_BCHW)).cpu()
 
 

@@ -8,6 +8,8 @@ import torch
 
 from ldmlab.metrics.evaluate import evaluate
 from ldmlab.metrics.extraction import extract_all
+from ldmlab.metrics.features import FeatureSet
+from ldmlab.metrics.metric import Inputs
 from ldmlab.metrics.protocol import ProtocolCard
 from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.extractor import extractor_of, load_extractor
@@ -78,7 +80,7 @@ class ScoresStage(Stage):
         stages = {
             need.partition(":")[2] for metric in resolved.metrics for need in metric.needs if need.startswith("stage:")
         }
-        real = ReferenceImages(ctx, cfg.eval.reference.split)
+        real = self.plan.stage(ReferenceStage).images(ctx)
         return Inputs(
             cfg.eval.bootstrap, cfg.eval.seed, found, reference,
             read_samples=lambda rows: torch.from_numpy(np.asarray(images[rows])), read_reference=real,

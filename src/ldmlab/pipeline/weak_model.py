@@ -12,6 +12,7 @@ from ldmlab.errors import ConfigError
 from ldmlab.guidance.base import Model
 from ldmlab.pipeline.context import Context, frozen
 from ldmlab.pipeline.denoiser import DenoiserStage
+from ldmlab.pipeline.first_stage import FirstStage
 from ldmlab.pipeline.resolved import forward_flops
 from ldmlab.pipeline.stage import Stage
 from ldmlab.store.checkpoint import load_tensors
@@ -91,7 +92,7 @@ class WeakModel(Stage):
         if self.other is None:
             return Model(self.plan.stage(DenoiserStage).load(ctx, self.images), self.plan.resolved.objective)
         resolved, cfg = self.plan.resolved, self.other.cfg
-        model = build.denoiser(cfg, resolved.autoencoder, ctx.data)
+        model = build.denoiser(cfg, self.plan.stage(FirstStage).load(ctx), ctx.data)
         name = "ema" if ctx.cfg.eval.weights == "ema" else "weights"
         model.load_state_dict(load_tensors(self.make(ctx) / f"{name}.safetensors"))
         objective = build.objective(cfg, resolved.latent_shape[1])

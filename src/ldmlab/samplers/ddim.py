@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ldmlab.ranges import Fraction, Steps
-from ldmlab.samplers.base import Callback, Denoise, Noise, Schedule
+from ldmlab.samplers.base import Callback, Denoise, Noise, Schedule, after_step
 from ldmlab.samplers.grid import Grid
 from ldmlab.samplers.options import check_eta
 from ldmlab.samplers.sampler import Rule, Sampler
@@ -40,8 +40,7 @@ def ddim(
         z_BCHW = then.alpha * predicted.z0 + towards * predicted.eps
         if spread > 0:
             z_BCHW = z_BCHW + spread * noise()
-        if callback is not None:
-            callback(done, len(times) - 1, z_BCHW)
+        z_BCHW = after_step(callback, done, len(times) - 1, z_BCHW)
     return z_BCHW
 
 

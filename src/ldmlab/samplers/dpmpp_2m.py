@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ldmlab.ranges import Fraction, Steps
-from ldmlab.samplers.base import Callback, Denoise, Level, Noise, Schedule
+from ldmlab.samplers.base import Callback, Denoise, Level, Noise, Schedule, after_step
 from ldmlab.samplers.grid import Grid
 from ldmlab.samplers.multistep import half_ahead
 from ldmlab.samplers.options import check_eta
@@ -52,8 +52,7 @@ def dpmpp_2m(
         if spread > 0:
             z_BCHW = z_BCHW + spread * noise()
         before = now, z0_BCHW
-        if callback is not None:
-            callback(done, steps, z_BCHW)
+        z_BCHW = after_step(callback, done, steps, z_BCHW)
     return z_BCHW
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ldmlab.errors import ConfigError
 from ldmlab.ranges import Range, Steps
-from ldmlab.samplers.base import Callback, Denoise, Level, Noise, Prediction, Schedule
+from ldmlab.samplers.base import Callback, Denoise, Level, Noise, Prediction, Schedule, after_step
 from ldmlab.samplers.grid import Grid
 from ldmlab.samplers.sampler import Rule, Sampler
 
@@ -104,8 +104,7 @@ def heun(
         if then.sigma > 0:
             arrived = denoise(z_BCHW, torch.full((len(z_BCHW),), s, device=z_BCHW.device), cond)
             z_BCHW = improved(z_BCHW, predicted, arrived, now, then)
-        if callback is not None:
-            callback(done, steps, z_BCHW)
+        z_BCHW = after_step(callback, done, steps, z_BCHW)
     return z_BCHW
 
 
