@@ -26,7 +26,6 @@ from ldmlab.guidance.image import ImageGuidance
 from ldmlab.guidance.observations import Observation
 from ldmlab.guidance.stack import in_order
 from ldmlab.metrics.metric import Metric
-from ldmlab.metrics.standard import standard
 from ldmlab.networks.noisy_classifier import NoisyClassifier
 from ldmlab.randomness import seed_of
 from ldmlab.samplers.sampler import Sampler
@@ -91,7 +90,7 @@ def shapes(cfg: DictConfig, split: str, cache: Path | None) -> ImageDataset:
 
 
 def autoencoder(cfg: DictConfig) -> Autoencoder:
-    with seeded(cfg.seed, "autoencoder"):
+    with seeded(cfg.ae.seed, "autoencoder"):
         node = cfg.ae.regulariser
         regulariser = part(node, c=cfg.ae.network.c) if node.get("_partial_", False) else part(node)
         network = part(cfg.ae.network, channels_in=regulariser.channels_in)
@@ -100,7 +99,7 @@ def autoencoder(cfg: DictConfig) -> Autoencoder:
 
 def first_stage_loss(cfg: DictConfig, classifier: nn.Module | None) -> Any:
     """`ae.loss` with its parts. `classifier` is the trained shapes classifier, for the perceptual distance that asks for it."""
-    with seeded(cfg.seed, "loss"):
+    with seeded(cfg.ae.seed, "loss"):
         node = cfg.ae.loss
         if needs_classifier(cfg):
             bare = cast(DictConfig, node.copy())
@@ -158,7 +157,7 @@ def frozen_encode(ae: Autoencoder) -> Callable[[Tensor], Tensor]:
 
 def denoiser(cfg: DictConfig, ae: Autoencoder, data: ImageDataset, conditions: Conditioner | None = None) -> Denoiser:
     """Network and conditioner; `conditions`: a conditioner that is already made."""
-    with seeded(cfg.seed, "denoiser"):
+    with seeded(cfg.ldm.seed, "denoiser"):
         conditions = conditioner(cfg, data, ae) if conditions is None else conditions
         network = part(
             cfg.ldm.network,
@@ -192,7 +191,7 @@ def sampler(cfg: DictConfig) -> Sampler:
 
 def noisy_classifier(cfg: DictConfig, ae: Autoencoder, data: Any) -> NoisyClassifier:
     """The network of guidance=classifier, untrained."""
-    with seeded(cfg.seed, "noisy_classifier"):
+    with seeded(cfg.guidance.classifier.seed, "noisy_classifier"):
         size = ae.latent_shape(data.resolution)[1]
         node = cfg.guidance.classifier.network
         return cast(NoisyClassifier, part(node, in_channels=ae.c, n_classes=len(data.class_names), latent_size=size))
@@ -223,7 +222,7 @@ def _floats(interval: Any) -> list[float] | None:
 
 def metrics(cfg: DictConfig) -> tuple[Metric, ...]:
     """`eval.metrics`, in order."""
-    return tuple(standard(cfg.eval.metrics))
+    return tuple(part(cfg.metric[name]) for name in cfg.eval.metrics)
 
 
 def extractor(cfg: DictConfig) -> nn.Module:

@@ -86,7 +86,7 @@ def options(cfg: DictConfig) -> tuple[dict[str, Any], bool]:
         "regulariser": cfg.ae.regulariser, "latent_scale": {"mode": scale.mode},
     }  # fmt: skip
     if measured:
-        return own | {"latent_scale": {"mode": scale.mode, "images": scale.images}, "seed": cfg.seed}, True
+        return own | {"latent_scale": {"mode": scale.mode, "images": scale.images}, "seed": cfg.ae.seed}, True
     if (fixed := fixed_scale(cfg)) is not None:
         own["latent_scale"] |= {
             "scale": fixed.scale_C11.flatten().tolist(),

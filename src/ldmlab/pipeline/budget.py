@@ -14,6 +14,7 @@ import torch
 from omegaconf import DictConfig
 
 from ldmlab import build
+from ldmlab.config.compose import with_values
 from ldmlab.errors import ConfigError
 from ldmlab.pipeline.costs import flops_of, millions, parameters_of
 from ldmlab.training.tracking import number
@@ -67,9 +68,7 @@ def choose_width(cfg: DictConfig, data: Any) -> tuple[DictConfig, str | None]:
             f"with {value(steps):.4g} ({off:+.0%}); widths go in steps of {step}. Change the target, ldm.budget.tolerance or the network."
         )
     found = cost(cfg, data, steps * step)
-    sized = cast(DictConfig, cfg.copy())
-    sized.ldm.network.width = found.width
-    return sized, (
+    return with_values(cfg, {"ldm.network.width": found.width}), (
         f"ldm.budget.{name}={target:g}: width {found.width} ({off:+.1%}). To be compared with other cells: "
         f"{millions(found.parameters)} parameters, {found.flops_per_image / 1e9:.3g} GFLOP an image, "
         f"{found.flops_per_step / 1e12:.3g} TFLOP a step of {cfg.ldm.fit.batch_size}, {number(cfg.ldm.fit.images)} images."
@@ -100,6 +99,4 @@ def nearest(value: Callable[[int], float], target: float, most: int) -> int:
 
 
 def _network(cfg: DictConfig, data: Any, width: int) -> Any:
-    sized = cast(DictConfig, cfg.copy())
-    sized.ldm.network.width = width
-    return build.denoiser(sized, build.autoencoder(cfg), data).network
+    return build.denoiser(with_values(cfg, {"ldm.network.width": width}), build.autoencoder(cfg), data).network

@@ -125,12 +125,13 @@ class Context:
         group: int = 1,
         health_check: Callable[[dict[str, float], float], list[str]] = lambda row, share: [],
         power_ema: Sequence[float] = (),
+        seed: int = 0,
     ) -> Progressed:
         """Train a stage with the one loop; leaves weights, averages and snapshots in `folder`.
 
         `group` images of a batch must stay in one micro-batch. `health_check`: see `loop.Events`. `power_ema`: relative widths
         of power-function averages, kept beside each snapshot as power_<width>.safetensors.
-        The first player is the one that is kept and averaged; another player's weights are kept under its own name.
+        `seed`: of the order of the images. The first player is the one that is kept and averaged; another player's weights are kept under its own name.
         """
         runtime = self.cfg.runtime
         for module in training_loss.modules.values():
@@ -168,7 +169,7 @@ class Context:
             log_seconds=runtime.log_seconds,
         )
         batches = Batches(
-            dataset, budget.batch_size, build.micro_batch(self.cfg, budget, group), self.cfg.seed, self.device,
+            dataset, budget.batch_size, build.micro_batch(self.cfg, budget, group), seed, self.device,
             self.ranks.rank, self.ranks.count, runtime.workers,
         )  # fmt: skip
         try:

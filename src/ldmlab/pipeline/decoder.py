@@ -56,7 +56,7 @@ class DecoderStage(Stage):
         return True
 
     def own(self) -> dict[str, Any]:
-        return {"fit": self.cfg.ae.decoder_fit, "loss": self.cfg.ae.loss, "seed": self.cfg.seed}
+        return {"fit": self.cfg.ae.decoder_fit, "loss": self.cfg.ae.loss, "seed": self.cfg.ae.seed}
 
     def upstream(self) -> dict[str, Stage | str]:
         on: dict[str, Stage | str] = {"autoencoder": self.plan.stage(FirstStage), "data": self.plan.stage(DataStage)}

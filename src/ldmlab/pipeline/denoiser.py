@@ -56,7 +56,7 @@ class DenoiserStage(Stage):
         if objective.get("loss") != "huber":
             objective.pop("delta", None)  # Huber's alone
         tile = {} if LatentsStage.of(self.plan) else {"tile": self.cfg.ae.tile}
-        return {"ldm": ldm, "cond": cond, "objective": objective, "seed": self.cfg.seed, **tile}
+        return {"ldm": ldm, "cond": cond, "objective": objective, **tile}
 
     def upstream(self) -> dict[str, Stage | str]:
         """An imported one learns nothing from this data."""
@@ -84,10 +84,10 @@ class DenoiserStage(Stage):
                 import_denoiser.install(ctx.cfg, model, folder)
             return None
         fit, objective = ctx.cfg.ldm.fit, self.plan.resolved.objective
-        loss = DiffusionLoss(model, ae, objective, Draws(ctx.cfg.seed), ctx.cfg.cond.drop, fit.batch_size)
+        loss = DiffusionLoss(model, ae, objective, Draws(ctx.cfg.ldm.seed), ctx.cfg.cond.drop, fit.batch_size)
         size = min(VALIDATION_IMAGES, len(ctx.val))
-        probe = DiffusionLoss(model, ae, objective, Draws(ctx.cfg.seed + 1), 0.0, size)
-        held = Batches(ctx.val, size, size, ctx.cfg.seed, ctx.device).step(0)[0]
+        probe = DiffusionLoss(model, ae, objective, Draws(ctx.cfg.ldm.seed + 1), 0.0, size)
+        held = Batches(ctx.val, size, size, ctx.cfg.ldm.seed, ctx.device).step(0)[0]
 
         @torch.no_grad()
         def validate() -> dict[str, float]:  # the same images, times and noise at every call
@@ -97,7 +97,9 @@ class DenoiserStage(Stage):
             return {k: float(v) for k, v in logs.items()}
 
         data = load_learnt_from(self.plan, ctx)
-        return ctx.train(self.address, folder, loss, data, fit, validate, power_ema=ctx.cfg.ldm.power_ema).seconds
+        return ctx.train(
+            self.address, folder, loss, data, fit, validate, power_ema=ctx.cfg.ldm.power_ema, seed=ctx.cfg.ldm.seed
+        ).seconds
 
     def load(self, ctx: Context, images: int | None = None) -> Denoiser:
         """With the weights that `eval.weights` names; of a snapshot when `images` says which."""

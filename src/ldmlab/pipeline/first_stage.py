@@ -60,7 +60,7 @@ class FirstStage(Stage):
             ae.pop(name)
         if ae["latent_scale"]["mode"] != "given":
             ae["latent_scale"] = {k: v for k, v in ae["latent_scale"].items() if k not in ("scale", "shift")}
-        return {"ae": ae, "seed": self.cfg.seed}
+        return {"ae": ae}
 
     def upstream(self) -> dict[str, Stage | str]:
         """An imported one stands on the data only where its scale is measured on it."""
@@ -113,7 +113,7 @@ def train_autoencoder(stage: Stage, ctx: Context, folder: Path, ae: Autoencoder,
     classifier = load_extractor(stage.plan, ctx) if build.needs_classifier(ctx.cfg) else None
     loss = build.first_stage_loss(ctx.cfg, classifier).to(ctx.device)
     images = [_image(ctx, ctx.val, i) for i in spread(len(ctx.val), VALIDATION_IMAGES)]
-    training = AutoencoderLoss(ae, loss, Draws(ctx.cfg.seed))
+    training = AutoencoderLoss(ae, loss, Draws(ctx.cfg.ae.seed))
     return ctx.train(
         stage.address,
         folder,
@@ -123,6 +123,7 @@ def train_autoencoder(stage: Stage, ctx: Context, folder: Path, ae: Autoencoder,
         _psnr_of(ae, images),
         build.group_of(ctx.cfg),
         Health().health_check,
+        seed=ctx.cfg.ae.seed,
     )
 
 
@@ -165,7 +166,7 @@ def _set_scale(ctx: Context, ae: Autoencoder) -> None:
     scale = ctx.cfg.ae.latent_scale
     n = min(scale.images, len(ctx.data))
     size = ctx.cfg.ae.fit.batch_size if scale.mode == "first_batch_std" and ctx.cfg.ae.fit else ctx.cfg.eval.batch_size
-    order = Batches(ctx.data, n, n, ctx.cfg.seed, ctx.device).order
+    order = Batches(ctx.data, n, n, ctx.cfg.ae.seed, ctx.device).order
     indices = [order[i] for i in range(n)]
 
     def posteriors() -> Iterator[Posterior]:

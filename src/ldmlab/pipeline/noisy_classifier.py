@@ -52,12 +52,16 @@ class NoisyClassifierStage(Stage):
     def trains(self) -> bool:
         return True
 
+    @property
+    def seed(self) -> int:
+        return int(self.cfg.guidance.classifier.seed)
+
     def own(self) -> dict[str, Any]:
         """Of the objective: the schedule and the distribution of t."""
         objective = self.cfg.objective
         tile = {} if LatentsStage.of(self.plan) else {"tile": self.cfg.ae.tile}
         return {
-            "network": self.cfg.guidance.classifier.network, "fit": self.fit, "seed": self.cfg.seed,
+            "network": self.cfg.guidance.classifier.network, "fit": self.fit, "seed": self.seed,
             "schedule": objective.schedule, "times": objective.times, "stratified": objective.stratified, **tile,
         }  # fmt: skip
 
@@ -91,8 +95,8 @@ class NoisyClassifierStage(Stage):
             build.objective(ctx.cfg, self.plan.resolved.latent_shape[1]),
         )
         net = build.noisy_classifier(ctx.cfg, ae, ctx.data)
-        loss = NoisyClassifierLoss(net, ae, objective, Draws(ctx.cfg.seed), self.fit.batch_size)
-        probe = NoisyClassifierLoss(net, ae, objective, Draws(ctx.cfg.seed + 1))
+        loss = NoisyClassifierLoss(net, ae, objective, Draws(self.seed), self.fit.batch_size)
+        probe = NoisyClassifierLoss(net, ae, objective, Draws(self.seed + 1))
 
         def validate() -> dict[str, float]:
             net.eval()
@@ -100,7 +104,9 @@ class NoisyClassifierStage(Stage):
             net.train()
             return {name: value for name, value in found.items() if name.startswith("accuracy")}
 
-        done = ctx.train(self.address, folder, loss, load_learnt_from(self.plan, ctx), self.fit, validate)
+        done = ctx.train(
+            self.address, folder, loss, load_learnt_from(self.plan, ctx), self.fit, validate, seed=self.seed
+        )
         if ctx.main:
             net.load_state_dict(load_tensors(folder / self._kept))
             frozen(net, ctx.device)

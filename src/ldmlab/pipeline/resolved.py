@@ -5,8 +5,9 @@ again, with contents, where they are trained or loaded.
 """
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from omegaconf import DictConfig
@@ -23,7 +24,8 @@ from ldmlab.diffusion.schedules import Schedule
 from ldmlab.errors import ConfigError
 from ldmlab.guidance.base import Guidance
 from ldmlab.guidance.interval import share_within
-from ldmlab.metrics.metric import Metric
+from ldmlab.metrics.features import Extractor
+from ldmlab.metrics.metric import Metric, available, check, check_counts
 from ldmlab.pipeline.costs import flops_of
 from ldmlab.samplers.sampler import Sampler
 from ldmlab.training.loop import images_at
@@ -136,17 +138,16 @@ def resolve(cfg: DictConfig, choices: dict[str, str], data: ImageDataset, val: I
     sampler = build.sampler(cfg)
     guidance = build.guidance(cfg, sampler)
     extractor = build.extractor(cfg)
-    metrics = build.metrics(cfg)
     found = Resolved(
-        cfg, choices, data, val, caches, autoencoder, denoiser, objective, sampler, guidance, extractor, metrics
-    )
+        cfg, choices, data, val, caches, autoencoder, denoiser, objective, sampler, guidance, extractor
+    )  # fmt: skip
     check_sampling(found)
     check_guidance(found)
     check_label(found)
     check_snapshots(cfg)
     check_power_ema(cfg)
     check_evaluation(found)
-    return found
+    return replace(found, metrics=tuple(checked_metrics(found)))
 
 
 # ---- do they fit: one function a question --------------------------------------------------------------------------------
@@ -300,6 +301,23 @@ def check_evaluation(found: Resolved) -> None:
         raise ConfigError(
             "the data has no val images; reconstructions cannot be scored. Give data.val_fraction or a val split."
         )
+
+
+def checked_metrics(found: Resolved) -> list[Metric]:
+    """`eval.metrics` that this run can compute, of those with required=false. ConfigError for a required one that it cannot."""
+    cfg, extractor = found.cfg, cast(Extractor, found.extractor)
+    offered = available(
+        logits=extractor.logit_dim > 0, classes_of_data=extractor.classes_of_data, conditions=found.condition_fields
+    )
+    wanted = build.metrics(cfg)
+    stages = {need for metric in wanted for need in metric.needs if need.startswith("stage:")}  # the plan's question
+    metrics = check(wanted, offered | stages)
+    if cfg.until in ("scores", "report"):
+        known = {"train": len(found.data), "val": len(found.val)}
+        reference = cfg.eval.reference.images or known.get(cfg.eval.reference.split)
+        if reference is not None:
+            check_counts(metrics, cfg.eval.samples, reference, cfg.eval.bootstrap, extractor.feature_dim)
+    return metrics
 
 
 def check_power_ema(cfg: DictConfig) -> None:

@@ -46,7 +46,7 @@ class ScoresStage(Stage):
         return self.plan.stage(SamplesStage, self.images)
 
     def own(self) -> dict[str, Any]:
-        return {"metrics": self.cfg.eval.metrics, "bootstrap": self.cfg.eval.bootstrap}
+        return {"metrics": self.cfg.metric, "bootstrap": self.cfg.eval.bootstrap}
 
     def upstream(self) -> dict[str, Stage | str]:
         reference = self.plan.stage(ReferenceStage)
