@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ldmlab import build
-from ldmlab.config.compose import load
+from ldmlab.config.compose import load, with_values
 from ldmlab.errors import UserError
 from ldmlab.interop import denoisers, official_unet
 from ldmlab.interop.official_unet import Copies
@@ -127,7 +127,7 @@ def imported_groups(ae: Any) -> list[int]:
 def test_both_copies_are_installed(model: Path, tmp_path: Path) -> None:
     """The averaged UNet with the conditioner as it is: what the official code samples with."""
     raw, cfg = tensors()
-    cfg.ldm.weights = str(model)
+    cfg = with_values(cfg, {"ldm.weights": str(model)})
     ae, data = build.autoencoder(cfg), build.dataset(cfg, "train", None)
     weights_denoiser.install(cfg, build.denoiser(cfg, ae, data), tmp_path)
     stored = {name: denoisers.read(tmp_path / f"{name}.safetensors").copies.raw for name in ("weights", "ema")}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ldmlab.conditioning.base import Cond, Size
 from ldmlab.data.fields import as_channels
 from ldmlab.errors import ConfigError
-from ldmlab.ranges import Given
+from ldmlab.ranges import Given, Width
 
 
 class ConcatMap(nn.Module):
@@ -37,7 +37,7 @@ class ConcatMap(nn.Module):
         field: str,
         latent_shape: Annotated[tuple[int, int, int], Given],
         vocabulary: Annotated[dict[str, int | None], Given],
-        channels: int | None = None,
+        channels: Width | None = None,
         resize: Literal["area", "nearest"] = "area",
     ):
         super().__init__()

@@ -14,8 +14,8 @@ import numpy as np
 
 from ldmlab.errors import ConfigError
 from ldmlab.metrics.intervals import Score, centred, check_bootstrap, interval_text, resamples
-from ldmlab.metrics.metric import Computed, Inputs, Least, Metric, NumpySeed
-from ldmlab.ranges import Range
+from ldmlab.metrics.metric import Computed, Inputs, Least, Metric
+from ldmlab.ranges import NumpySeed, Range
 
 SPLITS = 10
 SHUFFLE_SEED = 2020  # torch-fidelity's: a fixed order, or the value would depend on the draw (3.75 to 3.78 at N = 1000)

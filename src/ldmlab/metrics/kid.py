@@ -14,8 +14,8 @@ import numpy as np
 
 from ldmlab.errors import ConfigError
 from ldmlab.metrics.intervals import Score, centred, check_bootstrap, interval_text, resamples
-from ldmlab.metrics.metric import OPTIONS, Computed, Inputs, Least, Metric, NumpySeed
-from ldmlab.ranges import Range
+from ldmlab.metrics.metric import OPTIONS, Computed, Inputs, Least, Metric
+from ldmlab.ranges import NumpySeed, Range
 
 SUBSETS = 100
 SUBSET_SIZE = 1000

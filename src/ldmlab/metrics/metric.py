@@ -15,7 +15,7 @@ import difflib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -23,7 +23,6 @@ from torch import Tensor
 from ldmlab.errors import ConfigError
 from ldmlab.metrics.features import FeatureSet
 from ldmlab.metrics.intervals import SAMPLING, Score, check_bootstrap
-from ldmlab.ranges import Range
 
 OPTIONS = ("eval.samples", "eval.reference.images")  # what decides how many images there are
 NEEDS = (
@@ -43,7 +42,6 @@ WAYS_OUT = {
     "text": "choose data with captions and cond=text",
 }
 
-NumpySeed = Annotated[int, Range(at_least=0, at_most=2**32 - 1)]  # what numpy.random.RandomState takes
 Read = Callable[[list[int]], Tensor]  # rows → uint8 BHWC
 Pairs = Callable[[list[int]], tuple[Tensor, Tensor]]  # rows → generated and true images of the same rows, uint8 BHWC
 PART = 256  # samples whose conditions are read at a time
