@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ldmlab.errors import DataError
+from ldmlab.reports.records import Estimate
 from ldmlab.store.store import atomic, make_id, read_json, write_json
 
 
@@ -112,10 +113,16 @@ def export_samples(run: Path, out: Path | None) -> str:
     return f"{pictures}\n   sheet  {shown(folder / 'grid.png')}\n   seeds  {shown(folder / 'samples.json')}"
 
 
+def interval(score: Estimate) -> str:
+    """`12.3 [11.9, 12.8]` as it is stored, or the value alone when it has no interval."""
+    bounds = "" if score.low is None or score.high is None else f" [{score.low:.4g}, {score.high:.4g}]"
+    return f"{score.value:.4g}{bounds}"
+
+
 def headline(folder: Path) -> str:
     """A run's scores with intervals, in a few lines."""
     from ldmlab.reports.collect import read_run
-    from ldmlab.reports.numbers import metrics_of, said
+    from ldmlab.reports.numbers import metrics_of
 
     run = read_run(folder)
     lines = [f"\n run {run.id}  {run.title}"]
@@ -125,9 +132,7 @@ def headline(folder: Path) -> str:
         if record.stage == "scores":
             images = record.snapshot_images
             label = "imported weights" if images is None else f"after {images:,} images".replace(",", " ")
-        numbers = [
-            f"{m.label} {said(record.scores[m.key], m)}{f' {m.unit}' if m.unit else ''}" for m in metrics_of([record])
-        ]
+        numbers = [f"{metric.label} {interval(record.scores[metric.key])}" for metric in metrics_of([record])]
         lines.append(f"   {label:<24}{'   '.join(numbers)}")
     if scored and scored[-1].card_short:
         lines.append(f"   {'protocol':<24}{scored[-1].card_short}")
