@@ -65,7 +65,7 @@ def test_only_build_instantiates() -> None:
 
 
 def test_no_config_is_read_behind_its_schema() -> None:
-    """`.get(key, default)` on a config answers None to a misspelling (style 3.5)."""
+    """`.get(key, default)` on a config answers None to a misspelling."""
     wrong = [
         f"{file.relative_to(SRC)}: {line.strip()}"
         for file in SRC.rglob("*.py")

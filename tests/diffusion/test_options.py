@@ -45,7 +45,7 @@ def test_every_part_goes_with_v(group: str, option: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "end"),  # ldm_paper.yaml, derived.terminal_signal: alpha_bar_999
+    ("option", "end"),  # docs/paper.md#noise-schedule: alpha_bar at t = 999
     [("eps_linear", 1.42e-4), ("eps_churches", 6.69e-4), ("eps_layout", 9.69e-5), ("eps_txt2img", 4.66e-3)],
 )
 def test_end_points_of_the_paper(option: str, end: float) -> None:

@@ -78,7 +78,7 @@ def test_options_of_classifier_guidance_make_samples_of_the_class(monkeypatch: p
     cfg, _ = load(["guidance=classifier", "guidance.classifier.scale=1", "cond=none", "sampler.steps=200"])
     ctx: Any = SimpleNamespace(cfg=cfg, plan=SimpleNamespace(weak=None))
     guide = makers.make_guide(ctx, Denoiser(Mixture(), Compose([])), None, None)  # type: ignore[arg-type]
-    bound = guide.bind(LABEL_B)
+    bound = guide.bind(LABEL_B, (1, 1))
     drawn = guide.sampler(bound.denoise, Z, SCHEDULE, bound.cond, lambda: Z)
     known = guide.sampler(of_class, Z, SCHEDULE, None, lambda: Z)
     torch.testing.assert_close(drawn, known, rtol=1e-8, atol=1e-8)
@@ -86,7 +86,9 @@ def test_options_of_classifier_guidance_make_samples_of_the_class(monkeypatch: p
     exact = MEAN[LABEL_B][:, None, None, None] + SPREAD[LABEL_B][:, None, None, None] * Z
     torch.testing.assert_close(drawn, exact, rtol=0.05, atol=0.05)
     off = load(["guidance=classifier", "guidance.classifier.scale=0.001", "cond=none", "sampler.steps=200"]).cfg
-    weak = makers.make_guide(SimpleNamespace(cfg=off, plan=ctx.plan), guide.model.denoiser, None, None).bind(LABEL_B)  # type: ignore
+    weak = makers.make_guide(SimpleNamespace(cfg=off, plan=ctx.plan), guide.model.denoiser, None, None).bind(
+        LABEL_B, (1, 1)
+    )  # type: ignore
     assert (guide.sampler(weak.denoise, Z, SCHEDULE, weak.cond, lambda: Z) - known).abs().max() > 0.3
 
 
@@ -206,14 +208,14 @@ def test_bound_samples_equal_those_of_conditions_made_in_each_step(auto: bool, i
         for module in model.denoiser.modules():
             if isinstance(module, TokenAttention):
                 module.to_v.register_forward_hook(lambda m, given, out: read.append(len(out)))
-    bound = Guide(strong, sampler, weak if auto else None, 1.5).bind(label_B)
+    bound = Guide(strong, sampler, weak if auto else None, 1.5).bind(label_B, (4, 4))
     once = len(read)
     found = sampler(bound.denoise, z, SCHEDULE, bound.cond, lambda: z)
     assert once == len(read) > 0 and set(read) == {3, 6}  # all of it before the first step
 
     ours, theirs = (m.denoiser.condition({"label": label_B}) for m in (strong, weak))
-    null = strong.denoiser.conditioner.null(3, "cpu")
-    null_weak = weak.denoiser.conditioner.null(3, "cpu")
+    null = strong.denoiser.conditioner.null(3, (4, 4), "cpu")
+    null_weak = weak.denoiser.conditioner.null(3, (4, 4), "cpu")
 
     def plain(z: Tensor, t_B: Tensor, cond: Cond) -> Prediction:
         if not auto:

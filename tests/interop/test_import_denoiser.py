@@ -164,7 +164,7 @@ def test_a_network_of_another_shape_is_named_with_what_fits(model: Path, tmp_pat
     weight = f"ldm.weights={model}"
     cases = {
         ("ldm.network.multipliers=[1,3]",): "Its network is ldm=unet_tiny ldm.network.multipliers=[1,2];",
-        ("ldm.network.width=64",): "ldm=unet_tiny ldm.network.width=32; heads are in no tensor (D12)",
+        ("ldm.network.width=64",): "ldm=unet_tiny ldm.network.width=32; no tensor says how many heads",
         ("ldm.network.scale_shift_norm=true",): "ldm.network.scale_shift_norm=false",
         ("ldm.network.attention_factors=null", "ldm.network.attention_sizes=[16]"): "=[2] ldm.network.attention_sizes=null",
         ("cond=none",): "cond.conditioner.dim=32 (cond=class_label).",

@@ -152,6 +152,28 @@ def test_a_cell_without_guidance_begins_every_line_of_guidance(fake_store: FakeS
     assert len(study.cells) == 5 and study.cells[0].label == "guidance 1"
 
 
+def test_guidance_by_kind_gives_the_same_knobs(fake_store: FakeStore) -> None:
+    """A card holds {kind: its options} of the kinds that act: no entry is no guidance."""
+    cards: list[dict[str, Any]] = [
+        {},
+        *(
+            {"classifier_free": {"scale": w, **({"interval": i} if i else {})}}
+            for i in (None, [0.5, 5.0])
+            for w in (2.0, 5.0)
+        ),
+    ]
+    study = study_of([cell(fake_store, f"k{n}", 10.0 + n, guidance=card) for n, card in enumerate(cards)])
+    assert study.axis is not None and study.axis.knob == "guidance"
+    assert [(line.label, [c.knobs["guidance"] for c in line.cells]) for line in study.lines] == [
+        ("everywhere", [1, 2, 5]), ("in 0.5–5", [1, 2, 5]),
+    ]  # fmt: skip
+    auto = [cell(fake_store, f"a{w}", 9.0, guidance={"autoguidance": {"scale": w, "weak": "d2"}}) for w in (1.5, 3.0)]
+    study = study_of(auto)
+    assert study.knobs == ("autoguidance.scale",) and [c.label for c in study.cells] == [
+        "autoguidance 1.5", "autoguidance 3",
+    ]  # fmt: skip
+
+
 def test_a_choice_of_a_group_speaks_for_its_options(fake_store: FakeStore) -> None:
     study = study_of(of_objectives(fake_store))
     assert study.knobs == ("objective",) and study.axis is None and len(study.denoisers) == 4

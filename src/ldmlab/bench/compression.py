@@ -88,7 +88,7 @@ def _flops(cfg: DictConfig, data: Any) -> float:
             "compare=compression needs data.resolution=128 or 256 (the paper's)."
         )
     z, t = torch.empty(1, c, height, width, device="meta"), torch.zeros(1, dtype=torch.long, device="meta")
-    return flops_of(lambda: model.network(z, t, model.conditioner.null(1, "meta")))
+    return flops_of(lambda: model.network(z, t, model.null(1, (height, width), "meta")))
 
 
 def _row(cfg: DictConfig, data: Any, part: str, images: int, device: torch.device) -> dict[str, Any]:

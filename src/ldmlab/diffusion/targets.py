@@ -10,12 +10,13 @@ All letters are those of schedules.py: alpha² + sigma² = 1. A network that is 
 Shape letters: B batch, C channels, H W space, T steps.
 """
 
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from torch import Tensor
 
 from ldmlab.diffusion.schedules import Schedule
 from ldmlab.errors import ConfigError
+from ldmlab.ranges import Range
 
 Word = Literal["eps", "v", "z0", "flow"]
 
@@ -129,7 +130,7 @@ class EDM(Target):
     Raises ConfigError unless sigma_data > 0.
     """
 
-    def __init__(self, sigma_data: float = 1.0):
+    def __init__(self, sigma_data: Annotated[float, Range(above=0, at_most=1_000)] = 1.0):
         if not sigma_data > 0:
             raise ConfigError(f"objective.target.sigma_data must be greater than 0; got {sigma_data}.")
         self.sigma_data = sigma_data

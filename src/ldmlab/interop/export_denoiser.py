@@ -20,6 +20,8 @@ from ldmlab.interop import import_denoiser as imported_denoiser
 from ldmlab.interop import import_first_stage as imported
 from ldmlab.interop.official_unet import Copies
 from ldmlab.networks.unet import UNet
+from ldmlab.pipeline.decoder import decoding_address
+from ldmlab.pipeline.denoiser import DenoiserStage
 from ldmlab.pipeline.run import prepare
 from ldmlab.store.checkpoint import load_tensors
 
@@ -31,15 +33,16 @@ def export(composed: Composed, to: str, out: Path, command: str) -> tuple[list[P
     format cannot express it or another file is in the way.
     """
     cfg = composed.cfg
-    plan, store, data, _ = prepare(composed)
+    plan = prepare(composed)
+    store, data, trained = plan.store, plan.resolved.data, plan.stage(DenoiserStage).address
     if cfg.eval.ema_width is not None:
         raise UserError("eval.ema_width is made when it is sampled and is no file to export. Use eval.ema_width=null.")
     with build.shapes_only():
         ae = build.autoencoder(cfg)
         model = build.denoiser(cfg, ae, data)
     _check_kind(model)
-    stage = plan.decoder or plan.autoencoder
-    for address in (stage, plan.denoiser):
+    stage = decoding_address(plan)
+    for address in (stage, trained):
         if store.done(address) is None:
             again = " ".join(w for w in command.split() if not w.startswith(("to=", "out=", "until=", "part=")))
             raise UserError(
@@ -51,11 +54,11 @@ def export(composed: Composed, to: str, out: Path, command: str) -> tuple[list[P
     facts = denoisers.Facts(
         imported_denoiser.heads_of(model.network), alpha_bar_T, target, ae.latent_shape(data.resolution)[1]
     )
-    folder = store.folder(plan.denoiser)
+    folder = store.folder(trained)
 
     def copy(name: str) -> dict[str, Tensor] | None:
         whole = (folder / f"{name}.safetensors").is_file()
-        return load_tensors(store.check(plan.denoiser, f"{name}.safetensors")) if whole else None
+        return load_tensors(store.check(trained, f"{name}.safetensors")) if whole else None
 
     if to == "diffusers":
         chosen = copy("ema" if cfg.eval.weights == "ema" else "weights")
@@ -82,7 +85,8 @@ def _check_kind(model: Denoiser) -> None:
             "cond gives this UNet a vector (cond=class_vector), for which neither layout has a place. Networks with tokens "
             "(cond=class_label) or without a condition can be exported."
         )
-    if not isinstance(conditioner, ClassLabel) and next(conditioner.parameters(), None) is not None:
+    learned = any(name.startswith("conditioner.") for name, _ in model.named_parameters())
+    if learned and not isinstance(conditioner, ClassLabel):
         raise UserError(
             f"cond.conditioner is a {type(conditioner).__name__} with weights; only a ClassLabel can be exported."
         )

@@ -9,6 +9,7 @@ from ldmlab.config.compose import Composed
 from ldmlab.errors import UserError
 from ldmlab.interop import compvis, weights
 from ldmlab.interop import import_first_stage as imported
+from ldmlab.pipeline.decoder import decoding_address
 from ldmlab.pipeline.run import prepare
 from ldmlab.store.checkpoint import load_tensors
 
@@ -20,8 +21,9 @@ def export(composed: Composed, to: str, out: Path, command: str) -> tuple[list[P
     is in the way.
     """
     cfg = composed.cfg
-    plan, store, data, _ = prepare(composed)
-    stage = plan.decoder or plan.autoencoder
+    plan = prepare(composed)
+    store, data = plan.store, plan.resolved.data
+    stage = decoding_address(plan)
     if store.done(stage) is None:
         again = " ".join(w for w in command.split() if not w.startswith(("to=", "out=", "until=")))
         raise UserError(

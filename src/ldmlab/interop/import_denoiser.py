@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ldmlab import build
 from ldmlab.config.compose import group_options, load
 from ldmlab.diffusion.denoiser import Denoiser
+from ldmlab.diffusion.objectives import Objective
 from ldmlab.errors import ConfigError, WeightsError
 from ldmlab.interop import denoisers, schedules, weights
 from ldmlab.interop import import_first_stage as imported
@@ -22,13 +23,13 @@ from ldmlab.interop.compvis import some
 from ldmlab.interop.official_unet import UNetLayout
 from ldmlab.networks.attention import SelfAttention, SpatialTransformer
 from ldmlab.store.checkpoint import save_tensors
-from ldmlab.store.store import atomic, write_json
+from ldmlab.store.files import atomic, write_json
 
 TABLE = "conditioner.embedding.weight"  # of the class conditioner; its last row means "no class"
 
 
-def check(cfg: DictConfig, choices: dict[str, str], data: Any) -> None:
-    """Whether `ldm.weights` can be what `ldm`, `cond` and `objective` say. Reads the file, builds on the meta device.
+def check(cfg: DictConfig, choices: dict[str, str], model: Denoiser, objective: Objective) -> None:
+    """Whether `ldm.weights` can be what `ldm`, `cond` and `objective` say. Reads the file; `model`: on the meta device.
 
     Raises WeightsError or ConfigError, naming what differs and, of the network, which words fit.
     """
@@ -38,14 +39,12 @@ def check(cfg: DictConfig, choices: dict[str, str], data: Any) -> None:
         return
     check_options(cfg)
     found = denoisers.read(Path(cfg.ldm.weights))
-    with build.shapes_only():
-        model = build.denoiser(cfg, build.autoencoder(cfg), data)
     expected = model.state_dict()
     for tensors in (found.copies.raw, found.copies.ema):
         if tensors is not None:
             check_tensors(cfg, choices, found, tensors, expected)
     check_heads(found, model.network)
-    check_objective(cfg, found)
+    check_objective(cfg, found, objective)
     if cfg.eval.weights == "ema" and found.copies.ema is None:
         raise ConfigError(
             f"eval.weights=ema, but {found.file} holds one copy of the weights and no averaged one beside it. "
@@ -102,7 +101,7 @@ def completed(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
 
 
 def check_heads(found: denoisers.Source, network: nn.Module) -> None:
-    """WeightsError when the file says other heads than the network has: the tensors fit any number (D12)."""
+    """WeightsError when the file says other heads than the network has: tensors fit any number (docs/paper.md#heads)."""
     ours = heads_of(network)
     if found.heads is None:
         return
@@ -116,7 +115,7 @@ def check_heads(found: denoisers.Source, network: nn.Module) -> None:
         )
 
 
-def check_objective(cfg: DictConfig, found: denoisers.Source) -> None:
+def check_objective(cfg: DictConfig, found: denoisers.Source, objective: Objective) -> None:
     """WeightsError when the file says another target or noise schedule than `objective`."""
     target = target_of(cfg)
     if None not in (found.target, target) and found.target != target:
@@ -126,7 +125,7 @@ def check_objective(cfg: DictConfig, found: denoisers.Source) -> None:
         )
     if found.alpha_bar_T is None:
         return
-    if other := schedules.difference(found.alpha_bar_T, build.objective(cfg).schedule.alpha_bar_T):
+    if other := schedules.difference(found.alpha_bar_T, objective.schedule.alpha_bar_T):
         fitting = [name for name in group_options("objective/schedule") if _has_schedule(name, found.alpha_bar_T)]
         way = f"It fits objective/schedule={fitting[0]}." if fitting else "No objective/schedule= of conf fits it."
         raise WeightsError(f"{found.file} was trained with another noise schedule than objective= has: {other}. {way}")
@@ -186,7 +185,7 @@ def notes(cfg: DictConfig) -> list[str]:
         said = f"heads={network.heads}" if network.heads is not None else f"head_channels={network.head_channels}"
         lines.append(
             f"ldm.weights: no tensor says how many heads an attention has; this run computes with ldm.network.{said}. "
-            "The paper's class-conditional models were trained with one (D12)."
+            "The paper's class-conditional models were trained with one head (docs/paper.md#heads)."
         )
     mode = cfg.ae.latent_scale.mode
     if mode not in imported.UNMEASURED and cfg.ae.weights is not None:
@@ -233,7 +232,7 @@ def _fitting(network: dict[str, Tensor], cfg: DictConfig, choices: dict[str, str
         if words is not None and (best is None or len(words) + (name == choices["ldm"]) < len(best)):
             name, best = option, words  # another option is one word more than the one that was said
     if best is not None and (best or name != choices["ldm"]):
-        parts.append(f"Its network is ldm={' '.join([name, *best])}; heads are in no tensor (D12).")
+        parts.append(f"Its network is ldm={' '.join([name, *best])}; no tensor says how many heads.")
     if layout.context_dim is not None:
         parts.append(
             f"It reads tokens of {layout.context_dim} features: cond.conditioner.dim={layout.context_dim} (cond=class_label)."

@@ -21,8 +21,8 @@ UNMEASURED = ("none", "given", "stored")
 """Modes of `ae.latent_scale` that look at no data."""
 
 
-def check(cfg: DictConfig, choices: dict[str, str]) -> None:
-    """Whether `ae.weights` can be what `ae` says. Reads the file, builds on the meta device.
+def check(cfg: DictConfig, choices: dict[str, str], ae: Autoencoder) -> None:
+    """Whether `ae.weights` can be what `ae` says. Reads the file; `ae`: on the meta device.
 
     Raises WeightsError or ConfigError, naming what differs and which `ae=` fits.
     """
@@ -40,8 +40,6 @@ def check(cfg: DictConfig, choices: dict[str, str]) -> None:
             "Use mode=global with ae.latent_scale.images=<that batch size>, which is the same measurement."
         )
     found = weights.read(Path(cfg.ae.weights))
-    with build.shapes_only():
-        ae = build.autoencoder(cfg)
     expected = tensors_of(ae)
     if not expected:
         raise ConfigError(f"ae={choices['ae']} has no weights, so ae.weights cannot be given with it.")
@@ -88,7 +86,7 @@ def options(cfg: DictConfig) -> tuple[dict[str, Any], bool]:
         "regulariser": cfg.ae.regulariser, "latent_scale": {"mode": scale.mode},
     }  # fmt: skip
     if measured:
-        return own | {"latent_scale": {"mode": scale.mode, "images": scale.images}, "seed": cfg.seed}, True
+        return own | {"latent_scale": {"mode": scale.mode, "images": scale.images}, "seed": cfg.ae.seed}, True
     if (fixed := fixed_scale(cfg)) is not None:
         own["latent_scale"] |= {
             "scale": fixed.scale_C11.flatten().tolist(),

@@ -10,7 +10,7 @@
 The official code averages the UNet alone: beside an averaged UNet it samples with the conditioner as trained last.
 
 Pure functions from names to tensors; a tensor is never changed, so a round trip is bit-identical. How many heads an
-attention has is in no shape (ldm_paper.yaml D12), so it cannot be read off here.
+attention has is in no tensor's shape (docs/paper.md#heads), so it cannot be read from the file.
 """
 
 from collections.abc import Mapping

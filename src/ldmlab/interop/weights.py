@@ -23,7 +23,7 @@ from torch import Tensor
 from ldmlab.errors import WeightsError
 from ldmlab.interop import compvis, diffusers
 from ldmlab.store.checkpoint import load_tensors
-from ldmlab.store.store import atomic, sha256_file
+from ldmlab.store.files import atomic, sha256_file
 
 VERSION = 1
 """Of the conversions: grows when the same file would give other weights."""

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ldmlab.errors import ConfigError, DataError, WeightsError
+from ldmlab.ranges import File, Pixels
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
@@ -184,7 +185,7 @@ class Inception(nn.Module):
     resize_text = "bilinear as in TensorFlow 1, to 299"
     preprocessing = "torch-fidelity inception-v3-compat; TensorFlow 1 bilinear to 299; (x - 128) / 128"
 
-    def __init__(self, weights: str | None = None):
+    def __init__(self, weights: File | None = None):
         super().__init__()
         state = _inception_weights(weights)
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -229,7 +230,7 @@ class SqueezeNet(nn.Module):
     min_size = 16
     classes_of_data = False
 
-    def __init__(self, weights: str | None = None, resize: int = 224):
+    def __init__(self, weights: File | None = None, resize: Pixels = 224):
         super().__init__()
         if resize < 32:
             raise ConfigError(f"eval.extractor.resize must be at least 32; got {resize}.")

@@ -20,7 +20,7 @@ from ldmlab.metrics import latents
 from ldmlab.metrics.rate import Rate, plain
 from ldmlab.metrics.reconstruction import Reconstruction, highest_psnr, psnr
 from ldmlab.randomness import ImageNoise, seed_of
-from ldmlab.store.store import atomic
+from ldmlab.store.files import atomic
 
 LATENT_IMAGES = 256  # images behind histograms, correlation, components and spectra, at most
 NOISED_IMAGES = 64  # images that are decoded from noised latents, at most

@@ -10,11 +10,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ldmlab.errors import UserError
 from ldmlab.pipeline import budget
-from ldmlab.store.store import read_json
+from ldmlab.store.files import read_json
 
 
 @dataclass(frozen=True)
-class Asked:
+class DataFacts:
     """What a network's shape needs of the data: how large the images are, and their classes."""
 
     resolution: int
@@ -53,6 +53,6 @@ def count(runs: list[Path]) -> Counts:
 def _count(config: dict[str, Any], samples: Path) -> tuple[int, float]:
     cfg = OmegaConf.create(config)
     classes = read_json(samples / "conditions.json").get("class_names") or []
-    asked = Asked(int(cfg.data.resolution), list(classes))
-    cost = budget.cost(cfg, asked, cfg.ldm.network.width)
+    facts = DataFacts(int(cfg.data.resolution), list(classes))
+    cost = budget.cost(cfg, facts, cfg.ldm.network.width)
     return cost.parameters, cost.flops_per_image

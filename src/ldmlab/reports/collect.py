@@ -6,9 +6,12 @@ a record like the others, with whatever it has written so far.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 from ldmlab.errors import DataError
 from ldmlab.reports.records import Estimate, Run, SampleSet, StageRecord, is_number
@@ -21,13 +24,28 @@ def again(command: str) -> str:
     return f"The same command makes what is missing: {command}" if command else "Run its command again."
 
 
-def read_json(path: Path, command: str) -> Any:
+@contextmanager
+def reading(path: Path, command: str) -> Iterator[None]:
+    """A file that is missing or damaged becomes one sentence with its name and the command that makes it again."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        yield
     except FileNotFoundError:
         raise DataError(f"{path}: no such file, and a finished stage leaves one. {again(command)}") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, EOFError, BadZipFile) as error:
         raise DataError(f"{path} is damaged ({error}). Delete it. {again(command)}") from None
+
+
+def read_json(path: Path, command: str) -> Any:
+    with reading(path, command):
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_arrays(path: Path, command: str) -> dict[str, Any]:
+    """All arrays of an npz without pickled objects."""
+    import numpy as np
+
+    with reading(path, command), np.load(path, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
 
 
 def read_score(raw: Any, where: str, command: str) -> Estimate:
@@ -92,12 +110,8 @@ def read_images(path: Path, command: str) -> Any:
     """uint8 [N, H, W, 3], mapped from disk. Raises DataError when it is missing, damaged or something else."""
     import numpy as np
 
-    try:
+    with reading(path, command):
         images_NHWC = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file, and a finished stage leaves one. {again(command)}") from None
-    except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"{path} is damaged ({error}). Delete it. {again(command)}") from None
     if images_NHWC.ndim != 4 or images_NHWC.shape[3] != 3 or images_NHWC.dtype != np.uint8:
         found = f"{images_NHWC.dtype} {list(images_NHWC.shape)}"
         raise DataError(f"{path} must be uint8 [N, H, W, 3]; got {found}. {again(command)}")

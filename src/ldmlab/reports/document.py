@@ -19,7 +19,7 @@ from typing import Any, Literal
 from ldmlab.reports.drawing import svg
 from ldmlab.reports.figures import Figure, files
 from ldmlab.reports.pictures import Picture, Pictures, data_uri, sheet
-from ldmlab.store.store import atomic
+from ldmlab.store.files import atomic
 
 TEMPLATES = Path(__file__).parent / "templates"
 INLINE = re.compile(r"(`[^`\n]+`|\[[^\]\n]+\]\([\w./#-]+\))")  # code and links, the only markup of a text

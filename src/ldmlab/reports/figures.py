@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ldmlab.reports.numbers import MetricDeclaration, common_card, differences, metrics_of
+from ldmlab.metrics.protocol import leaf_differences
+from ldmlab.reports.numbers import MetricDeclaration, common_card, metrics_of
 from ldmlab.reports.records import Run, StageRecord
 
 WIDTH, HEIGHT = 374 / 72, 224 / 72  # inches
@@ -113,7 +114,7 @@ def score_line(
         [score.value for score in scores],
         [score.bounds[0] for score in scores],
         [score.bounds[1] for score in scores],
-        [bool(differences(record.protocol(metric.key), card)) for _, record in points],
+        [bool(leaf_differences(record.protocol(metric.key), card)) for _, record in points],
         style="points",
         sources=tuple(record.place for _, record in points),
         **look,

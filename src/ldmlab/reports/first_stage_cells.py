@@ -4,15 +4,14 @@ follows from pairs of them: what a step of f costs, and what the regulariser cos
 Shape letters: N images, C channels, H W space, S noise levels.
 """
 
+import math
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations, pairwise
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from ldmlab.errors import DataError
-from ldmlab.reports.collect import again, read_json, read_score
+from ldmlab.reports.collect import read_arrays, read_json, read_score
 from ldmlab.reports.numbers import KNOWN, Comparison, MetricDeclaration, compare, indistinct
 from ldmlab.reports.records import Estimate, Run, StageRecord
 
@@ -33,44 +32,20 @@ class FirstStageCell:
     """One trained first stage. `facts` is its facts.json; `label` tells it from the other cells."""
 
     run: Run
-    compared: StageRecord
+    compared: StageRecord  # what it is scored by
     facts: dict[str, Any]
+    f: int
+    c: int
+    codes: int | None
+    regulariser: str
+    resolution: int
+    option: str  # what was chosen as `ae=…`
+    latent_shape: tuple[int, int, int]  # c h w
     label: str = ""
 
     @property
-    def f(self) -> int:
-        return int(self.facts["f"])
-
-    @property
-    def c(self) -> int:
-        return int(self.facts["c"])
-
-    @property
-    def codes(self) -> int | None:
-        return self.facts["codes"]
-
-    @property
-    def regulariser(self) -> str:
-        return str(self.facts["regulariser"])
-
-    @property
-    def option(self) -> str:
-        """What was chosen as `ae=…`."""
-        return self.compared.folder.name.rpartition("-")[0]
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        c, h, w = self.facts["latent_shape"]
-        return c, h, w
-
-    @property
     def elements(self) -> int:
-        c, h, w = self.latent_shape
-        return c * h * w
-
-    @property
-    def resolution(self) -> int:
-        return int(self.facts["resolution"])
+        return math.prod(self.latent_shape)
 
     @property
     def bits_ratio(self) -> float | None:
@@ -106,21 +81,6 @@ class FirstStageCell:
         return float(self.latent["psnr_of_samples"].mean()), float(self.latent["noised_additive"][0].mean())
 
 
-def read_arrays(path: Path, command: str) -> dict[str, Any]:
-    """All arrays of an npz without pickled objects. Raises DataError when it is missing or damaged."""
-    import zipfile
-
-    import numpy as np
-
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file, and a finished stage leaves one. {again(command)}") from None
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is damaged ({error}). Delete its folder. {again(command)}") from None
-
-
 def read_cells(runs: list[Run]) -> list[FirstStageCell]:
     """The finished cells, each first stage once, KL before the others and then by f, c and codebook, with labels."""
     cells: dict[str, FirstStageCell] = {}
@@ -128,7 +88,9 @@ def read_cells(runs: list[Run]) -> list[FirstStageCell]:
         record = run.stage("reconstructions")
         if record is not None and record.done and record.id not in cells:
             facts = read_json(record.folder / "facts.json", record.command)
-            cells[record.id] = FirstStageCell(run, record, facts)
+            named = {name: facts[name] for name in ("f", "c", "codes", "regulariser", "resolution")}
+            option, shape = record.folder.name.rpartition("-")[0], tuple(facts["latent_shape"])
+            cells[record.id] = FirstStageCell(run, record, facts, option=option, latent_shape=shape, **named)
 
     def order(x: FirstStageCell) -> tuple[Any, ...]:
         return x.regulariser != "KL", x.regulariser, x.f, x.c, x.codes or 0, x.compared.id

@@ -275,7 +275,7 @@ def protocol(cells: list[FirstStageCell], study: str) -> doc.Section:
 
 
 @dataclass(frozen=True)
-class Crop:
+class DetailSquare:
     """A square of one image, `side` pixels from (y, x)."""
 
     image: int
@@ -319,7 +319,7 @@ def same_images(cells: list[FirstStageCell]) -> list[FirstStageCell]:
     return [cell for cell in cells if np.array_equal(cell.shown.original_NHWC, cells[0].shown.original_NHWC)]
 
 
-def find_crops(original_NHWC: Any, n: int = CROPS) -> list[Crop]:
+def find_crops(original_NHWC: Any, n: int = CROPS) -> list[DetailSquare]:
     """In each of the first images the square of a quarter of the side (at least 16 pixels) with the most detail
     (squared gradient); of these the n with most of it, in the order of the images. Chosen from the originals alone.
     """
@@ -334,10 +334,10 @@ def find_crops(original_NHWC: Any, n: int = CROPS) -> list[Crop]:
     sums = table[:, side:, side:] - table[:, :-side, side:] - table[:, side:, :-side] + table[:, :-side, :-side]
     most = sorted(range(len(sums)), key=lambda i: -float(sums[i].max()))[:n]
     places = {i: divmod(int(sums[i].argmax()), sums.shape[2]) for i in sorted(most)}
-    return [Crop(i, y, x, side) for i, (y, x) in places.items()]
+    return [DetailSquare(i, y, x, side) for i, (y, x) in places.items()]
 
 
-def cut(images_NHWC: Any, crops: list[Crop]) -> Any:
+def cut(images_NHWC: Any, crops: list[DetailSquare]) -> Any:
     import numpy as np
 
     return np.stack([images_NHWC[c.image, c.y : c.y + c.side, c.x : c.x + c.side] for c in crops])

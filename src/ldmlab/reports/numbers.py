@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from ldmlab.metrics import intervals
-from ldmlab.reports.records import Estimate, StageRecord, flatten
+from ldmlab.metrics.protocol import leaf_differences
+from ldmlab.reports.records import Estimate, StageRecord
 
 PAIRED = "the paired 95 % interval of their difference"
 OVERLAP = "overlap of their intervals (without stored replicates no paired interval, which would be narrower)"
@@ -152,12 +153,6 @@ def facts(mapping: dict[str, Any]) -> list[tuple[str, str]]:
 # ---- comparison -----------------------------------------------------------------------------------------------------
 
 
-def differences(card: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Fields in which two of `StageRecord.protocol` differ; a library is `versions.torch`."""
-    mine, theirs = flatten(card), flatten(other)
-    return [name for name in dict.fromkeys([*theirs, *mine]) if mine.get(name) != theirs.get(name)]
-
-
 def common_card(records: list[StageRecord], metric: str) -> dict[str, Any]:
     """The protocol of this metric that most records share (the first of equals)."""
     cards = [record.protocol(metric) for record in records if metric in record.scores]
@@ -208,7 +203,7 @@ class Comparison:
 def compare(a: StageRecord, b: StageRecord, metric: MetricDeclaration) -> Comparison | None:
     """None where either lacks the score, or their protocols differ."""
     one, other = a.scores.get(metric.key), b.scores.get(metric.key)
-    if one is None or other is None or differences(a.protocol(metric.key), b.protocol(metric.key)):
+    if one is None or other is None or leaf_differences(a.protocol(metric.key), b.protocol(metric.key)):
         return None
     difference = paired(one, other) or Estimate(other.value - one.value)
     return Comparison(metric, difference, distinguishable(one, other))

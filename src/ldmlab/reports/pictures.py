@@ -74,8 +74,8 @@ class Pictures:
         return self.side <= PIXEL_ART
 
     @property
-    def captioned(self) -> bool:
-        return any(tile.text or tile.condition_HWC is not None for row in self.rows for tile in row.tiles)
+    def conditioned(self) -> bool:
+        return any(tile.condition_HWC is not None for row in self.rows for tile in row.tiles)
 
     @property
     def shown(self) -> int:

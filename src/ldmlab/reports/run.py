@@ -165,9 +165,10 @@ def samples(runs: list[Run], drawn: list[tuple[Run, StageRecord, str, Pictures]]
         which = (
             f"{numbers.count(grid.shown)} of {numbers.count(grid.of)} images, the first of each row's kind, unselected."
         )
+        pair = " At the left of a sample stands the picture it was drawn from." if grid.conditioned else ""
         inside: list[doc.Block] = [
             grid,
-            doc.Text(f"{which} {grid.sizes} All of them: [{stage.place}](#{stage.anchor})", "small"),
+            doc.Text(f"{which} {grid.sizes}{pair} All of them: [{stage.place}](#{stage.anchor})", "small"),
         ]
         order = "By class" if stage.pictures.labels else "In order of seed"
         several = len(runs) > 1

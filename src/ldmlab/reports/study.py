@@ -11,11 +11,12 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from ldmlab.errors import DataError
+from ldmlab.metrics.protocol import leaf_differences
 from ldmlab.reports import document as doc
 from ldmlab.reports import figures, numbers, tables
 from ldmlab.reports.collect import read_runs
 from ldmlab.reports.figures import HEIGHT, ROW, ROW_MARGIN, Figure, round_ticks, score_line, score_panel
-from ldmlab.reports.numbers import MetricDeclaration, common_card, differences
+from ldmlab.reports.numbers import MetricDeclaration, common_card
 from ldmlab.reports.pictures import Pictures, same_seeds
 from ldmlab.reports.records import Run, split_fields, varied
 from ldmlab.reports.run import READING, alarms, check_folder, machine, unfinished
@@ -227,7 +228,7 @@ def _agree(one: Line, two: Line, axis: Axis) -> bool:
         for key, score in a.scores.scores.items():
             low, high = score.bounds
             far = abs(score.value - b.scores.scores[key].value) > COINCIDE * (high - low)
-            if far or differences(a.compared.protocol(key), b.compared.protocol(key)):
+            if far or leaf_differences(a.compared.protocol(key), b.compared.protocol(key)):
                 return False
     return True
 

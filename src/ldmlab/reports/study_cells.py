@@ -146,7 +146,18 @@ def options(cell: StudyCell) -> dict[str, Any]:
     if any(budget.get(target) for target in ("parameters", "flops_per_image", "flops_per_step")):
         trained.pop("ldm.network.width", None)  # the budget chose it
     chosen = {group: cell.run.choice(group) for group in TRAINED}
-    return chosen | trained | {name: cell.scores.card.get(name) for name in ASKED}
+    return chosen | trained | sampled(cell.scores.card)
+
+
+def sampled(card: dict[str, Any]) -> dict[str, Any]:
+    """How the denoiser was sampled. Classifier-free guidance is three knobs, other kinds are `<kind>.<option>`."""
+    found, kinds = {name: card.get(name) for name in ASKED}, card.get("guidance")
+    if not isinstance(kinds, dict):
+        return found
+    own = kinds.get("classifier_free", {})
+    found |= {"guidance": own.get("scale", UNGUIDED), "guidance_interval": own.get("interval")}
+    found |= {"guidance_rescale": own.get("rescale")}
+    return found | flatten({kind: said for kind, said in kinds.items() if kind != "classifier_free"})
 
 
 def owner(knob: str) -> str | None:
@@ -180,7 +191,9 @@ def word(knob: str, value: Any, knobs: tuple[str, ...]) -> str:
         return f"rescale {value:g}" if value else ""
     if knob in ("guidance", "eta", "seed"):
         return f"{knob} {value}" if value is None else f"{knob} {value:g}"
-    last = knob.rpartition(".")[2]
+    group, _, last = knob.rpartition(".")
+    if last == "scale" and group.partition(".")[0] not in TRAINED:  # of another kind of guidance
+        return "" if value is None else f"{group} {value:g}"
     ambiguous = sum(other.rpartition(".")[2] == last for other in knobs) > 1
     return f"{knob if ambiguous else last}={'null' if value is None else value}"
 
@@ -204,7 +217,7 @@ def label(cell: StudyCell, knobs: tuple[str, ...], axis: Axis | None) -> str:
 
 def trained_label(cell: StudyCell, study: Study) -> str:
     """The cell's label without what does not belong to its denoiser; the denoiser's own name where nothing is left."""
-    own = tuple(knob for knob in study.knobs if knob not in ASKED)
+    own = tuple(knob for knob in study.knobs if knob.partition(".")[0] in (*TRAINED, "seed"))
     named = "" if cell.denoiser is None else cell.denoiser.folder.name.rpartition("-")[0]
     return words(cell, own, study.knobs) or named
 

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from ldmlab.metrics.protocol import leaf_differences
 from ldmlab.reports import numbers
 from ldmlab.reports.document import Entry, Note, Table
 from ldmlab.reports.numbers import OVERLAP, PAIRED, MetricDeclaration
-from ldmlab.reports.records import Estimate, Run, StageRecord, flatten
+from ldmlab.reports.records import Estimate, Run, StageRecord
 
 NOTE_MARKS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -72,13 +73,13 @@ class ScoreTable:
 def unlike(record: StageRecord, metric: str, card: dict[str, Any]) -> str:
     """ "steps: 20 (others: 50)" for each field that differs; "" when the protocols are equal."""
 
-    def say(value: Any) -> str:
-        return "not stated" if value is None else str(value)
+    def at(place: Any, path: str) -> str:
+        for name in path.split("."):
+            place = place.get(name) if isinstance(place, dict) else None
+        return "not stated" if place is None else numbers.option(place)
 
     own = record.protocol(metric)
-    mine, theirs = flatten(own), flatten(card)
-    fields = numbers.differences(own, card)
-    return "; ".join(f"{name}: {say(mine.get(name))} (others: {say(theirs.get(name))})" for name in fields)
+    return "; ".join(f"{path}: {at(own, path)} (others: {at(card, path)})" for path in leaf_differences(card, own))
 
 
 def join(title: str, rows: list[Scored], default: str) -> ScoreTable:

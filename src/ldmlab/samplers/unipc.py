@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldmlab.samplers.base import Callback, Denoise, Level, Noise, Schedule
+from ldmlab.ranges import Steps
+from ldmlab.samplers.base import Callback, Denoise, Level, Noise, Schedule, after_step
 from ldmlab.samplers.grid import Grid
 from ldmlab.samplers.multistep import half_ahead, half_log_snr
 from ldmlab.samplers.sampler import Rule, Sampler
@@ -65,21 +66,23 @@ def unipc(
 ) -> Tensor:
     """From z_T down the list of times; z_0 is not clipped, `noise` is never called.
 
-    The last step is of order 1 and not corrected, as in diffusers; at the data it is exact in what it was told.
+    The last step is of order 1 and not corrected, as in diffusers; at the data it is exact in what it was told. A step whose
+    result the callback changed (known pixels) is not corrected either: UniC takes the step again, from before the change.
     """
     z_BCHW, steps = zT_BCHW, len(times) - 1
     start_BCHW = zT_BCHW  # of the last step
     asked: list[Asked] = []
+    changed = False  # by the callback, after the last step
     for done, (t, s) in enumerate(pairwise(times), start=1):
         now, then = schedule.at(t), schedule.at(s)
         answer = now, denoise(z_BCHW, torch.full((len(z_BCHW),), t, device=z_BCHW.device), cond).z0
-        if asked:
+        if asked and not changed:
             z_BCHW = correct(start_BCHW, asked[-2] if len(asked) > 1 else None, asked[-1], answer)
         asked = [*asked[-1:], answer]
         start_BCHW = z_BCHW
-        z_BCHW = predict(z_BCHW, asked[0] if len(asked) > 1 and done < steps else None, answer, then)
-        if callback is not None:
-            callback(done, steps, z_BCHW)
+        predicted_BCHW = predict(z_BCHW, asked[0] if len(asked) > 1 and done < steps else None, answer, then)
+        z_BCHW = after_step(callback, done, steps, predicted_BCHW)
+        changed = z_BCHW is not predicted_BCHW
     return z_BCHW
 
 
@@ -94,7 +97,7 @@ class UniPC(Sampler):
     Raises ConfigError for steps against T when it is called.
     """
 
-    steps: int = 20
+    steps: Steps = 20
     grid: Grid = "trailing"
 
     @property

@@ -6,6 +6,7 @@ Shape letters: B batch, C channels, H W space, M = B·H·W vectors, K codes.
 """
 
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from ldmlab.autoencoders.regularisers.base import Posterior, Regularised, Regulariser, usage, widen
 from ldmlab.errors import ConfigError
 from ldmlab.networks.blocks import no_autocast
+from ldmlab.ranges import Codes, Given, Weight
 
 WINDOW = 100  # steps over which the codebook's use is watched
 BLOCK_ELEMENTS = 1 << 22  # distances held at once in the search: 16 MiB of float32
@@ -35,7 +37,9 @@ class VQ(Regulariser):
 
     stochastic = False
 
-    def __init__(self, c: int, codes: int, beta: float = 0.25, legacy: bool = True, weight: float = 1.0):
+    def __init__(
+        self, c: Annotated[int, Given], codes: Codes, beta: Weight = 0.25, legacy: bool = True, weight: Weight = 1.0
+    ):
         super().__init__()
         if codes < 2:
             raise ConfigError(f"ae.regulariser.codes={codes} must be at least 2.")

@@ -1,13 +1,11 @@
-"""Guidance: each function takes a denoise callable (two where two models are compared) and returns one, so that they stack.
-
-Of a stack the outermost is the last to have its say: `limited(guided(plain, …), plain, …)`. Guidance by the gradient of a
-classifier or of an image is in `gradient_guidance.py`, the order in which options stack them in `stack.py`.
+"""Classifier-free guidance: away from the null condition's answer, rescaled, within its interval.
 
 Shape letters: B batch, C channels, H W space.
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -16,11 +14,13 @@ from ldmlab.diffusion.denoiser import Denoise
 from ldmlab.diffusion.objectives import Prediction
 from ldmlab.diffusion.schedules import Schedule
 from ldmlab.errors import ConfigError
+from ldmlab.guidance.base import Binding, Guidance, SampleCost, with_interval
+from ldmlab.guidance.interval import limited, share_within
 
 Correction = Callable[[Prediction, Prediction, Tensor, Tensor], Prediction]  # (guided, conditional, z_t, t_B)
 
 
-class Asked(Protocol):
+class GuidanceScale(Protocol):
     """What a sampler's options say about guidance (samplers/options.py gives ranges and sources)."""
 
     @property
@@ -31,16 +31,45 @@ class Asked(Protocol):
     def guidance_rescale(self) -> float: ...
 
 
-def as_asked(denoise: Denoise, asked: Asked, null: Any, schedule: Schedule, both: Any = None) -> Denoise:
+@dataclass(frozen=True)
+class ClassifierFreeGuidance(Guidance):
+    """Classifier-free guidance by the sampler's options. Its own options are the sampler's, and stand there on card and id."""
+
+    name: ClassVar[str] = "classifier_free"
+    reads_null: ClassVar[bool] = True
+
+    sampler: Any
+    bound: Binding | None = None
+
+    def card(self) -> dict[str, Any]:
+        own: dict[str, Any] = with_interval({"scale": self.sampler.guidance}, self.sampler.guidance_interval)
+        return own | ({"rescale": self.sampler.guidance_rescale} if self.sampler.guidance_rescale else {})
+
+    def words(self) -> str:
+        """The sampler's row of the plan says its scale."""
+        return ""
+
+    def cost(self, cost: SampleCost) -> None:
+        """The null half doubles the pass where it is asked for."""
+        cost.passes *= 1 + share_within(self.sampler.guidance_interval, cost.schedule, cost.times)
+
+    def wrap(self, denoise: Denoise) -> Denoise:
+        assert self.bound is not None
+        return classifier_free(denoise, self.sampler, self.bound.null, self.bound.schedule, self.bound.both)
+
+
+def classifier_free(
+    denoise: Denoise, sampler: GuidanceScale, null: Any, schedule: Schedule, both: Any = None
+) -> Denoise:
     """`denoise` with the guidance of a sampler's options: classifier-free, rescaled, within its interval.
 
     null, both: as in `guided`. Raises ConfigError as `guided` does.
     """
-    correction = rescaling(asked.guidance_rescale, schedule) if asked.guidance_rescale > 0 else None
-    steered = guided(denoise, asked.guidance, null, correction, both)
-    if asked.guidance_interval is None or steered is denoise:
+    correction = rescaling(sampler.guidance_rescale, schedule) if sampler.guidance_rescale > 0 else None
+    steered = guided(denoise, sampler.guidance, null, correction, both)
+    if sampler.guidance_interval is None or steered is denoise:
         return steered
-    return limited(steered, denoise, asked.guidance_interval, schedule)
+    return limited(steered, denoise, sampler.guidance_interval, schedule)
 
 
 def guided(
@@ -76,29 +105,10 @@ def guided(
         answer = denoise(torch.cat([zt_BCHW, zt_BCHW]), torch.cat([t_B, t_B]), pair)
         (z0_c, z0_u), (eps_c, eps_u) = answer.z0.chunk(2), answer.eps.chunk(2)
         conditional = Prediction(z0_c, eps_c)
-        further = _away(conditional, Prediction(z0_u, eps_u), scale)
+        further = away_from(conditional, Prediction(z0_u, eps_u), scale)
         return further if correction is None else correction(further, conditional, zt_BCHW, t_B)
 
     return guided_denoise
-
-
-def autoguided(denoise: Denoise, weak: Denoise, scale: float, correction: Correction | None = None) -> Denoise:
-    """Autoguidance: eps = eps_weak + scale · (eps - eps_weak), away from a worse model of the same data and condition
-    (Karras et al. 2024, arXiv 2406.02507): smaller, or an earlier snapshot.
-
-    Both answer the same condition. Scale 1 returns `denoise` itself. Raises ValueError for a negative scale.
-    """
-    if scale < 0:
-        raise ValueError(f"the scale of autoguidance must be at least 0 (1 is none); got {scale}")
-    if scale == 1:
-        return denoise
-
-    def autoguided_denoise(zt_BCHW: Tensor, t_B: Tensor, cond: Any) -> Prediction:
-        strong = denoise(zt_BCHW, t_B, cond)
-        further = _away(strong, weak(zt_BCHW, t_B, cond), scale)
-        return further if correction is None else correction(further, strong, zt_BCHW, t_B)
-
-    return autoguided_denoise
 
 
 def rescaling(share: float, schedule: Schedule) -> Correction:
@@ -123,38 +133,9 @@ def rescaling(share: float, schedule: Schedule) -> Correction:
     return correction
 
 
-def limited(inside: Denoise, outside: Denoise, interval: list[float], schedule: Schedule) -> Denoise:
-    """`inside` where low < sigma / alpha <= high, else `outside` (Kynkäänniemi et al. 2024, arXiv 2404.07724).
-
-    Where all images of a call are on one side only that callable runs: outside the interval guidance costs nothing.
-    (Finding out waits for the device, once a call.)
-    """
-    low, high = interval
-
-    def limited_denoise(zt_BCHW: Tensor, t_B: Tensor, cond: Any) -> Prediction:
-        alpha_B, sigma_B = schedule.alpha(t_B, torch.float64), schedule.sigma(t_B, torch.float64)
-        within_B = (sigma_B > low * alpha_B) & (sigma_B <= high * alpha_B)
-        if within_B.all():
-            return inside(zt_BCHW, t_B, cond)
-        if not within_B.any():
-            return outside(zt_BCHW, t_B, cond)
-        within_B111 = within_B[:, None, None, None]
-        pairs = zip(inside(zt_BCHW, t_B, cond), outside(zt_BCHW, t_B, cond), strict=True)
-        return Prediction(*(torch.where(within_B111, a, b) for a, b in pairs))
-
-    return limited_denoise
-
-
-def share_within(interval: list[float] | None, schedule: Schedule, times: list[int]) -> float:
-    """The share of these times, 0 … 1, at which guidance with this interval acts."""
-    if interval is None:
-        return 1.0
-    levels = [schedule.at(t) for t in times]
-    return sum(interval[0] * alpha < sigma <= interval[1] * alpha for alpha, sigma in levels) / len(levels)
-
-
-def _away(towards: Prediction, away: Prediction, scale: float) -> Prediction:
-    return Prediction(away.z0 + scale * (towards.z0 - away.z0), away.eps + scale * (towards.eps - away.eps))
+def away_from(answer: Prediction, other: Prediction, scale: float) -> Prediction:
+    """other + scale · (answer - other), of z_0 and eps alike."""
+    return Prediction(other.z0 + scale * (answer.z0 - other.z0), other.eps + scale * (answer.eps - other.eps))
 
 
 def _levels(schedule: Schedule, t_B: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
