@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "build": PARTS,
     "interop": PARTS | {"build", "config", "pipeline", "store"},
     "pipeline": PARTS | {"build", "config", "interop", "store", "training"},
-    "reports": {"pipeline", "store"},
+    "reports": {"metrics", "pipeline", "store"},
     "cli": {"config", "pipeline"},
     "bench": PARTS | {"build", "config", "interop", "pipeline", "store", "training"},
 }
