@@ -48,6 +48,13 @@ def _made(node: DictConfig, **how: Any) -> Any:
         raise
 
 
+def editable(node: DictConfig) -> DictConfig:
+    """A copy that can be changed; a composed configuration is read-only."""
+    copy = cast(DictConfig, node.copy())
+    OmegaConf.set_readonly(copy, False)
+    return copy
+
+
 @contextlib.contextmanager
 def seeded(*labels: int | str) -> Iterator[None]:
     """Initial weights depend on (run seed, part) alone, whatever was built before; the global generator is left as it was."""
@@ -102,7 +109,7 @@ def first_stage_loss(cfg: DictConfig, classifier: nn.Module | None) -> Any:
     with seeded(cfg.ae.seed, "loss"):
         node = cfg.ae.loss
         if needs_classifier(cfg):
-            bare = cast(DictConfig, node.copy())
+            bare = editable(node)
             perceptual, bare.perceptual = bare.perceptual, None
             bare["_partial_"] = True
             return instantiate(bare, _convert_="all")(perceptual=part(perceptual, classifier=classifier))
@@ -179,7 +186,7 @@ def objective(cfg: DictConfig, latent_size: int | None = None) -> Objective:
         with shapes_only():
             latent_size = autoencoder(cfg).latent_shape(cfg.data.resolution)[1]
     schedule = part(node.schedule, latent_size=latent_size)
-    bare = cast(DictConfig, node.copy())
+    bare = editable(node)
     bare.schedule = None
     bare["_partial_"] = True
     return cast(Objective, part(bare, schedule=schedule))

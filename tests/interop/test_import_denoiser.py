@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ldmlab import build
-from ldmlab.config.compose import load
+from ldmlab.config.compose import load, with_values
 from ldmlab.errors import UserError
 from ldmlab.interop import denoisers, official_unet
-from ldmlab.interop import import_denoiser as imported_denoiser
 from ldmlab.interop.official_unet import Copies
+from ldmlab.pipeline import weights_denoiser
 from ldmlab.pipeline.plan import Plan
 from ldmlab.pipeline.run import prepare
 
@@ -119,17 +119,17 @@ def test_a_scale_that_is_measured_anew_is_noted(tmp_path: Path) -> None:
 
 
 def imported_groups(ae: Any) -> list[int]:
-    from ldmlab.interop import import_first_stage as imported
+    from ldmlab.pipeline import weights_first_stage
 
-    return imported.groups_of(ae)
+    return weights_first_stage.groups_of(ae)
 
 
 def test_both_copies_are_installed(model: Path, tmp_path: Path) -> None:
     """The averaged UNet with the conditioner as it is: what the official code samples with."""
     raw, cfg = tensors()
-    cfg.ldm.weights = str(model)
+    cfg = with_values(cfg, {"ldm.weights": str(model)})
     ae, data = build.autoencoder(cfg), build.dataset(cfg, "train", None)
-    imported_denoiser.install(cfg, build.denoiser(cfg, ae, data), tmp_path)
+    weights_denoiser.install(cfg, build.denoiser(cfg, ae, data), tmp_path)
     stored = {name: denoisers.read(tmp_path / f"{name}.safetensors").copies.raw for name in ("weights", "ema")}
     twin = tensors(seed=1)[0]
     for key, value in raw.items():
@@ -142,7 +142,7 @@ def test_half_precision_becomes_float32(tmp_path: Path) -> None:
     cfg = load([*BASE, f"ldm.weights={file}", "eval.weights=raw"]).cfg
     ae, data = build.autoencoder(cfg), build.dataset(cfg, "train", None)
     net = build.denoiser(cfg, ae, data)
-    imported_denoiser.install(cfg, net, tmp_path)
+    weights_denoiser.install(cfg, net, tmp_path)
     half = denoisers.read(file).copies.raw
     assert all(v.dtype == torch.float32 and torch.equal(v, half[k].float()) for k, v in net.state_dict().items())
 
@@ -157,7 +157,7 @@ def test_a_table_without_the_null_class(tmp_path: Path) -> None:
     plan_of(tmp_path, *words)
     cfg = load([*BASE, *words]).cfg
     net = build.denoiser(cfg, build.autoencoder(cfg), build.dataset(cfg, "train", None))
-    imported_denoiser.install(cfg, net, tmp_path)
+    weights_denoiser.install(cfg, net, tmp_path)
     table = net.state_dict()["conditioner.embedding.weight"]
     assert (
         torch.equal(table[:-1], denoisers.read(file).copies.raw["conditioner.embedding.weight"]) and not table[-1].any()
@@ -192,7 +192,7 @@ def test_an_option_of_conf_is_named(tmp_path: Path) -> None:
     with build.shapes_only():
         data = build.dataset(composed.cfg, "train", None)
         net = build.denoiser(composed.cfg, build.autoencoder(composed.cfg), data).state_dict()
-    text = imported_denoiser._fitting(net, load(["ldm=unet_small", "cond=none"]).cfg, {"ldm": "unet_small"})
+    text = weights_denoiser._fitting(net, load(["ldm=unet_small", "cond=none"]).cfg, {"ldm": "unet_small"})
     assert text.startswith("Its network is ldm=bedrooms_f4;") and "cond=none" in text  # the same network as celebahq_f4
 
 

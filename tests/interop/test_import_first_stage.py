@@ -13,7 +13,7 @@ from ldmlab import build
 from ldmlab.config.compose import load
 from ldmlab.errors import UserError
 from ldmlab.interop import compvis, weights
-from ldmlab.interop import import_first_stage as imported
+from ldmlab.pipeline import weights_first_stage
 from ldmlab.pipeline.plan import Plan
 from ldmlab.pipeline.run import prepare
 
@@ -28,7 +28,7 @@ def write(folder: Path, *words: str, official: bool = True) -> Path:
     if official:
         torch.save({"state_dict": compvis.from_ours(ae.state_dict())}, folder / "model.ckpt")
     else:
-        weights.write(folder, weights.as_compvis(ae.state_dict(), imported.groups_of(ae)))
+        weights.write(folder, weights.as_compvis(ae.state_dict(), weights_first_stage.groups_of(ae)))
     return folder / "model.ckpt"
 
 
@@ -49,7 +49,7 @@ def shape_of(cfg: Any) -> Any:
 def refused(*words: str) -> str:
     with pytest.raises(UserError) as caught:
         composed = load([*BASE, *words])
-        imported.check(composed.cfg, composed.choices, shape_of(composed.cfg))
+        weights_first_stage.check(composed.cfg, composed.choices, shape_of(composed.cfg))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -110,7 +110,7 @@ def test_mismatch_says_what_differs_and_what_fits(
 ) -> None:
     """Released architectures at true size, on the meta device."""
     with build.shapes_only():
-        found = imported.tensors_of(build.autoencoder(load(file_of).cfg))
+        found = weights_first_stage.tensors_of(build.autoencoder(load(file_of).cfg))
     file = tmp_path / "model.ckpt"
     monkeypatch.setattr(weights, "read", lambda path: weights.Imported(file, "CompVis", found, None, None, [32]))
     text = refused(*words, f"ae.weights={file}")
@@ -130,7 +130,7 @@ def test_refusals_before_anything_is_made(small: Path, tmp_path: Path) -> None:
     narrow = write(tmp_path / "narrow", "ae=kl_f4_small")
     nan = build.autoencoder(load([]).cfg)
     next(nan.parameters()).data.fill_(float("nan"))
-    weights.write(tmp_path / "nan", weights.as_compvis(nan.state_dict(), imported.groups_of(nan)))
+    weights.write(tmp_path / "nan", weights.as_compvis(nan.state_dict(), weights_first_stage.groups_of(nan)))
     cases = {
         ("ae.weights=/nowhere.ckpt",): "ae.weights=/nowhere.ckpt: no such file or folder",
         (f"ae.weights={narrow}",): "trained with 32 groups in its normalisations, ours has 4 and 8 and 16",
@@ -171,13 +171,13 @@ def test_stored_scale_that_is_not_there(tmp_path: Path) -> None:
 def test_scale_that_is_told(small: Path, words: list[str], scale: list[float], shift: list[float]) -> None:
     cfg = load([*BASE, f"ae.weights={small}", *words]).cfg
     ae = build.autoencoder(cfg)
-    assert imported.install(cfg, ae)["sha256"] == weights.sha256(small)
-    fixed = imported.fixed_scale(cfg)
+    assert weights_first_stage.install(cfg, ae)["sha256"] == weights.sha256(small)
+    fixed = weights_first_stage.fixed_scale(cfg)
     assert fixed is not None
     ae.set_scale(*fixed)
     assert torch.equal(ae.scale.flatten(), torch.tensor(scale).float().expand(4))
     assert torch.equal(ae.shift.flatten(), torch.tensor(shift).expand(4))
-    json.dumps(imported.options(cfg)[0]["latent_scale"])
+    json.dumps(weights_first_stage.options(cfg)[0]["latent_scale"])
 
 
 def test_half_precision_files_become_float32(small: Path, tmp_path: Path) -> None:
@@ -185,10 +185,10 @@ def test_half_precision_files_become_float32(small: Path, tmp_path: Path) -> Non
     half = {k: v.half() for k, v in weights.read(small).tensors.items()}
     save_file(half, tmp_path / "autoencoder.safetensors")
     cfg = load([*BASE, f"ae.weights={tmp_path}"]).cfg
-    imported.check(cfg, {"ae": "kl_f4_small"}, shape_of(cfg))
+    weights_first_stage.check(cfg, {"ae": "kl_f4_small"}, shape_of(cfg))
     ae = build.autoencoder(cfg)
-    imported.install(cfg, ae)
-    for name, tensor in imported.tensors_of(ae).items():
+    weights_first_stage.install(cfg, ae)
+    for name, tensor in weights_first_stage.tensors_of(ae).items():
         assert tensor.dtype == torch.float32 and torch.equal(tensor, half[name].float())
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from ldmlab import build
 from ldmlab.config.compose import load
+from ldmlab.data.fields import label
 from ldmlab.errors import ConfigError
 from ldmlab.pipeline import budget
 from ldmlab.pipeline.costs import parameters_of
@@ -14,7 +15,7 @@ from ldmlab.pipeline.run import prepare
 
 
 class Data:
-    class_names = ("a", "b")
+    class_names, declared = ("a", "b"), (label(2),)
     resolution = 256
     fields = ("label",)
 

@@ -32,7 +32,7 @@ def picture(tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("words", "denoiser", "samples", "scores", "run"),  # of this version of the stages; they change with the options that decide a result, and with nothing else
+    ("words", "denoiser", "samples", "scores", "run"),  # change with what decides a result, with nothing else
     [
         ("sampler=ddim", "51bc474ab9bb", "e1770650a2f4", "f815d4aa53df", "51a605061a68"),
         ("sampler=heun", "51bc474ab9bb", "7d71924200dc", "911560690fe9", "d951947b8407"),

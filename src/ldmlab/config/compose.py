@@ -123,6 +123,7 @@ def finish(cfg: DictConfig, choices: dict[str, str], words: Sequence[Word]) -> C
     for path, wrong in complaints(plain, RunConfig):
         raise ConfigError(f"{wrong}{origin.place(path)}")
     check_together(plain, origin.typed)
+    OmegaConf.set_readonly(plain, True)
     return Composed(plain, choices)
 
 

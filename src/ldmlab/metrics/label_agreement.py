@@ -24,9 +24,9 @@ class LabelAgreement(Metric):
     covers: ClassVar[str] = "the share over other samples with labels drawn in the same way"
 
     def compute(self, inputs: Inputs) -> Computed:
-        if inputs.samples is None or inputs.samples.logits is None or inputs.conditions is None:
-            raise ValueError("label agreement needs logits and conditions")
-        label_N = np.asarray(inputs.conditions.batch(list(range(len(inputs.samples))))["label"])
+        label_N = inputs.labels()
+        if inputs.samples is None or inputs.samples.logits is None or label_N is None:
+            raise ValueError("label agreement needs logits and labels")
         logits = inputs.samples.logits
         score = label_agreement(logits, label_N, inputs.classes_of_data, inputs.bootstrap, inputs.seed)
         return Computed({self.name: score})

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
+import numpy as np
 from torch import Tensor
 
 from ldmlab.errors import ConfigError
@@ -43,11 +44,17 @@ WAYS_OUT = {
 
 Read = Callable[[list[int]], Tensor]  # rows → uint8 BHWC
 Pairs = Callable[[list[int]], tuple[Tensor, Tensor]]  # rows → generated and true images of the same rows, uint8 BHWC
+PART = 256  # samples whose conditions are read at a time
 T = TypeVar("T")
 
 
 class Conditions(Protocol):
-    """The conditions that the samples were drawn for: `batch(rows)` gives {field: tensor or list}, one entry a row."""
+    """The conditions that the samples were drawn for: `batch(rows)` gives {field: tensor or list}, one entry a row, for each of
+    `fields`.
+    """
+
+    @property
+    def fields(self) -> tuple[str, ...]: ...
 
     def batch(self, indices: list[int]) -> dict[str, Any]: ...
 
@@ -87,6 +94,19 @@ class Inputs:
             self.shared[key] = make()
         found: T = self.shared[key]
         return found
+
+    def labels(self) -> np.ndarray | None:
+        """The label that each sample was asked to have, int64 [N]; None where none was asked."""
+        source, samples = self.conditions, self.samples
+        if source is None or samples is None or "label" not in source.fields:
+            return None
+        rows = range(len(samples))
+
+        def read() -> np.ndarray:
+            parts = [source.batch(list(rows[i : i + PART]))["label"] for i in range(0, len(rows), PART)]
+            return np.concatenate([np.asarray(part).reshape(-1) for part in parts])
+
+        return self.once("labels", read)
 
     def both(self) -> tuple[FeatureSet, FeatureSet]:
         """Features of the samples and of the reference, of one extractor."""
