@@ -1,4 +1,4 @@
-"""Label agreement: the share of samples that a classifier of the data's own classes takes for what they were asked to be.
+"""Label agreement: the share of samples that a classifier of the data's own classes assigns to the class they were sampled for.
 
 Shape letters: N images, K classes.
 """
@@ -35,7 +35,7 @@ class LabelAgreement(Metric):
 def label_agreement(
     logits: np.ndarray, labels: np.ndarray, same_classes: bool, bootstrap: int = 200, seed: int = 0
 ) -> Score:
-    """Share of samples whose arg-max over logits [N, K] is the label [N] they were asked to be.
+    """Share of samples whose arg-max over logits [N, K] is the label [N] they were sampled for.
 
     `same_classes`: whether the extractor's classes are the data's (`extractor.classes_of_data`); otherwise the number
     would mean nothing and ConfigError is raised.

@@ -51,7 +51,9 @@ T = TypeVar("T")
 
 
 class Conditions(Protocol):
-    """What the samples were asked to be: `batch(rows)` gives {field: tensor or list}, one entry a row, for each of `fields`."""
+    """The conditions that the samples were drawn for: `batch(rows)` gives {field: tensor or list}, one entry a row, for each of
+    `fields`.
+    """
 
     @property
     def fields(self) -> tuple[str, ...]: ...
@@ -68,7 +70,7 @@ class Least(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """What one scoring pass has. What it does not have is None, and no metric that needs it is asked.
+    """What one scoring pass has. What it does not have is None, and no metric that needs it is computed.
 
     bootstrap: resamples behind each interval, seeded by `seed`. options: what decides the number of samples and of
     reference images, for messages. stages: folders of the stage results that metrics asked for, by stage name.
@@ -120,7 +122,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Computed:
-    """Scores by name, and what a reader must be told about them."""
+    """Scores by name, and what a reader must know about them."""
 
     scores: dict[str, Score] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)

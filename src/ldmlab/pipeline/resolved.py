@@ -274,7 +274,7 @@ def check_guidance(found: Resolved) -> None:
 
 
 def check_snapshots(cfg: DictConfig) -> None:
-    """The weights that are asked for are kept. Those of an imported denoiser: `import_denoiser.check`."""
+    """The weights that are asked for are kept. Those of an imported denoiser: `weights_denoiser.check`."""
     if cfg.ldm.fit is None:
         return
     if cfg.eval.weights == "ema" and cfg.ldm.fit.ema is None and cfg.eval.ema_width is None:
