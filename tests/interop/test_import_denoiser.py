@@ -37,7 +37,7 @@ def plan_of(root: Path, *words: str) -> Plan:
 
 def tensors(*words: str, seed: int = 0) -> tuple[dict[str, Tensor], Any]:
     """The denoiser of a composition with random weights, and its configuration."""
-    cfg = load([*BASE, f"seed={seed}", *words]).cfg
+    cfg = load(replacing([*BASE, f"seed={seed}"], words)).cfg
     ae, data = build.autoencoder(cfg), build.dataset(cfg, "train", None)
     return build.denoiser(cfg, ae, data).state_dict(), cfg
 
