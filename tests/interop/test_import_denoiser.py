@@ -1,6 +1,6 @@
 """`ldm.weights` in a composition: fits are checked before anything is made, ids are of the tensors, nothing is trained."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,19 @@ BASE = [
 Edit = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
+def replacing(words: Sequence[str], other: Sequence[str]) -> list[str]:
+    """Both, without those of the first whose option the second gives too: an option is given once."""
+    given = {word.partition("=")[0] for word in other}
+    return [*(word for word in words if word.partition("=")[0] not in given), *other]
+
+
 def plan_of(root: Path, *words: str) -> Plan:
-    return prepare(load([*BASE, f"store={root}", *words]))
+    return prepare(load([*replacing(BASE, words), f"store={root}"]))
 
 
 def tensors(*words: str, seed: int = 0) -> tuple[dict[str, Tensor], Any]:
     """The denoiser of a composition with random weights, and its configuration."""
-    cfg = load([*BASE, f"seed={seed}", *words]).cfg
+    cfg = load(replacing([*BASE, f"seed={seed}"], words)).cfg
     ae, data = build.autoencoder(cfg), build.dataset(cfg, "train", None)
     return build.denoiser(cfg, ae, data).state_dict(), cfg
 
@@ -71,14 +77,19 @@ def test_id_is_of_the_tensors_and_of_what_matters(model: Path, tmp_path: Path) -
         ["eval.weights=raw", "sampler.steps=5", "cond.label=1"],
     ]  # fmt: skip
     for change in same:
-        assert plan_of(tmp_path, *words, *change).address("denoiser").id == first.address("denoiser").id, change
-    for change in (["seed=1"], ["data.seed=1"]):  # they are part of the first stage below it, which is trained
-        assert plan_of(tmp_path, *words, *change).address("denoiser").options == first.address("denoiser").options, (
+        assert plan_of(tmp_path, *replacing(words, change)).address("denoiser").id == first.address("denoiser").id, (
             change
         )
+    for change in (["seed=1"], ["data.seed=1"]):  # they are part of the first stage below it, which is trained
+        assert (
+            plan_of(tmp_path, *replacing(words, change)).address("denoiser").options
+            == first.address("denoiser").options
+        ), change
     other = write(tmp_path / "other.ckpt", seed=5)
     for change in ([f"ldm.weights={other}"], ["ldm.network.heads=2"], ["objective.target=v"]):
-        assert plan_of(tmp_path, *words, *change).address("denoiser").id != first.address("denoiser").id, change
+        assert plan_of(tmp_path, *replacing(words, change)).address("denoiser").id != first.address("denoiser").id, (
+            change
+        )
     assert plan_of(tmp_path).address("denoiser").id != first.address("denoiser").id
     assert first.address("denoiser").upstream == {"autoencoder": first.address("autoencoder").id} and not first.has(
         "latents"
@@ -90,7 +101,7 @@ def test_id_is_of_the_tensors_and_of_what_matters(model: Path, tmp_path: Path) -
 def test_trained_denoisers_keep_their_ids(tmp_path: Path) -> None:
     """The option that came later is in no id of a stage that is trained here."""
     own = plan_of(tmp_path).address("denoiser").options["ldm"]
-    assert set(own) == {"network", "fit"}
+    assert set(own) == {"network", "fit", "power_ema", "seed"}
 
 
 def test_row_and_notes_say_what_it_is(model: Path, tmp_path: Path) -> None:
@@ -104,7 +115,7 @@ def test_row_and_notes_say_what_it_is(model: Path, tmp_path: Path) -> None:
 def test_a_scale_that_is_measured_anew_is_noted(tmp_path: Path) -> None:
     """The file of a whole model brings the scale that its denoiser knows."""
     words = ["ae=kl_f4_small", "ae.network.width=16", "data.resolution=32"]
-    cfg = load([*BASE, *words]).cfg
+    cfg = load(replacing(BASE, words)).cfg
     ae = build.autoencoder(cfg)
     ae.set_scale(0.25)
     facts = denoisers.Facts({}, build.objective(cfg).schedule.alpha_bar_T, "eps", 8)
@@ -155,7 +166,7 @@ def test_a_table_without_the_null_class(tmp_path: Path) -> None:
     words = [f"ldm.weights={file}", "cond.drop=0"]
     assert "never trains it" in refused(tmp_path, *words, "sampler.guidance=2")
     plan_of(tmp_path, *words)
-    cfg = load([*BASE, *words]).cfg
+    cfg = load(replacing(BASE, words)).cfg
     net = build.denoiser(cfg, build.autoencoder(cfg), build.dataset(cfg, "train", None))
     weights_denoiser.install(cfg, net, tmp_path)
     table = net.state_dict()["conditioner.embedding.weight"]

@@ -9,10 +9,11 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from omegaconf import DictConfig, OmegaConf
 
+from ldmlab.ranges import Given
 from ldmlab.store.store import Address
 
 if TYPE_CHECKING:
@@ -44,8 +45,8 @@ class Stage:
     only_as_end: ClassVar[bool] = False
     listed: ClassVar[bool] = True
 
-    def __init__(self, plan: Plan):
-        self.plan = plan
+    def __init__(self, plan: Annotated[Any, Given]):
+        self.plan: Plan = plan
 
     @classmethod
     def of(cls, plan: Plan) -> list[Stage]:
