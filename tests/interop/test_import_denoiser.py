@@ -26,7 +26,7 @@ Edit = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
 def plan_of(root: Path, *words: str) -> Plan:
-    return prepare(load([*BASE, f"store={root}", *words]))[0]
+    return prepare(load([*BASE, f"store={root}", *words]))
 
 
 def tensors(*words: str, seed: int = 0) -> tuple[dict[str, Tensor], Any]:
@@ -71,29 +71,33 @@ def test_id_is_of_the_tensors_and_of_what_matters(model: Path, tmp_path: Path) -
         ["eval.weights=raw", "sampler.steps=5", "cond.label=1"],
     ]  # fmt: skip
     for change in same:
-        assert plan_of(tmp_path, *words, *change).denoiser.id == first.denoiser.id, change
+        assert plan_of(tmp_path, *words, *change).address("denoiser").id == first.address("denoiser").id, change
     for change in (["seed=1"], ["data.seed=1"]):  # they are part of the first stage below it, which is trained
-        assert plan_of(tmp_path, *words, *change).denoiser.options == first.denoiser.options, change
+        assert plan_of(tmp_path, *words, *change).address("denoiser").options == first.address("denoiser").options, (
+            change
+        )
     other = write(tmp_path / "other.ckpt", seed=5)
     for change in ([f"ldm.weights={other}"], ["ldm.network.heads=2"], ["objective.target=v"]):
-        assert plan_of(tmp_path, *words, *change).denoiser.id != first.denoiser.id, change
-    assert plan_of(tmp_path).denoiser.id != first.denoiser.id
-    assert first.denoiser.upstream == {"autoencoder": first.autoencoder.id} and first.latents is None
-    ids = {plan_of(tmp_path, *words, f"eval.weights={w}").evaluations[0].samples.id for w in ("ema", "raw")}
+        assert plan_of(tmp_path, *words, *change).address("denoiser").id != first.address("denoiser").id, change
+    assert plan_of(tmp_path).address("denoiser").id != first.address("denoiser").id
+    assert first.address("denoiser").upstream == {"autoencoder": first.address("autoencoder").id} and not first.has(
+        "latents"
+    )
+    ids = {plan_of(tmp_path, *words, f"eval.weights={w}").address("samples").id for w in ("ema", "raw")}
     assert len(ids) == 2
 
 
 def test_trained_denoisers_keep_their_ids(tmp_path: Path) -> None:
     """The option that came later is in no id of a stage that is trained here."""
-    own = plan_of(tmp_path).denoiser.options["ldm"]
-    assert set(own) == {"network", "fit"}
+    own = plan_of(tmp_path).address("denoiser").options["ldm"]
+    assert set(own) == {"network", "fit", "power_ema"}
 
 
 def test_row_and_notes_say_what_it_is(model: Path, tmp_path: Path) -> None:
     plan = plan_of(tmp_path, f"ldm.weights={model}")
-    rows = {row.address.stage: row for row in plan.rows}
+    rows = {stage.name: row for stage, row in plan.rows}
     assert rows["denoiser"].what.endswith("imported from model.ckpt") and rows["denoiser"].images == 0
-    assert "after" not in rows["samples"].what and plan.evaluations[0].images == 0
+    assert "after" not in rows["samples"].what and plan.resolved.snapshots == [0]
     assert "computes with ldm.network.heads=1" in plan.notes[0] and len(plan.notes) == 1
 
 
@@ -111,7 +115,7 @@ def test_a_scale_that_is_measured_anew_is_noted(tmp_path: Path) -> None:
     assert any("measures the latent's scale" in note and "(0.25)" in note for note in plan_of(tmp_path, *given).notes)
     stored = plan_of(tmp_path, *given, "ae.latent_scale.mode=stored")
     assert not any("latent's scale" in note for note in stored.notes)
-    assert stored.autoencoder.options["latent_scale"]["scale"] == [0.25] * 4
+    assert stored.address("autoencoder").options["latent_scale"]["scale"] == [0.25] * 4
 
 
 def imported_groups(ae: Any) -> list[int]:
@@ -235,5 +239,5 @@ def test_heads_and_target_that_a_file_says(tmp_path: Path) -> None:
 
 def test_a_classifier_beside_an_imported_denoiser_is_of_the_data_it_learns_from(model: Path, tmp_path: Path) -> None:
     plan = plan_of(tmp_path, f"ldm.weights={model}", "guidance=classifier")
-    assert plan.denoiser.upstream.keys() == {"autoencoder"}
-    assert plan.noisy_classifier is not None and plan.noisy_classifier.upstream.keys() == {"autoencoder", "data"}
+    assert plan.address("denoiser").upstream.keys() == {"autoencoder"}
+    assert plan.address("noisy_classifier").upstream.keys() == {"autoencoder", "data"}

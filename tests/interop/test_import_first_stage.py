@@ -37,13 +37,15 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plan_of(root: Path, *words: str) -> Plan:
-    return prepare(load([*BASE, f"store={root}", *words]))[0]
+    return prepare(load([*BASE, f"store={root}", *words]))
 
 
 def refused(*words: str) -> str:
     with pytest.raises(UserError) as caught:
         composed = load([*BASE, *words])
-        weights_first_stage.check(composed.cfg, composed.choices)
+        with build.shapes_only():
+            ae = build.autoencoder(composed.cfg)
+        weights_first_stage.check(composed.cfg, composed.choices, ae)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -58,22 +60,24 @@ def test_id_is_of_the_file_and_of_what_matters(small: Path, tmp_path: Path) -> N
         ["ae.latent_scale.images=7"], ["ae.network.checkpointing=true"],
     ]  # fmt: skip
     for change in same:
-        assert plan_of(tmp_path, *words, *change).autoencoder.id == first.autoencoder.id, change
+        assert plan_of(tmp_path, *words, *change).address("autoencoder").id == first.address("autoencoder").id, change
     other = write(tmp_path / "other", "ae=kl_f4_small", "seed=5", official=False)
     for change in ([f"ae.weights={other}"], ["ae.latent_scale.mode=none"], ["ae.latent_scale.mode=global"],
                    ["ae.latent_scale.mode=given", "ae.latent_scale.scale=0.6"]):  # fmt: skip
-        assert plan_of(tmp_path, *words, *change).autoencoder.id != first.autoencoder.id, change
-    assert plan_of(tmp_path).autoencoder.id != first.autoencoder.id
+        assert plan_of(tmp_path, *words, *change).address("autoencoder").id != first.address("autoencoder").id, change
+    assert plan_of(tmp_path).address("autoencoder").id != first.address("autoencoder").id
     assert first.latents is not None  # a cache, as for a trained stage
 
 
 def test_measured_scale_depends_on_the_data(small: Path, tmp_path: Path) -> None:
-    plans = [plan_of(tmp_path, f"ae.weights={small}", *w).autoencoder for w in ([], ["data.seed=1"], ["seed=1"])]
+    plans = [
+        plan_of(tmp_path, f"ae.weights={small}", *w).address("autoencoder") for w in ([], ["data.seed=1"], ["seed=1"])
+    ]
     assert len({p.id for p in plans}) == 3 and "data" in plans[0].upstream
 
 
 def test_row_says_imported_and_from_what(small: Path, tmp_path: Path) -> None:
-    rows = {row.address.stage: row for row in plan_of(tmp_path, f"ae.weights={small}").rows}
+    rows = {stage.name: row for stage, row in plan_of(tmp_path, f"ae.weights={small}").rows}
     assert rows["autoencoder"].what.endswith("imported from model.ckpt") and "682 k" in rows["autoencoder"].what
     assert rows["autoencoder"].images == 2048  # the images its scale is measured on
 
@@ -177,8 +181,8 @@ def test_half_precision_files_become_float32(small: Path, tmp_path: Path) -> Non
     half = {k: v.half() for k, v in weights.read(small).tensors.items()}
     save_file(half, tmp_path / "autoencoder.safetensors")
     cfg = load([*BASE, f"ae.weights={tmp_path}"]).cfg
-    weights_first_stage.check(cfg, {"ae": "kl_f4_small"})
     ae = build.autoencoder(cfg)
+    weights_first_stage.check(cfg, {"ae": "kl_f4_small"}, ae)
     weights_first_stage.install(cfg, ae)
     for name, tensor in weights_first_stage.tensors_of(ae).items():
         assert tensor.dtype == torch.float32 and torch.equal(tensor, half[name].float())
@@ -186,7 +190,9 @@ def test_half_precision_files_become_float32(small: Path, tmp_path: Path) -> Non
 
 def test_trained_stages_keep_their_ids(tmp_path: Path) -> None:
     """Options that came with ae.weights are in no id of a stage that is trained here, unless they are used."""
-    own = plan_of(tmp_path).autoencoder.options["ae"]
+    own = plan_of(tmp_path).address("autoencoder").options["ae"]
     assert "weights" not in own and own["latent_scale"] == {"mode": "global", "images": 2048}
-    given = plan_of(tmp_path, "ae.latent_scale.mode=given", "ae.latent_scale.scale=2").autoencoder.options["ae"]
+    given = (
+        plan_of(tmp_path, "ae.latent_scale.mode=given", "ae.latent_scale.scale=2").address("autoencoder").options["ae"]
+    )
     assert given["latent_scale"]["scale"] == 2

@@ -92,7 +92,7 @@ def test_true_size_both_directions(option: str, tmp_path: Path) -> None:
     randomise(model, 1)
     model.save_pretrained(tmp_path / "back")
     cfg = load([f"ae={option}", f"ae.weights={tmp_path / 'back'}", "ae.latent_scale.mode=stored"]).cfg
-    weights_first_stage.check(cfg, {"ae": option})
+    weights_first_stage.check(cfg, {"ae": option}, ae)
     assert weights_first_stage.install(cfg, ae)["layout"] == "diffusers"
     assert_same(ae, model, 32)
 
@@ -111,7 +111,7 @@ def test_folder_goes_through_the_store_unchanged(tmp_path: Path) -> None:
     """A diffusers folder → ae.weights → the store → to=diffusers: the same tensors and the same scale; nothing trained."""
     from ldmlab.pipeline.context import Context
     from ldmlab.pipeline.export import export_first_stage as export
-    from ldmlab.pipeline.first_stage import make_autoencoder
+    from ldmlab.pipeline.first_stage import FirstStage
     from ldmlab.pipeline.launch import make_accelerator
     from ldmlab.pipeline.run import prepare
 
@@ -120,8 +120,8 @@ def test_folder_goes_through_the_store_unchanged(tmp_path: Path) -> None:
     words = [*shape, "data.resolution=16", "data.train_images=8", "data.val_images=8", "ldm.network.multipliers=[1,2]",
              f"ae.weights={tmp_path / 'theirs'}", "ae.latent_scale.mode=stored", f"store={tmp_path / 'store'}"]  # fmt: skip
     composed = load(words)
-    plan, store, data, val = prepare(composed)
-    made = make_autoencoder(Context(composed.cfg, composed.choices, plan, store, make_accelerator("cpu"), data, val))
+    plan = prepare(composed)
+    made = plan.stage(FirstStage).load(Context(plan.resolved.cfg, plan, make_accelerator("cpu")))
     assert made.scale.flatten().tolist() == [0.5] * 3
     export(composed, "diffusers", tmp_path / "again", "")
     again = diffusers.VQModel.from_pretrained(tmp_path / "again")
