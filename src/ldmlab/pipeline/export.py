@@ -13,6 +13,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from ldmlab.autoencoders.conv import ConvNetwork
 from ldmlab.conditioning.class_label import ClassLabel
 from ldmlab.config.compose import Composed
 from ldmlab.diffusion.denoiser import Denoiser
@@ -48,6 +49,12 @@ def export_first_stage(composed: Composed, to: str, out: Path, command: str) -> 
     tensors = load_tensors(store.check(stage, "autoencoder.safetensors"))
     if not weights_first_stage.tensors_of(resolved.autoencoder):
         raise UserError(f"ae={composed.choices['ae']} has no weights to export.")
+    if not isinstance(resolved.autoencoder.network, ConvNetwork):
+        raise WeightsError(
+            f"ae={composed.choices['ae']} is a {type(resolved.autoencoder.network).__name__}, and the {to} format knows the "
+            f"paper's convolutional first stages alone. Its weights are kept in our own layout: "
+            f"{store.folder(stage) / 'autoencoder.safetensors'}; ae.weights=<that file> reads it."
+        )
     groups = weights_first_stage.groups_of(resolved.autoencoder)
     if to == "diffusers":
         several = len(set(tensors["scale"].flatten().tolist())) > 1

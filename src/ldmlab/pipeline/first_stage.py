@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 VALIDATION_IMAGES = 128  # for the numbers during training; the scores afterwards use eval.reconstructions
 
+FIT_BATCH = 128  # images at once in a closed-form fit; fixed, for the order of a sum is part of its last digits
+
 
 class FirstStage(Stage):
     """autoencoder.safetensors with its scale; for a trained one weights, average, snapshots and log."""
@@ -56,7 +58,7 @@ class FirstStage(Stage):
             return weights_first_stage.options(self.cfg)[0]
         ae: dict[str, Any] = plain(self.cfg.ae)
         ae["network"].pop("checkpointing", None)
-        for name in ("train", "decoder_fit", "tile", "weights"):  # the first three begin where this stage ends
+        for name in ("train", "decoder_fit", "tile", "recipe", "weights"):
             ae.pop(name)
         if ae["latent_scale"]["mode"] != "given":
             ae["latent_scale"] = {k: v for k, v in ae["latent_scale"].items() if k not in ("scale", "shift")}
@@ -86,6 +88,8 @@ class FirstStage(Stage):
 
     def work(self, ctx: Context, folder: Path) -> float | None:
         ae, seconds, fit = build.autoencoder(ctx.cfg), None, ctx.cfg.ae.fit
+        if ctx.cfg.ae.weights is None:
+            ae.to(ctx.device).fit_linear(lambda: training_images(ctx, ae.network.fit_images))
         if fit is not None:
             seconds = train_autoencoder(self, ctx, folder, ae, fit).seconds
             if fit.ema is not None:
@@ -133,6 +137,14 @@ def load_autoencoder(ctx: Context, folder: Path) -> Autoencoder:
     ae.load_state_dict(load_tensors(folder / "autoencoder.safetensors"))
     ae.tile = ctx.cfg.ae.tile
     return frozen(ae, ctx.device)  # type: ignore[return-value]
+
+
+def training_images(ctx: Context, most: int | None = None) -> Iterator[Tensor]:
+    """Training images not mirrored, spread evenly over all of them, in their order; the same on every rank."""
+    indices = spread(len(ctx.data), len(ctx.data) if most is None else min(most, len(ctx.data)))
+    for begin in range(0, len(indices), FIT_BATCH):
+        batch = to_batch(ctx.data.__getitems__(indices[begin : begin + FIT_BATCH]))
+        yield to_float(batch["image"].to(ctx.device))
 
 
 def _image(ctx: Context, data: Any, index: int) -> Tensor:

@@ -107,7 +107,7 @@ def average_of(cfg: DictConfig, folder: Path) -> Average | None:
 
 
 def completed(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, with a row of zeros for a null class that was never trained (and, at cond.drop=0, is never asked)."""
+    """The tensors, with a row of zeros for a null class that was never trained (and, at cond.drop=0, is never used)."""
     whole = dict(tensors)
     if _lacks_null(tensors, expected):
         whole[TABLE] = torch.cat([whole[TABLE], torch.zeros_like(whole[TABLE][:1])])
@@ -247,7 +247,7 @@ def _fitting(network: dict[str, Tensor], cfg: DictConfig, choices: dict[str, str
         except ConfigError:
             continue  # an option that needs more words than a name
         if words is not None and (best is None or len(words) + (name == choices["ldm"]) < len(best)):
-            name, best = option, words  # another option is one word more than the one that was said
+            name, best = option, words  # another option costs one word more than the one that was typed
     if best is not None and (best or name != choices["ldm"]):
         parts.append(f"Its network is ldm={' '.join([name, *best])}; no tensor says how many heads.")
     if layout.context_dim is not None:
