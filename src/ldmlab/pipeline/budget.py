@@ -17,7 +17,7 @@ from ldmlab import build
 from ldmlab.config.compose import with_values
 from ldmlab.errors import ConfigError
 from ldmlab.pipeline.costs import flops_of, millions, parameters_of
-from ldmlab.training.tracking import number
+from ldmlab.terminal import number
 
 TARGETS = ("parameters", "flops_per_image", "flops_per_step")
 WIDEST = 16_384  # where the search gives up
