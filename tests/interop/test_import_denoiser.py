@@ -26,7 +26,9 @@ Edit = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
 def plan_of(root: Path, *words: str) -> Plan:
-    return prepare(load(list({w.partition("=")[0]: w for w in [*BASE, f"store={root}", *words]}.values()))  # a later word wins)
+    return prepare(
+        load(list({w.partition("=")[0]: w for w in [*BASE, f"store={root}", *words]}.values()))
+    )  # a later word wins
 
 
 def tensors(*words: str, seed: int = 0) -> tuple[dict[str, Tensor], Any]:

@@ -37,7 +37,9 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plan_of(root: Path, *words: str) -> Plan:
-    return prepare(load(list({w.partition("=")[0]: w for w in [*BASE, f"store={root}", *words]}.values()))  # a later word wins)
+    return prepare(
+        load(list({w.partition("=")[0]: w for w in [*BASE, f"store={root}", *words]}.values()))
+    )  # a later word wins
 
 
 def refused(*words: str) -> str:
