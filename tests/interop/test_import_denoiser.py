@@ -92,7 +92,7 @@ def test_id_is_of_the_tensors_and_of_what_matters(model: Path, tmp_path: Path) -
 def test_trained_denoisers_keep_their_ids(tmp_path: Path) -> None:
     """The option that came later is in no id of a stage that is trained here."""
     own = plan_of(tmp_path).address("denoiser").options["ldm"]
-    assert set(own) == {"network", "fit"}
+    assert set(own) == {"network", "fit", "power_ema", "seed"}
 
 
 def test_row_and_notes_say_what_it_is(model: Path, tmp_path: Path) -> None:
