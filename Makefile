@@ -40,10 +40,11 @@ test: setup      ## every test; the same as CI
 test-fast: setup ## the tests that take seconds
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
 
-lint: setup      ## ruff and mypy
+lint: setup      ## ruff, mypy and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	PYTHONPATH=src $(BIN)/lint-imports
 
 lock: ## requirements.lock from pyproject.toml: hashes, no hosts (needs uv)
 	uv pip compile pyproject.toml --all-extras --universal --no-annotate --no-header --generate-hashes -o $(LOCK)

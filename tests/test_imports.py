@@ -1,63 +1,29 @@
 """Imports point one way, nothing heavy is loaded before it is needed, and instantiate is called in one place."""
 
-import ast
+import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+import tomllib
 from pathlib import Path
 
 import pytest
 
 SRC = Path(__file__).resolve().parents[1] / "src"
-LEAVES = {"errors", "randomness", "ranges"}  # anyone may use them
-PARTS = {"data", "networks", "diffusion", "conditioning", "samplers", "guidance", "metrics", "autoencoders"}
-MAY_IMPORT = {
-    "errors": set(),
-    "ranges": set(),
-    "randomness": set(),
-    "store": set(),
-    "config": set(),
-    "data": {"store"},
-    "networks": set(),
-    "diffusion": {"conditioning"},
-    "samplers": set(),
-    "guidance": {"data", "diffusion", "store"},
-    "conditioning": {"data", "networks"},
-    "autoencoders": {"networks"},
-    "metrics": {"autoencoders", "data", "store"},
-    "training": PARTS | {"store"},
-    "build": PARTS,
-    "interop": PARTS | {"build", "config", "pipeline", "store"},
-    "pipeline": PARTS | {"build", "config", "interop", "store", "training"},
-    "reports": {"metrics", "pipeline", "store"},
-    "cli": {"config", "pipeline"},
-    "bench": PARTS | {"build", "config", "interop", "pipeline", "store", "training"},
-}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SRC)}
 
 
-def imported(file: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == "ldmlab":
-            yield from (f"ldmlab.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-        elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-
-
-def test_imports_point_one_way() -> None:
-    wrong = []
-    for file in (SRC / "ldmlab").rglob("*.py"):
-        home = file.relative_to(SRC / "ldmlab").parts[0].removesuffix(".py")
-        if home == "__init__":
-            continue
-        for name in imported(file):
-            if name.startswith("ldmlab."):
-                guest = name.split(".")[1]
-                if guest != home and guest not in LEAVES | MAY_IMPORT[home]:
-                    wrong.append(f"{file.relative_to(SRC)} imports {name}")
-    assert not wrong, wrong
+def test_imports_point_one_way_and_in_no_circle() -> None:
+    """The contracts in pyproject.toml; a room that no contract names is refused too."""
+    linter = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([linter, "--no-cache"], capture_output=True, text=True, cwd=SRC.parent, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stdout[done.stdout.find("Contracts") :]
+    contracts = tomllib.loads((SRC.parent / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    named = {name.strip() for layer in contracts[0]["layers"] for name in layer.split("|")}
+    rooms = {
+        f"ldmlab.{p.stem}" for p in (SRC / "ldmlab").iterdir() if p.suffix == ".py" or (p / "__init__.py").is_file()
+    }
+    assert rooms - {"ldmlab.__init__"} == named
 
 
 def test_only_build_instantiates() -> None:

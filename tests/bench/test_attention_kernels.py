@@ -18,7 +18,7 @@ def test_both_kernels_are_softmax_qk_v() -> None:
 
 
 def test_the_table_names_the_kernel_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "SHAPES", [attention.Shape(2, 128, 16, "small")])
+    monkeypatch.setattr(attention, "SHAPES", [attention.AttentionShape(2, 128, 16, "small")])
     words = ["compare=attention", "bench.rounds=2", "runtime.threads=1"]
     rows = run(load(words).cfg, "python src/bench.py " + " ".join(words)).rows
     assert [(row["dtype"], row["what"]) for row in rows] == [

@@ -8,7 +8,7 @@ import torch
 from ldmlab.diffusion.objectives import Objective
 from ldmlab.diffusion.paths import Flow, Karras
 from ldmlab.diffusion.schedules import LinearSqrtBeta, Schedule
-from ldmlab.diffusion.timestep_distribution import LogitNormal, LogNormal, Times, Uniform
+from ldmlab.diffusion.timestep_distribution import LogitNormal, LogNormal, TimestepDistribution, Uniform
 from ldmlab.errors import ConfigError
 from ldmlab.randomness import Draws, stratified
 
@@ -46,7 +46,7 @@ def test_log_normal_has_its_distribution() -> None:
 
 @pytest.mark.parametrize("schedule", [LinearSqrtBeta(), Flow(), Karras(T=17)])
 @pytest.mark.parametrize("times", [Uniform(), LogitNormal(), LogNormal()])
-def test_times_stay_inside_and_never_fall(times: Times, schedule: Schedule) -> None:
+def test_times_stay_inside_and_never_fall(times: TimestepDistribution, schedule: Schedule) -> None:
     u = torch.cat([torch.zeros(1, dtype=torch.float64), U, torch.full((1,), 1 - 2**-53, dtype=torch.float64)])
     t = times.t(u, schedule)
     assert t.dtype == torch.int64 and (t.diff() >= 0).all() and t[0] >= 0 and t[-1] < schedule.T

@@ -213,9 +213,14 @@ def module_of(shapes: Shapes) -> nn.Module:
 
 
 def random_state(shapes: Shapes, seed: int) -> dict[str, Tensor]:
-    """Every tensor distinct."""
+    """Every tensor distinct, and of a size with which signals neither vanish nor grow."""
     generator = torch.Generator().manual_seed(seed)
-    return {name: 0.02 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    found = {}
+    for name, shape in shapes.items():
+        noise = torch.randn(shape, generator=generator)
+        gain = 1.0 if name.endswith("weight") and len(shape) == 1 else 0.0  # of a normalisation
+        found[name] = noise / max(noise[0].numel(), 1) ** 0.5 if len(shape) > 1 else gain + 0.1 * noise
+    return found
 
 
 def schedule(start: float, end: float, T: int = 1000) -> dict[str, Tensor]:

@@ -43,6 +43,11 @@ WIDTH = 32  # of the UNets; 192 to 256 in the paper
 CH = 128  # of the first stages, as in the paper: narrower ones have other groups in their normalisations
 
 
+def composed_of(words: list[str]) -> Composed:
+    """Of words of which a later one replaces an earlier one for the same option."""
+    return load(list({word.partition("=")[0]: word for word in words}.values()))
+
+
 def imported(composed: Composed, denoiser: bool = True) -> Context:
     """The composition's stages, made in its store."""
     plan = prepare(composed)
@@ -69,7 +74,7 @@ def test_first_stages_load_strictly_both_ways(name: str, tmp_path: Path) -> None
     torch.save({"state_dict": official | extras, "global_step": 7}, tmp_path / "model.ckpt")
     words = [f"ae={name}", f"ae.network.width={CH}", f"ae.weights={tmp_path / 'model.ckpt'}", "data.resolution=64",
              "ae.latent_scale.mode=none", "debug=tiny", "ae.network.blocks=2", f"store={tmp_path / 'store'}", *DATA]  # fmt: skip
-    composed = load(words)
+    composed = composed_of(words)
     imported(composed, denoiser=False)
     written = export_first_stage(composed, "compvis", tmp_path / "out", "")
     back = state_of(written.files[0])
@@ -127,7 +132,7 @@ def words_of(name: str, root: Path) -> list[str]:
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_whole_models_load_strictly_both_ways(name: str, tmp_path: Path) -> None:
     shapes, official = official_model(name, tmp_path / "model.ckpt")
-    composed = load(words_of(name, tmp_path))
+    composed = composed_of(words_of(name, tmp_path))
     imported(composed)
     written = export_denoiser(composed, "compvis", tmp_path / "out", "")
     back = state_of(written.files[0])
@@ -153,20 +158,22 @@ def test_a_table_without_the_null_class_stays_without_it(tmp_path: Path) -> None
     """From the file to the store, to both exports, and back in: guidance against a row nobody trained is refused."""
     official_model("classes", tmp_path / "model.ckpt")
     words = words_of("classes", tmp_path)
-    context = imported(load(words))
+    context = imported(composed_of(words))
     folder = context.store.folder(context.plan.stage(DenoiserStage).address)
     files = {
         "store": folder,
-        "compvis": export_denoiser(load(words), "compvis", tmp_path / "compvis", "").files[0].parent,
-        "diffusers": export_denoiser(load(words), "diffusers", tmp_path / "diffusers", "").files[0].parent.parent,
+        "compvis": export_denoiser(composed_of(words), "compvis", tmp_path / "compvis", "").files[0].parent,
+        "diffusers": export_denoiser(composed_of(words), "diffusers", tmp_path / "diffusers", "")
+        .files[0]
+        .parent.parent,
     }
     for place in files.values():
         again = [*words, f"ldm.weights={place}", "eval.weights=raw"]
         with pytest.raises(UserError, match="trained without the null class"):
-            prepare(load([*again, "cond.drop=0.1"]))
+            prepare(composed_of([*again, "cond.drop=0.1"]))
         with pytest.raises(UserError, match=r"guidance"):
-            prepare(load([*again, "sampler.guidance=2"]))
-        prepare(load(again))
+            prepare(composed_of([*again, "sampler.guidance=2"]))
+        prepare(composed_of(again))
     readme = (tmp_path / "diffusers" / "README.md").read_text()
     assert "No pipeline of diffusers loads this folder whole" in readme and "no row means no class" in readme
     config = json.loads((tmp_path / "diffusers" / "class_embedder" / "config.json").read_text())
@@ -181,8 +188,8 @@ def test_a_scale_that_is_an_option_is_no_tensor(tmp_path: Path) -> None:
     """mode=given (Stable Diffusion's 0.18215) is scale_factor of the official yaml: no buffer there, none here."""
     official_model("unconditional", tmp_path / "model.ckpt")
     words = [*words_of("unconditional", tmp_path), "ae.latent_scale.mode=given", "ae.latent_scale.scale=0.18215"]
-    imported(load(words))
-    written: Written = export_denoiser(load(words), "compvis", tmp_path / "out", "")
+    imported(composed_of(words))
+    written: Written = export_denoiser(composed_of(words), "compvis", tmp_path / "out", "")
     assert "scale_factor" not in state_of(written.files[0])
     assert any("scale_factor: 0.18215 goes into the official model's yaml" in note for note in written.notes)
     assert weights.read(written.files[0]).scale is not None  # ours reads it in our own note
@@ -218,8 +225,8 @@ def same_images(context: Context, out: Path, written: Written, steps: int) -> No
 def test_an_unconditional_model_is_a_whole_pipeline(name: str, tmp_path: Path) -> None:
     official_model(name, tmp_path / "model.ckpt")
     words = words_of(name, tmp_path)
-    context = imported(load(words))
-    written = export_denoiser(load(words), "diffusers", tmp_path / "out", "")
+    context = imported(composed_of(words))
+    written = export_denoiser(composed_of(words), "diffusers", tmp_path / "out", "")
     same_images(context, tmp_path / "out", written, steps=4)
 
 
@@ -229,5 +236,7 @@ def test_a_model_of_pixels_is_a_whole_pipeline_without_a_first_stage(tmp_path: P
     words = ["debug=tiny", "ae=identity", "cond=none", "cond.drop=0", "data.resolution=16", "ldm.network.heads=2",
              f"ldm.weights={tmp_path / 'unet.ckpt'}", "eval.weights=raw", "ae.latent_scale.mode=none",
              f"store={tmp_path / 'store'}", *DATA]  # fmt: skip
-    context = imported(load(words))
-    same_images(context, tmp_path / "out", export_denoiser(load(words), "diffusers", tmp_path / "out", ""), steps=4)
+    context = imported(composed_of(words))
+    same_images(
+        context, tmp_path / "out", export_denoiser(composed_of(words), "diffusers", tmp_path / "out", ""), steps=4
+    )

@@ -92,8 +92,7 @@ def test_true_size_both_directions(option: str, tmp_path: Path) -> None:
     randomise(model, 1)
     model.save_pretrained(tmp_path / "back")
     cfg = load([f"ae={option}", f"ae.weights={tmp_path / 'back'}", "ae.latent_scale.mode=stored"]).cfg
-    with build.shapes_only():
-        weights_first_stage.check(cfg, {"ae": option}, build.autoencoder(cfg))
+    weights_first_stage.check(cfg, {"ae": option}, ae)
     assert weights_first_stage.install(cfg, ae)["layout"] == "diffusers"
     assert_same(ae, model, 32)
 
@@ -122,7 +121,7 @@ def test_folder_goes_through_the_store_unchanged(tmp_path: Path) -> None:
              f"ae.weights={tmp_path / 'theirs'}", "ae.latent_scale.mode=stored", f"store={tmp_path / 'store'}"]  # fmt: skip
     composed = load(words)
     plan = prepare(composed)
-    made = plan.stage(FirstStage).load(Context(composed.cfg, plan, make_accelerator("cpu")))
+    made = plan.stage(FirstStage).load(Context(plan.resolved.cfg, plan, make_accelerator("cpu")))
     assert made.scale.flatten().tolist() == [0.5] * 3
     export(composed, "diffusers", tmp_path / "again", "")
     again = diffusers.VQModel.from_pretrained(tmp_path / "again")

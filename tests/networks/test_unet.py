@@ -178,3 +178,19 @@ def test_options_that_do_not_fit_are_named(options: dict[str, object], words: li
 def test_latents_that_cannot_be_halved_are_refused() -> None:
     with pytest.raises(ConfigError, match="multiples of 2; this latent is 7x8"):
         build()(torch.zeros(1, 4, 7, 8), torch.zeros(1), cond())
+
+
+@pytest.mark.parametrize("options", [{"heads": 4}, {"heads": 6}, {"head_channels": 48}])
+def test_every_width_that_it_names_can_be_built(options: dict[str, int]) -> None:
+    """The seam of `ldm.budget`: a search takes any of these, and the network says them whatever its own size."""
+
+    def build(width: int, blocks: int = 1) -> UNet:
+        return UNet(3, 3, width=width, multipliers=[1, 2], blocks=blocks, attention_factors=[1, 2], **options)
+
+    with torch.device("meta"):
+        widths = build(
+            96 if ("heads" in options and options["heads"] == 6) or "head_channels" in options else 64
+        ).widths()
+        assert widths[0] > 0 and build(widths[0]).widths() == widths
+        assert [build(w).width for w in (*widths[:3], widths[20])] == [*widths[:3], widths[20]]
+        assert build(widths[0], build(widths[0]).depths()[1]) is not None

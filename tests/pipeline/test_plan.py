@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from ldmlab import terminal
 from ldmlab.config.compose import load
 from ldmlab.errors import ConfigError
 from ldmlab.pipeline.plan import KINDS, Plan, table
 from ldmlab.pipeline.run import prepare
 from ldmlab.pipeline.samples import sampler_options
 from ldmlab.pipeline.stage import plain
-from ldmlab.training.tracking import as_text
 
 BASE = ["data.train_images=64", "data.val_images=16", "data.cached=false", "ldm.fit.snapshots=[0.5]"]
 
@@ -121,7 +121,7 @@ def test_table_names_every_stage_with_state_and_cost(tmp_path: Path) -> None:
     ]
     assert [line[2] for line in lines[1:]] == ["ready", "will run", "done", *["will run"] * 7]
     assert "about" in lines[6][4] and "GFLOP/img" in lines[6][3]
-    assert len({len(line) for line in as_text(lines).splitlines()}) > 1
+    assert len({len(line) for line in terminal.table(lines).splitlines()}) > 1
 
 
 def test_parameters_of_the_plan_are_those_of_the_paper(tmp_path: Path) -> None:

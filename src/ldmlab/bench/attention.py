@@ -18,7 +18,7 @@ from ldmlab.bench.timing import clock_for, interleave, speed_ratio
 from ldmlab.networks.attention import attend, recomputed, two_products
 
 
-class Shape(NamedTuple):
+class AttentionShape(NamedTuple):
     """One attention of a network: heads, positions, features of a head, and where it stands."""
 
     heads: int
@@ -28,14 +28,14 @@ class Shape(NamedTuple):
 
 
 SHAPES = [
-    Shape(2, 256, 64, "32x32 pixels, width 64, at half size"),
-    Shape(4, 1024, 32, "LDM-8 at half its width, full size"),
-    Shape(12, 256, 32, "LDM-8 at half its width, half size"),
-    Shape(1, 1024, 384, "LDM-4, one head, half size"),
-    Shape(1, 256, 576, "LDM-4, one head, a quarter"),
-    Shape(1, 64, 960, "LDM-4, one head, an eighth"),
-    Shape(1, 4096, 512, "KL first stages at 256 px, f=4"),
-    Shape(6, 256, 64, "DiT-S/2 at 256 px"),
+    AttentionShape(2, 256, 64, "32x32 pixels, width 64, at half size"),
+    AttentionShape(4, 1024, 32, "LDM-8 at half its width, full size"),
+    AttentionShape(12, 256, 32, "LDM-8 at half its width, half size"),
+    AttentionShape(1, 1024, 384, "LDM-4, one head, half size"),
+    AttentionShape(1, 256, 576, "LDM-4, one head, a quarter"),
+    AttentionShape(1, 64, 960, "LDM-4, one head, an eighth"),
+    AttentionShape(1, 4096, 512, "KL first stages at 256 px, f=4"),
+    AttentionShape(6, 256, 64, "DiT-S/2 at 256 px"),
 ]
 
 COLUMNS = [

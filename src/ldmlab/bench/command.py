@@ -14,7 +14,7 @@ from ldmlab.bench.composed import measure_composed
 from ldmlab.bench.compression import compare_compression
 from ldmlab.bench.family import compare_family
 from ldmlab.bench.first_stage import compare_first_stage
-from ldmlab.bench.kv_cache import compare_keys
+from ldmlab.bench.kv_cache import compare_kv_cache
 from ldmlab.bench.record import Report, append
 from ldmlab.bench.tiles import compare_tiles
 from ldmlab.bench.unet import compare_unet
@@ -33,7 +33,7 @@ MEASURES: dict[str | None, Measure] = {
     "tiles": compare_tiles,
     "compression": compare_compression,
     "attention": compare_attention,
-    "keys": compare_keys,
+    "kv_cache": compare_kv_cache,
 }
 
 

@@ -1,4 +1,4 @@
-"""`compare=keys`: guided steps whose condition's keys and values are kept over the sampling, beside steps that read it each time.
+"""`compare=kv_cache`: guided steps whose condition's keys and values are kept over the sampling, beside steps that read it each time.
 
 Shape letters: B batch, C channels, H W space, L tokens, D features.
 """
@@ -41,11 +41,11 @@ COLUMNS = [
 ]
 
 
-def compare_keys(cfg: DictConfig, words: list[str], device: torch.device) -> record.Report:
+def compare_kv_cache(cfg: DictConfig, words: list[str], device: torch.device) -> record.Report:
     """Rows: networks × numbers of tokens."""
     objective, clock = build.objective(cfg), clock_for(device)
     batch = cfg.bench.batch_size or 1
-    report = record.Report("keys", COLUMNS)
+    report = record.Report("kv_cache", COLUMNS)
     for name, (make, channels, size) in NETWORKS.items():
         torch.manual_seed(0)
         network = make().to(device).eval().requires_grad_(False)

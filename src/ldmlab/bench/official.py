@@ -18,7 +18,7 @@ from ldmlab.autoencoders.conv import Attention
 from ldmlab.autoencoders.losses import ADAPTIVE_EPS, ADAPTIVE_MAX, FirstStageLoss
 from ldmlab.autoencoders.norm import NormSwish
 from ldmlab.autoencoders.perceptual import LPIPS
-from ldmlab.training.autoencoder_loss import frozen
+from ldmlab.training.autoencoder_loss import without_gradients
 
 
 class PlainNormSwish(NormSwish):
@@ -65,12 +65,12 @@ class OfficialStep:
         )  # in no optimiser, as officially
 
     def __call__(self, image_BCHW: Tensor, noise_BCHW: Tensor | None) -> None:
-        with frozen(self.terms.discriminator):
+        with without_gradients(self.terms.discriminator):
             loss = self.autoencoder_loss(image_BCHW, noise_BCHW)
             self._step("autoencoder", loss)
         del loss
         if self.terms.discriminator is not None:
-            with frozen(self.ae):
+            with without_gradients(self.ae):
                 loss = self.discriminator_loss(image_BCHW, noise_BCHW)
                 self._step("discriminator", loss)
 

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ldmlab import terminal
 from ldmlab.bench.timing import Ratio
 from ldmlab.store.card import code, machine, stamp
-from ldmlab.training.tracking import as_text
 
 
 class Column(NamedTuple):
@@ -40,7 +40,7 @@ class Report:
             lines.append(
                 ["–" if cell is None else column.show(cell) for cell, column in zip(cells, self.columns, strict=True)]
             )
-        return "\n".join([as_text(lines), *(f" {note}" for note in self.notes)])
+        return "\n".join([terminal.table(lines), *(f" {note}" for note in self.notes)])
 
 
 def announce(text: str) -> None:

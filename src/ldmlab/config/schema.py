@@ -248,7 +248,17 @@ class Bench:
     family: list[str] = field(default_factory=list)  # compare=family, first_stage: options of ae; []: all with weights
 
 
-COMPARISONS = ("unet", "codebook", "autoencoder", "family", "first_stage", "tiles", "compression", "attention", "keys")
+COMPARISONS = (
+    "unet",
+    "codebook",
+    "autoencoder",
+    "family",
+    "first_stage",
+    "tiles",
+    "compression",
+    "attention",
+    "kv_cache",
+)
 
 
 @dataclass

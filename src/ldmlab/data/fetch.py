@@ -10,9 +10,9 @@ from filelock import FileLock
 from ldmlab.data.address import address_of, fetch_manifest, open_stream
 from ldmlab.data.base import Split
 from ldmlab.data.manifest import NAME, Manifest
-from ldmlab.data.progress import progress
 from ldmlab.errors import DataError
 from ldmlab.store.files import sha256_file
+from ldmlab.terminal import progress
 
 BLOCK = 1 << 20
 

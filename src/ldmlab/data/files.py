@@ -18,10 +18,10 @@ import PIL
 from filelock import FileLock
 from PIL import UnidentifiedImageError
 
-from ldmlab.data.progress import progress
 from ldmlab.data.transforms import read_rgb
 from ldmlab.errors import DataError
 from ldmlab.store import files as store_files
+from ldmlab.terminal import progress
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # in any case
 _SAVE_EVERY = 20_000  # files between two saves of a survey

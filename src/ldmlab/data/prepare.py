@@ -26,11 +26,11 @@ from ldmlab.data.base import SPLITS, Split, digest
 from ldmlab.data.files import Found, Survey, in_order, readable, workers, write_json
 from ldmlab.data.folder import Labels, Listing, list_folder
 from ldmlab.data.manifest import NAME, Manifest, ShardRecord, parse_manifest
-from ldmlab.data.progress import progress
 from ldmlab.data.tarindex import index_tar
 from ldmlab.data.transforms import CROP_RULE, center_crop, read_rgb
 from ldmlab.errors import ConfigError, DataError
 from ldmlab.store.files import sha256_file
+from ldmlab.terminal import progress
 
 log = logging.getLogger(__name__)
 

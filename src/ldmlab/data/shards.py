@@ -22,12 +22,12 @@ from ldmlab.data.fetch import local_copy
 from ldmlab.data.fields import label
 from ldmlab.data.files import in_order, workers, write_json
 from ldmlab.data.manifest import NAME, Manifest, ShardRecord, parse_manifest
-from ldmlab.data.progress import progress
 from ldmlab.data.tarindex import index_tar
 from ldmlab.data.transforms import CROP_RULE, center_crop, read_rgb
 from ldmlab.errors import ConfigError, DataError
 from ldmlab.ranges import File, Given, Pixels
 from ldmlab.store.files import sha256_file
+from ldmlab.terminal import progress
 
 
 class Shards:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ldmlab.diffusion.schedules import Schedule
 from ldmlab.diffusion.targets import WORDS, Prediction, Target, Word
-from ldmlab.diffusion.timestep_distribution import Times, Uniform
+from ldmlab.diffusion.timestep_distribution import TimestepDistribution, Uniform
 from ldmlab.diffusion.weightings import Weighting
 from ldmlab.errors import ConfigError
 from ldmlab.randomness import Draws, stratified
@@ -43,7 +43,7 @@ class Objective:
         schedule: Schedule,
         loss: Literal["l2", "l1", "huber"] = "l2",
         weighting: Weighting | None = None,
-        times: Times | None = None,
+        times: TimestepDistribution | None = None,
         stratified: bool = False,
         delta: Positive = 1.0,
     ):

@@ -16,7 +16,7 @@ Mean = Annotated[float, Range(at_least=-50, at_most=50)]
 Spread = Annotated[float, Range(above=0, at_most=50)]
 
 
-class Times:
+class TimestepDistribution:
     """A distribution of t by its quantiles, so that evenly spread numbers give evenly spread times."""
 
     def t(self, u_B: Tensor, schedule: Schedule) -> Tensor:
@@ -24,14 +24,14 @@ class Times:
         raise NotImplementedError
 
 
-class Uniform(Times):
+class Uniform(TimestepDistribution):
     """Each whole time as often (Ho et al. 2020)."""
 
     def t(self, u_B: Tensor, schedule: Schedule) -> Tensor:
         return (u_B * schedule.T).long().clamp(max=schedule.T - 1)
 
 
-class LogitNormal(Times):
+class LogitNormal(TimestepDistribution):
     """τ = sigmoid(mean + std · normal) and t = ⌊T τ⌋ (SD3, 2403.03206, eq. 19): the middle of the way most often.
 
     Raises ConfigError unless std > 0.
@@ -47,7 +47,7 @@ class LogitNormal(Times):
         return (tau_B * schedule.T).long().clamp(max=schedule.T - 1)
 
 
-class LogNormal(Times):
+class LogNormal(TimestepDistribution):
     """ln(sigma / alpha) = mean + std · normal (EDM, 2206.00364, Table 1: P_mean, P_std), at the nearest whole time.
 
     What lies beyond the schedule's ends goes to the ends. Raises ConfigError unless std > 0.

@@ -19,6 +19,7 @@ from ldmlab.networks.attention import TokenAttention, attend, prepared
 from ldmlab.networks.blocks import TokenNorm, no_autocast, zeroed
 from ldmlab.networks.embeddings import sincos_positions, sinusoidal
 from ldmlab.networks.kv_cache import Condition, KVCache
+from ldmlab.networks.sizes import any_depth, multiples
 from ldmlab.networks.unet import mlp
 from ldmlab.ranges import Depth, Given, Pixels, Width
 
@@ -64,7 +65,7 @@ class DiT(nn.Module):
         super().__init__()
         check_shape(width, blocks, heads, patch)
         self.patch = patch
-        self.width_step = math.lcm(4, 2 * heads)  # widths that fit, with heads of even size, are its multiples
+        self._width_step = math.lcm(4, 2 * heads)
         if latent_size is not None:
             self.check_latent(latent_size, latent_size)
         self.checkpointing = checkpointing
@@ -100,6 +101,14 @@ class DiT(nn.Module):
     def prepared(self, cond: Condition) -> Condition:
         """The condition with its tokens read once, for many calls (`attention.prepared`)."""
         return prepared(self, cond)
+
+    def widths(self) -> range:
+        """Multiples with which heads have an even size (`sizes.Resizable`)."""
+        return multiples(self._width_step)
+
+    def depths(self) -> range:
+        """Transformer blocks."""
+        return any_depth()
 
     def check_latent(self, height: int, width: int) -> None:
         """Raise ConfigError unless a latent of this size can be cut into patches."""

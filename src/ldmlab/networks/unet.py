@@ -18,6 +18,7 @@ from ldmlab.networks.attention import SelfAttention, SpatialTransformer, prepare
 from ldmlab.networks.blocks import GROUPS, Downsample, InputConv, Norm, Pieces, ResBlock, Upsample, zeroed
 from ldmlab.networks.embeddings import sinusoidal
 from ldmlab.networks.kv_cache import Condition
+from ldmlab.networks.sizes import any_depth, multiples
 from ldmlab.ranges import Depth, Given, Multipliers, Share, Sizes, Width
 
 
@@ -76,7 +77,7 @@ class UNet(nn.Module):
         attended = sorted({width * m for i, m in enumerate(multipliers) if 2**i in factors} | {width * multipliers[-1]})
         check_heads(heads, head_channels, attended)
         self.width = width
-        self.width_step = math.lcm(GROUPS, heads or head_channels or 1)  # widths that surely fit are its multiples
+        self._width_step = math.lcm(GROUPS, heads or head_channels or 1)
         self.divisor = 2 ** (len(multipliers) - 1)  # height and width of the latent must be multiples of it
         emb_dim = 4 * width
 
@@ -137,6 +138,14 @@ class UNet(nn.Module):
     def prepared(self, cond: Condition) -> Condition:
         """The condition with its tokens read once, for many calls (`attention.prepared`)."""
         return prepared(self, cond)
+
+    def widths(self) -> range:
+        """Multiples of the groups of the normalisations and of the heads, or of their channels (`sizes.Resizable`)."""
+        return multiples(self._width_step)
+
+    def depths(self) -> range:
+        """Residual blocks of a level."""
+        return any_depth()
 
     def check_latent(self, height: int, width: int) -> None:
         """Raise ConfigError unless a latent of this size can be halved at each level."""

@@ -8,7 +8,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -17,10 +17,9 @@ from ldmlab import build
 from ldmlab.config.compose import with_values
 from ldmlab.errors import ConfigError
 from ldmlab.pipeline.costs import flops_of, millions, parameters_of
-from ldmlab.training.tracking import number
+from ldmlab.terminal import number
 
 TARGETS = ("parameters", "flops_per_image", "flops_per_step")
-WIDEST = 16_384  # where the search gives up
 
 
 @dataclass(frozen=True)
@@ -51,23 +50,24 @@ def choose_width(cfg: DictConfig, data: Any) -> tuple[DictConfig, str | None]:
         )
     (name, target), tolerance = *targets.items(), cfg.ldm.budget.tolerance
     with build.shapes_only():
-        step = cast(int, _network(cfg, data, cfg.ldm.network.width).width_step)
+        widths = _network(cfg, data, cfg.ldm.network.width).widths()
 
     @functools.cache
-    def value(steps: int) -> float:
+    def value(nth: int) -> float:
         if name == "parameters":  # counted without running anything
             with build.shapes_only():
-                return float(parameters_of(_network(cfg, data, steps * step)))
-        return float(getattr(cost(cfg, data, steps * step), name))
+                return float(parameters_of(_network(cfg, data, widths[nth - 1])))
+        return float(getattr(cost(cfg, data, widths[nth - 1]), name))
 
-    steps = nearest(value, target, WIDEST // step)
-    off = value(steps) / target - 1
+    nth = nearest(value, target, len(widths))
+    width, off = widths[nth - 1], value(nth) / target - 1
     if abs(off) > tolerance:
         raise ConfigError(
-            f"ldm.budget.{name}={target:g}: no width comes within {tolerance:.0%}. The nearest is ldm.network.width={steps * step} "
-            f"with {value(steps):.4g} ({off:+.0%}); widths go in steps of {step}. Change the target, ldm.budget.tolerance or the network."
+            f"ldm.budget.{name}={target:g}: no width comes within {tolerance:.0%}. The nearest is ldm.network.width={width} "
+            f"with {value(nth):.4g} ({off:+.0%}); widths go in steps of {widths.step}. "
+            "Change the target, ldm.budget.tolerance or the network."
         )
-    found = cost(cfg, data, steps * step)
+    found = cost(cfg, data, width)
     return with_values(cfg, {"ldm.network.width": found.width}), (
         f"ldm.budget.{name}={target:g}: width {found.width} ({off:+.1%}). To be compared with other cells: "
         f"{millions(found.parameters)} parameters, {found.flops_per_image / 1e9:.3g} GFLOP an image, "
@@ -98,5 +98,5 @@ def nearest(value: Callable[[int], float], target: float, most: int) -> int:
     return min((n for n in (low, high) if n > 0), key=lambda n: abs(math.log(value(n) / target)))
 
 
-def _network(cfg: DictConfig, data: Any, width: int) -> Any:
+def _network(cfg: DictConfig, data: Any, width: int) -> Any:  # a Resizable and a module
     return build.denoiser(with_values(cfg, {"ldm.network.width": width}), build.autoencoder(cfg), data).network

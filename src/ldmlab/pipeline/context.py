@@ -20,10 +20,11 @@ from ldmlab.store.checkpoint import Checkpoints, save_tensors
 from ldmlab.store.files import atomic, write_json
 from ldmlab.store.ranks import Ranks
 from ldmlab.store.store import Address, Store
+from ldmlab.terminal import Progress
 from ldmlab.training.ema import EMA
 from ldmlab.training.loop import Events, Progressed, TrainingLoss, fit
 from ldmlab.training.post_hoc_ema import PowerEMA
-from ldmlab.training.tracking import Progress, Tracker, WandbMirror
+from ldmlab.training.tracking import Tracker, WandbMirror
 
 if TYPE_CHECKING:
     from ldmlab.pipeline.plan import Plan

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.stage import Row, Stage
 from ldmlab.store.files import write_json
-from ldmlab.training.tracking import number
+from ldmlab.terminal import number
 
 
 class DataStage(Stage):

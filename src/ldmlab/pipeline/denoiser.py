@@ -19,10 +19,10 @@ from ldmlab.pipeline.latents import LatentsStage, learnt_from, load_learnt_from
 from ldmlab.pipeline.stage import Row, Stage, plain
 from ldmlab.randomness import Draws
 from ldmlab.store.checkpoint import load_tensors
+from ldmlab.terminal import number
 from ldmlab.training.diffusion_loss import DiffusionLoss
 from ldmlab.training.loop import images_at, total_steps
 from ldmlab.training.post_hoc_ema import Profile, combine, gamma_of, project
-from ldmlab.training.tracking import number
 
 VALIDATION_IMAGES = 128  # whose loss is measured during training
 LOOSE = 0.1  # relative error of an average's profile that is worth a note

@@ -20,9 +20,9 @@ from ldmlab.pipeline.stage import Row, Stage
 from ldmlab.randomness import Draws
 from ldmlab.store.checkpoint import load_tensors
 from ldmlab.store.files import write_json
+from ldmlab.terminal import number
 from ldmlab.training.loop import total_steps
 from ldmlab.training.noisy_classifier_loss import NoisyClassifierLoss
-from ldmlab.training.tracking import number
 
 if TYPE_CHECKING:
     from ldmlab.pipeline.plan import Plan

@@ -22,7 +22,7 @@ from ldmlab.pipeline.stage import Row, Stage
 from ldmlab.pipeline.weak_model import WeakModel
 from ldmlab.store.checkpoint import Checkpoints
 from ldmlab.store.store import Address, Store
-from ldmlab.training.tracking import clock
+from ldmlab.terminal import clock
 
 KINDS: tuple[type[Stage], ...] = (
     DataStage, ExtractorStage, FirstStage, DecoderStage, ReconstructionsStage, LatentsStage, DenoiserStage,

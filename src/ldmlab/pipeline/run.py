@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from ldmlab import build
+from ldmlab import build, terminal
 from ldmlab.config.compose import Composed
 from ldmlab.errors import UserError
 from ldmlab.pipeline import budget, weights_denoiser, weights_first_stage
@@ -19,7 +19,6 @@ from ldmlab.pipeline.resolved import resolve
 from ldmlab.store.card import machine, stamp
 from ldmlab.store.files import read_json, write_json
 from ldmlab.store.store import Store
-from ldmlab.training.tracking import as_text
 
 
 def prepare(composed: Composed) -> Plan:
@@ -46,12 +45,12 @@ def execute(composed: Composed, command: str, may_train: bool = True) -> Path | 
     cfg = plan.resolved.cfg
     if cfg.dry_run:
         verify(plan)
-        print("\n ".join([as_text(table(plan, costs=True)), *plan.notes]))
+        print("\n ".join([terminal.table(table(plan, costs=True)), *plan.notes]))
         return None
     if not may_train:
         refuse_training(plan, command)
     ctx = Context(cfg, plan, make_accelerator(cfg.runtime.device))
-    ctx.say("\n ".join([as_text(table(plan, costs=False)), *plan.notes]) + "\n")
+    ctx.say("\n ".join([terminal.table(table(plan, costs=False)), *plan.notes]) + "\n")
     if ctx.main:
         verify(plan)
     for stage in plan.order:

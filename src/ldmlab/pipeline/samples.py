@@ -17,7 +17,7 @@ from ldmlab.pipeline.denoiser import DenoiserStage
 from ldmlab.pipeline.sheets import save_sheet
 from ldmlab.pipeline.stage import Row, Stage, plain
 from ldmlab.store.files import atomic, read_array, write_json
-from ldmlab.training.tracking import number
+from ldmlab.terminal import number
 
 if TYPE_CHECKING:
     from ldmlab.pipeline.plan import Plan

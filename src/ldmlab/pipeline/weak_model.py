@@ -18,8 +18,8 @@ from ldmlab.pipeline.resolved import forward_flops
 from ldmlab.pipeline.stage import Stage
 from ldmlab.store.checkpoint import load_tensors
 from ldmlab.store.files import read_json
+from ldmlab.terminal import number
 from ldmlab.training.loop import images_at
-from ldmlab.training.tracking import number
 
 if TYPE_CHECKING:
     from ldmlab.pipeline.plan import Plan

@@ -55,7 +55,7 @@ class AutoencoderLoss:
     def _autoencoder_turn(self, batch: dict, images_seen: int) -> tuple[Tensor, dict[str, Tensor]]:
         recon = Reconstruction(*self.modules["autoencoder"](batch["image"], self._noise(batch, "autoencoder")))
         discriminator = self.terms.discriminator
-        with frozen(discriminator):
+        with without_gradients(discriminator):
             return self.terms.autoencoder_loss(
                 batch["image"], recon, self.autoencoder.last_layer, images_seen, discriminate=discriminator
             )
@@ -75,7 +75,7 @@ class AutoencoderLoss:
 
 
 @contextmanager
-def frozen(module: nn.Module | None) -> Iterator[None]:
+def without_gradients(module: nn.Module | None) -> Iterator[None]:
     """Within, gradients pass through `module` to its input and none is kept for its parameters."""
     parameters = [p for p in module.parameters() if p.requires_grad] if module is not None else []
     for p in parameters:

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from ldmlab.data.batches import Batches
 from ldmlab.errors import TrainingError
 from ldmlab.store.checkpoint import Checkpoints
+from ldmlab.terminal import Progress
 from ldmlab.training.ema import EMA
-from ldmlab.training.tracking import Progress, Tracker
+from ldmlab.training.tracking import Tracker
 
 REQUEUE = 85  # exit code: stopped by a signal with a checkpoint; run the same command again
 

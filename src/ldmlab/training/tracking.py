@@ -1,13 +1,12 @@
 """Where numbers go: `metrics.jsonl` always, Weights & Biases as a mirror (tracking=wandb), a bar or plain lines on the terminal."""
 
 import json
-import os
 import sys
-import time
 from pathlib import Path
 from typing import Any, Literal
 
 from ldmlab.errors import UserError
+from ldmlab.store.files import atomic
 
 
 class Tracker:
@@ -36,9 +35,8 @@ class Tracker:
                     continue
                 if row["images"] <= images:
                     rows.append(line)
-            beside = path.with_suffix(".tmp")
-            beside.write_text("".join(f"{line}\n" for line in rows))
-            os.replace(beside, path)
+            with atomic(path) as beside:
+                beside.write_text("".join(f"{line}\n" for line in rows))
 
     def log(self, values: dict[str, float], images: int, step: int, split: str, seconds: float) -> None:
         if self.path is None:
@@ -96,76 +94,3 @@ class WandbMirror:
         if self.run is not None:
             self.run.finish()
             self.run = None
-
-
-class Progress:
-    """A bar on a terminal, a plain line now and then in a file: stage, share, images, speed, values, time left."""
-
-    def __init__(
-        self, name: str, total: int, unit: str = "img", start: int = 0, every: float = 10.0, show: bool = True
-    ):
-        self.name, self.total, self.unit, self.every, self.show = name, total, unit, every, show
-        self.live = show and sys.stderr.isatty()
-        self.began, self.start, self.said = time.monotonic(), start, -1e9
-        self.drawn = -1e9
-
-    def update(self, done: int, values: dict[str, float] | None = None) -> None:
-        now = time.monotonic()
-        last = done >= self.total
-        if not self.show or (now - self.drawn < 0.2 and self.live and not last):
-            return
-        text = self._text(done, now, values or {})
-        if self.live:
-            self.drawn = now
-            sys.stderr.write(f"\r\x1b[2K{text}" + ("\n" if last else ""))
-            sys.stderr.flush()
-        elif now - self.said >= self.every or last:
-            self.said = now
-            print(text, file=sys.stderr, flush=True)
-
-    def _text(self, done: int, now: float, values: dict[str, float]) -> str:
-        share = done / max(self.total, 1)
-        rate = (done - self.start) / max(now - self.began, 1e-9)
-        left = (self.total - done) / rate if rate > 0 else float("inf")
-        parts = [f"{number(done)}/{number(self.total)} {self.unit}"]
-        if rate > 0:
-            parts.append(f"{number(round(rate)) if rate >= 10 else f'{rate:.2g}'} {self.unit}/s")
-        parts += [f"{k} {v:.4g}" for k, v in values.items()]
-        if left < float("inf") and done < self.total:
-            parts.append(f"{clock(left)} left")
-        elif done >= self.total:
-            parts.append(clock(now - self.began))
-        bar = ""
-        if self.live:
-            full = round(20 * min(share, 1))
-            bar = "━" * full + "╌" * (20 - full) + " "
-        return f" {self.name:<12}{bar}{share:5.0%}  " + " · ".join(parts)
-
-    def say(self, text: str) -> None:
-        """A line of its own, above the bar."""
-        if self.show:
-            print(f"\r\x1b[2K{text}" if self.live else text, file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        if self.live:
-            sys.stderr.write("\n")
-
-
-def number(value: int) -> str:
-    """12 345 678 with narrow groups, as the tables print it."""
-    return f"{value:,}".replace(",", " ")
-
-
-def clock(seconds: float) -> str:
-    """m:ss, or h:mm:ss from an hour up."""
-    whole = round(seconds)
-    hours, rest = divmod(whole, 3600)
-    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
-
-
-def as_text(lines: list[list[str]]) -> str:
-    """Columns aligned with two spaces between them."""
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join(
-        " " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
