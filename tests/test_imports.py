@@ -10,19 +10,20 @@ from pathlib import Path
 import pytest
 
 SRC = Path(__file__).resolve().parents[1] / "src"
-LEAVES = {"errors", "randomness"}  # anyone may use them
+LEAVES = {"errors", "randomness", "ranges"}  # anyone may use them
 PARTS = {"data", "networks", "diffusion", "conditioning", "samplers", "guidance", "metrics", "autoencoders"}
 MAY_IMPORT = {
     "errors": set(),
+    "ranges": set(),
     "randomness": set(),
     "store": set(),
     "config": set(),
     "data": {"store"},
     "networks": set(),
-    "diffusion": set(),
+    "diffusion": {"conditioning"},
     "samplers": set(),
-    "guidance": {"diffusion"},
-    "conditioning": {"networks"},
+    "guidance": {"data", "diffusion", "store"},
+    "conditioning": {"data", "networks"},
     "autoencoders": {"networks"},
     "metrics": {"autoencoders", "data", "store"},
     "training": PARTS | {"store"},

@@ -1,4 +1,4 @@
-"""The one place that makes parts from options. Nobody else calls Hydra's instantiate."""
+"""The only module that makes parts from options, and the only one that calls Hydra's instantiate."""
 
 import contextlib
 import os
@@ -34,7 +34,7 @@ SHAPES = "ldmlab.data.shapes.Shapes"
 
 
 def part(node: DictConfig, **given: Any) -> Any:
-    """One part: its options, plus what follows from other parts. A part's own complaint comes out as it is."""
+    """One part: its options, plus what follows from other parts. A UserError of the part is raised as it is."""
     made = _made(node)
     return made(**given) if node.get("_partial_", False) else made
 
@@ -46,6 +46,13 @@ def _made(node: DictConfig, **how: Any) -> Any:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
         raise
+
+
+def editable(node: DictConfig) -> DictConfig:
+    """A copy that can be changed; a composed configuration is read-only."""
+    copy = cast(DictConfig, node.copy())
+    OmegaConf.set_readonly(copy, False)
+    return copy
 
 
 @contextlib.contextmanager
@@ -102,7 +109,7 @@ def first_stage_loss(cfg: DictConfig, classifier: nn.Module | None) -> Any:
     with seeded(cfg.ae.seed, "loss"):
         node = cfg.ae.loss
         if needs_classifier(cfg):
-            bare = cast(DictConfig, node.copy())
+            bare = editable(node)
             perceptual, bare.perceptual = bare.perceptual, None
             bare["_partial_"] = True
             return instantiate(bare, _convert_="all")(perceptual=part(perceptual, classifier=classifier))
@@ -179,7 +186,7 @@ def objective(cfg: DictConfig, latent_size: int | None = None) -> Objective:
         with shapes_only():
             latent_size = autoencoder(cfg).latent_shape(cfg.data.resolution)[1]
     schedule = part(node.schedule, latent_size=latent_size)
-    bare = cast(DictConfig, node.copy())
+    bare = editable(node)
     bare.schedule = None
     bare["_partial_"] = True
     return cast(Objective, part(bare, schedule=schedule))

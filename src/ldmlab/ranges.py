@@ -152,6 +152,7 @@ def _repeats(items: list[Any]) -> bool:
 
 
 Seed = Annotated[int, Range(at_least=0, at_most=2**63 - 1)]
+NumpySeed = Annotated[int, Range(at_least=0, at_most=2**32 - 1)]
 Positive = Annotated[float, Range(above=0, at_most=1e12)]
 Fraction = Annotated[float, Range(at_least=0, at_most=1)]
 Share = Annotated[float, Range(at_least=0, below=1)]  # a probability or decay that must leave something

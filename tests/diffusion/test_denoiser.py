@@ -13,7 +13,7 @@ from ldmlab.diffusion.denoiser import Denoiser, denoise_with
 from ldmlab.diffusion.objectives import Objective, Prediction
 from ldmlab.diffusion.schedules import LinearSqrtBeta
 from ldmlab.errors import ConfigError
-from ldmlab.guidance.compose_denoise import guided
+from ldmlab.guidance.classifier_free import guided
 from ldmlab.networks.unet import UNet
 
 

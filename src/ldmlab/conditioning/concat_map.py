@@ -3,7 +3,7 @@
 Shape letters: B batch, C channels, H W pixels of the field, h w of the latent.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from einops import rearrange
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ldmlab.conditioning.base import Cond, Size
 from ldmlab.data.fields import as_channels
 from ldmlab.errors import ConfigError
+from ldmlab.ranges import Given, Width
 
 
 class ConcatMap(nn.Module):
@@ -34,9 +35,9 @@ class ConcatMap(nn.Module):
     def __init__(
         self,
         field: str,
-        latent_shape: tuple[int, int, int],
-        vocabulary: dict[str, int | None],
-        channels: int | None = None,
+        latent_shape: Annotated[tuple[int, int, int], Given],
+        vocabulary: Annotated[dict[str, int | None], Given],
+        channels: Width | None = None,
         resize: Literal["area", "nearest"] = "area",
     ):
         super().__init__()

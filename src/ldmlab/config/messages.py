@@ -12,7 +12,6 @@ from omegaconf import DictConfig, OmegaConf
 from ldmlab.config import schema as declared
 from ldmlab.config.complete import Origin
 from ldmlab.config.search import (
-    CONF,
     SEARCHPATH,
     folders,
     group_options,
@@ -179,8 +178,9 @@ def _wrong_value(path: str, text: str, words: Sequence[Word]) -> ConfigError:
         where = re.search(r"In '([\w/]+)'", text)
         node = getattr(declared, unknown[2], None)
         allowed = [f.name for f in fields(node)] if node is not None and is_dataclass(node) else []
-        file = CONF / f"{where[1]}.yaml" if where else None
-        line = line_of(file, unknown[1]) if file is not None and file.is_file() else None
+        group, _, option = where[1].rpartition("/") if where else ("", "", "")
+        file = option_file(group, option, [word.text for word in words])
+        line = line_of(file, unknown[1]) if file is not None else None
         place = f" Set in {shown(file)}, line {line}." if file is not None and line else ""
         parent = path.rpartition(".")[0] or "The top level"
         return ConfigError(

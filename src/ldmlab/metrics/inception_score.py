@@ -8,13 +8,14 @@ Shape letters: N images, K classes, R replicates.
 
 import itertools
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 
 from ldmlab.errors import ConfigError
 from ldmlab.metrics.intervals import Score, centred, check_bootstrap, interval_text, resamples
 from ldmlab.metrics.metric import Computed, Inputs, Least, Metric
+from ldmlab.ranges import NumpySeed, Range
 
 SPLITS = 10
 SHUFFLE_SEED = 2020  # torch-fidelity's: a fixed order, or the value would depend on the draw (3.75 to 3.78 at N = 1000)
@@ -29,12 +30,8 @@ class InceptionScore(Metric):
     needs: ClassVar[tuple[str, ...]] = ("features", "logits")
     better: ClassVar[Literal["lower", "higher"] | None] = "higher"
 
-    splits: int = SPLITS
-    shuffle_seed: int = SHUFFLE_SEED
-
-    def __post_init__(self) -> None:
-        if self.splits < 1:
-            raise ConfigError(f"metric.is.splits={self.splits}: must be at least 1; the usual number is {SPLITS}.")
+    splits: Annotated[int, Range(at_least=1, at_most=1000)] = SPLITS
+    shuffle_seed: NumpySeed = SHUFFLE_SEED
 
     def compute(self, inputs: Inputs) -> Computed:
         if inputs.samples is None or inputs.samples.logits is None:

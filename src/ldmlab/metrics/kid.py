@@ -8,13 +8,14 @@ Shape letters: N generated images, M reference images, D features, R replicates.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 
 from ldmlab.errors import ConfigError
 from ldmlab.metrics.intervals import Score, centred, check_bootstrap, interval_text, resamples
 from ldmlab.metrics.metric import OPTIONS, Computed, Inputs, Least, Metric
+from ldmlab.ranges import NumpySeed, Range
 
 SUBSETS = 100
 SUBSET_SIZE = 1000
@@ -37,14 +38,9 @@ class KID(Metric):
     covers: ClassVar[str] = "the squared distance of the samples' distribution to this reference set"
     estimator: ClassVar[str] = "cubic polynomial kernel"
 
-    subsets: int = SUBSETS
-    subset_size: int = SUBSET_SIZE
-    subset_seed: int = SUBSET_SEED
-
-    def __post_init__(self) -> None:
-        for option, value, fewest in (("subsets", self.subsets, 1), ("subset_size", self.subset_size, 2)):
-            if value < fewest:
-                raise ConfigError(f"metric.kid.{option}={value}: must be at least {fewest}.")
+    subsets: Annotated[int, Range(at_least=1, at_most=10_000)] = SUBSETS
+    subset_size: Annotated[int, Range(at_least=2, at_most=100_000)] = SUBSET_SIZE
+    subset_seed: NumpySeed = SUBSET_SEED
 
     def compute(self, inputs: Inputs) -> Computed:
         samples, reference = inputs.both()

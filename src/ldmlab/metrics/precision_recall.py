@@ -11,7 +11,7 @@ Shape letters: N images of one set, M of the other, D features.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from ldmlab.errors import ConfigError
 from ldmlab.metrics.intervals import Score, share_score
 from ldmlab.metrics.metric import OPTIONS, Computed, Inputs, Least, Metric
+from ldmlab.ranges import Range
 
 K = 3
 BLOCK = 1 << 25  # distances held at a time: 128 MB in float32
@@ -38,11 +39,7 @@ class _Neighbours(Metric):
 
     better: ClassVar[Literal["lower", "higher"] | None] = "higher"
 
-    k: int = K
-
-    def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ConfigError(f"metric.{self.name}.k={self.k}: must be at least 1; the usual number is {K}.")
+    k: Annotated[int, Range(at_least=1, at_most=1000)] = K
 
     def compute(self, inputs: Inputs) -> Computed:
         samples, reference = inputs.both()

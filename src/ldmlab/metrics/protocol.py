@@ -90,7 +90,7 @@ class ProtocolCard:
             more = "" if self.samples < COMPRESSION_STUDY else " (the paper's compression study used 5 000)"
             found.append(f"{self.samples} samples; the customary number is 50 000{more}. FID falls with more samples.")
         if self.extractor != "inception":
-            found.append(f"{self.extractor} features: comparable with numbers of the same extractor and hash only.")
+            found.append(f"{self.extractor} features: compare with numbers of the same extractor and hash only.")
         if self.label_mode == "random":
             found.append(
                 "labels drawn at random: class counts vary, and FID is usually worse than with uniform labels."

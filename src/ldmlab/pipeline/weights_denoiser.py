@@ -18,12 +18,13 @@ from ldmlab.diffusion.denoiser import Denoiser
 from ldmlab.diffusion.objectives import Objective
 from ldmlab.errors import ConfigError, WeightsError
 from ldmlab.interop import denoisers, schedules, weights
-from ldmlab.interop import import_first_stage as imported
 from ldmlab.interop.compvis import some
-from ldmlab.interop.official_unet import UNetLayout
+from ldmlab.interop.official_unet import Average, UNetLayout
 from ldmlab.networks.attention import SelfAttention, SpatialTransformer
+from ldmlab.pipeline import weights_first_stage
 from ldmlab.store.checkpoint import save_tensors
-from ldmlab.store.files import atomic, write_json
+from ldmlab.store.files import atomic, read_json, write_json
+from ldmlab.training.loop import total_steps
 
 TABLE = "conditioner.embedding.weight"  # of the class conditioner; its last row means "no class"
 
@@ -92,8 +93,21 @@ def check_tensors(
         raise WeightsError(f"{found.file}: {some(broken)} holds values that are not finite; the file is damaged.")
 
 
+def load_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give a denoiser the weights of a file of its stage, which may lack the null class (`completed`)."""
+    model.load_state_dict(completed(tensors, model.state_dict()))
+
+
+def average_of(cfg: DictConfig, folder: Path) -> Average | None:
+    """How the averaged copy of a finished denoiser was made: in training here, or as its file said."""
+    if cfg.ldm.weights is not None:
+        said = read_json(folder / "imported.json")["average"]
+        return None if said is None else Average(**said)
+    return None if cfg.ldm.fit.ema is None else Average(cfg.ldm.fit.ema, total_steps(cfg.ldm.fit))
+
+
 def completed(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, with a row of zeros for a null class that was never trained (and, at cond.drop=0, is never asked)."""
+    """The tensors, with a row of zeros for a null class that was never trained (and, at cond.drop=0, is never used)."""
     whole = dict(tensors)
     if _lacks_null(tensors, expected):
         whole[TABLE] = torch.cat([whole[TABLE], torch.zeros_like(whole[TABLE][:1])])
@@ -150,13 +164,16 @@ def install(cfg: DictConfig, model: Denoiser, folder: Path) -> None:
     found = denoisers.read(Path(cfg.ldm.weights))
     for name, tensors in (("weights", found.copies.raw), ("ema", found.copies.ema)):
         if tensors is not None:
-            model.load_state_dict(completed(tensors, model.state_dict()))
+            load_into(model, tensors)
+            own = model.state_dict()
+            kept = {key: own[key][: len(tensor)] if key == TABLE else own[key] for key, tensor in tensors.items()}
             with atomic(folder / f"{name}.safetensors") as beside:
-                save_tensors(beside, model.state_dict())
+                save_tensors(beside, kept)
     source = {
         "file": found.file.name,
         "sha256_of_tensors": denoisers.digest(Path(cfg.ldm.weights)),
         "layout": found.layout,
+        "average": None if found.average is None else found.average._asdict(),
     }
     write_json(folder / "imported.json", source)
 
@@ -188,7 +205,7 @@ def notes(cfg: DictConfig) -> list[str]:
             "The paper's class-conditional models were trained with one head (docs/paper.md#heads)."
         )
     mode = cfg.ae.latent_scale.mode
-    if mode not in imported.UNMEASURED and cfg.ae.weights is not None:
+    if mode not in weights_first_stage.UNMEASURED and cfg.ae.weights is not None:
         said = "the file does not say" if found.scale is None else f"{found.scale.flatten()[0].item():.6g}"
         lines.append(
             f"ldm.weights: ae.latent_scale.mode={mode} measures the latent's scale on this data; the denoiser was trained with "
@@ -230,7 +247,7 @@ def _fitting(network: dict[str, Tensor], cfg: DictConfig, choices: dict[str, str
         except ConfigError:
             continue  # an option that needs more words than a name
         if words is not None and (best is None or len(words) + (name == choices["ldm"]) < len(best)):
-            name, best = option, words  # another option is one word more than the one that was said
+            name, best = option, words  # another option costs one word more than the one that was typed
     if best is not None and (best or name != choices["ldm"]):
         parts.append(f"Its network is ldm={' '.join([name, *best])}; no tensor says how many heads.")
     if layout.context_dim is not None:

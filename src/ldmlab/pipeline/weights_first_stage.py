@@ -95,6 +95,16 @@ def options(cfg: DictConfig) -> tuple[dict[str, Any], bool]:
     return own, False
 
 
+def scale_by_std(cfg: DictConfig) -> bool:
+    """Whether the official model keeps the latent's scale as a tensor: it was measured on data, here or before the import.
+
+    Otherwise (`mode=none`, `mode=given`, or a file without `scale_factor`) it is an option of the official yaml.
+    """
+    if cfg.ae.latent_scale.mode == "stored":
+        return "scale_factor" in weights.tensors_in(weights.weights_file(Path(cfg.ae.weights)))[0]
+    return cfg.ae.latent_scale.mode not in UNMEASURED
+
+
 def fixed_scale(cfg: DictConfig) -> Scale | None:
     """Scale and shift that are known without data: `mode=given` and `mode=stored`; None for the other modes.
 

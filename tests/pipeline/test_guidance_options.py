@@ -13,6 +13,7 @@ from ldmlab.config.compose import load
 from ldmlab.errors import ConfigError
 from ldmlab.pipeline.plan import Plan
 from ldmlab.pipeline.run import prepare
+from ldmlab.pipeline.weak_model import WeakModel
 from ldmlab.training.loop import images_at
 
 BASE = ["data.train_images=64", "data.val_images=16", "data.cached=false", "ldm.fit.snapshots=[0.5]"]
@@ -20,7 +21,7 @@ HALF = ["guidance=autoguidance", "guidance.auto.snapshot=0.5"]
 
 
 def plan_of(*words: str, root: Path) -> Plan:
-    return prepare(load([*BASE, f"store={root}", *words]))[0]
+    return prepare(load([*BASE, f"store={root}", *words]))
 
 
 @pytest.fixture
@@ -31,33 +32,33 @@ def picture(tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("words", "denoiser", "samples", "scores", "run"),  # as they were before guidance= existed
+    ("words", "denoiser", "samples", "scores", "run"),  # change with what decides a result, with nothing else
     [
-        ("sampler=ddim", "e50355955b5f", "e0088b5f6ef2", "0624bd9d4c93", "c6ce767fd05c"),
-        ("sampler=heun", "e50355955b5f", "c84366cce49d", "bfd7d6014bd4", "c037268d3378"),
-        ("sampler=heun sampler.guidance=2 sampler.guidance_interval=[0.3,5]", "e50355955b5f", "128ce1ba1a38", "a86878646bb0",
-         "920bbb0b3024"),
-        ("cond=none ae=identity", "8120d5ac5125", "2c0fc40a1628", "706572a59be9", "78f11928b984"),
-        ("ldm=dit_s_2 cond=class_vector ae=vq_f4 until=samples", "bd47709b13bc", "3041fd41e4b9", "6a3ce20c8156",
-         "3900d2f0a701"),
+        ("sampler=ddim", "51bc474ab9bb", "e1770650a2f4", "f815d4aa53df", "51a605061a68"),
+        ("sampler=heun", "51bc474ab9bb", "7d71924200dc", "911560690fe9", "d951947b8407"),
+        ("sampler=heun sampler.guidance=2 sampler.guidance_interval=[0.3,5]", "51bc474ab9bb", "4b37ec559183", "441043b88b6b",
+         "2b3975eeac90"),
+        ("cond=none ae=identity", "efc0d09bec4e", "af74c3fb02ad", "4d7c141cf01e", "722befb77d77"),
+        ("ldm=dit_s_2 cond=class_vector ae=vq_f4 until=samples", "bc342dbcca96", "9f2d5c959c2f", "dfd338ed0966",
+         "09b14c627c67"),
     ],
 )  # fmt: skip
 def test_without_guidance_ids_stay(
     words: str, denoiser: str, samples: str, scores: str, run: str, tmp_path: Path
 ) -> None:
     plan = plan_of(*words.split(), root=tmp_path)
-    last = plan.evaluations[-1]
-    assert (plan.denoiser.id, last.samples.id, last.scores.id, plan.run.id) == (denoiser, samples, scores, run)
-    assert plan.noisy_classifier is None and plan.weak is None
+    found = (*(plan.named(name).address.id for name in ("denoiser", "samples", "scores")), plan.run.id)
+    assert found == (denoiser, samples, scores, run)
+    assert not plan.has("noisy_classifier") and not plan.has("weak_model")
 
 
 def test_what_guidance_changes(picture: str, tmp_path: Path) -> None:
     def ids(*words: str) -> tuple[str, str, str]:
         plan = plan_of(*words, root=tmp_path)
         return (
-            plan.denoiser.id,
-            plan.noisy_classifier.id if plan.noisy_classifier else "",
-            plan.evaluations[-1].samples.id,
+            plan.address("denoiser").id,
+            plan.address("noisy_classifier").id if plan.has("noisy_classifier") else "",
+            plan.address("samples").id,
         )
 
     plain, classifier, image = ids(), ["guidance=classifier"], ["guidance=image", picture]
@@ -78,12 +79,10 @@ def test_what_guidance_changes(picture: str, tmp_path: Path) -> None:
 def test_the_plan_says_what_guides_and_counts_it(picture: str, tmp_path: Path) -> None:
     words = ["guidance=[classifier,autoguidance,image]", HALF[1], picture, "until=samples"]
     rows = plan_of(*words, root=tmp_path).rows
-    assert [row.address.stage for row in rows[-2:]] == ["noisy_classifier", "samples"]
-    assert "50 (100 evaluations) · guidance 1 · autoguidance 2 (snapshot 0.5, " in rows[-1].what
-    assert "· classifier 1 · image 1 (a picture.png)" in rows[-1].what
-    assert "noisy_classifier" not in [
-        row.address.stage for row in plan_of(*words, "until=denoiser", root=tmp_path).rows
-    ]
+    assert [stage.name for stage, _ in rows[-2:]] == ["noisy_classifier", "samples"]
+    assert "50 (100 evaluations) · guidance 1 · autoguidance 2 (snapshot 0.5, " in rows[-1][1].what
+    assert "· classifier 1 · image 1 (a picture.png)" in rows[-1][1].what
+    assert "noisy_classifier" not in [stage.name for stage, _ in plan_of(*words, "until=denoiser", root=tmp_path).rows]
 
 
 @pytest.mark.slow
@@ -98,7 +97,7 @@ def test_a_dry_run_counts_what_guidance_costs(picture: str, tmp_path: Path) -> N
                 *words,
                 root=tmp_path,
             )
-            .rows[-1]
+            .rows[-1][1]
             .flops
         )
 
@@ -140,7 +139,7 @@ def test_a_picture_that_the_transform_does_not_fit(picture: str, tmp_path: Path)
 
 
 def test_a_classifier_lets_an_unconditional_denoiser_be_asked_for_a_class(tmp_path: Path) -> None:
-    assert plan_of("guidance=classifier", "cond=none", "cond.label=3", root=tmp_path).evaluations
+    assert plan_of("guidance=classifier", "cond=none", "cond.label=3", root=tmp_path).has("samples")
     with pytest.raises(ConfigError, match="or guidance=classifier"):
         plan_of("cond=none", "cond.label=3", root=tmp_path)
 
@@ -151,8 +150,8 @@ def test_a_classifier_lets_an_unconditional_denoiser_be_asked_for_a_class(tmp_pa
 def pretend_run(root: Path, *words: str, change: Any = None) -> str:
     """A finished run in the store, as far as a plan looks at it; returns its id."""
     composed = load([*BASE, f"store={root}", *words])
-    plan = prepare(composed)[0]
-    at = plan.denoiser
+    plan = prepare(composed)
+    at = plan.address("denoiser")
     folder = root / "denoiser" / f"{at.name}-{at.id}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "done.json").write_text("{}")
@@ -187,13 +186,14 @@ def test_another_run_is_found_by_its_name_or_id_and_is_in_the_samples_id(tmp_pat
         plan_of("guidance=autoguidance", f"guidance.auto.run={w}", root=tmp_path)
         for w in (other, name, name.rpartition("-")[0])
     ]
-    assert len({p.evaluations[-1].samples.id for p in plans}) == 1
-    weak = plans[0].weak
-    assert weak is not None and weak.id in plans[0].evaluations[-1].samples.upstream.values()
-    assert weak.cfg.ldm.network.multipliers == [1, 2] and weak.images == 120_064
+    assert len({p.address("samples").id for p in plans}) == 1
+    weak = plans[0].stage(WeakModel)
+    assert weak.address.id in plans[0].address("samples").upstream.values() and weak.other is not None
+    assert weak.other.id in weak.address.upstream.values()
+    assert weak.other.cfg.ldm.network.multipliers == [1, 2] and weak.images == 120_064
     early = plan_of("guidance=autoguidance", f"guidance.auto.run={other}", "guidance.auto.snapshot=0.5", root=tmp_path)
-    assert early.weak.folder.name == "000000060032"  # type: ignore[union-attr]
-    assert early.evaluations[-1].samples.id != plans[0].evaluations[-1].samples.id
+    assert early.stage(WeakModel).other.folder.name == "000000060032"  # type: ignore[union-attr]
+    assert early.address("samples").id != plans[0].address("samples").id
     pretend_run(tmp_path, "ldm.network.multipliers=[2,2]")
     with pytest.raises(ConfigError, match=r"is 2 runs; give the id"):
         plan_of("guidance=autoguidance", f"guidance.auto.run={name.rpartition('-')[0]}", root=tmp_path)
