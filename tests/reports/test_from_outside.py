@@ -16,6 +16,7 @@ from test_page import Page
 
 from ldmlab.errors import DataError
 from ldmlab.reports.collect import read_run, read_runs
+from ldmlab.reports.document import markdown
 from ldmlab.reports.pictures import by_class, same_seeds, tiled
 from ldmlab.reports.publish import export_samples, headline
 from ldmlab.reports.run import report
@@ -188,7 +189,7 @@ def test_a_table_in_markdown_has_the_marks_of_its_notes(fake_store: FakeStore) -
     more = fake_store.snapshot("c", 3, 9.0)
     table = samples_table(read_runs([fake_store.run([*stages, *more])]))
     assert table is not None
-    text = "\n".join(shown_table(table).markdown())
+    text = "\n".join(markdown(shown_table(table)))
     assert "(a) |" in text and "- (a) Not comparable with the other rows. steps: 9 (others: 50)." in text
 
 

@@ -74,6 +74,7 @@ def cell(
         store.entry("denoiser", denoiser, trained, "UNet 2.6 M · 4 000 img", 61.0),
         store.entry("samples", f"{id_}s", samples, "60 samples", 3.0),
         store.entry("scores", id_, folder, "FID", 1.0, {"samples": f"{id_}s"}),
+        store.entry("data", "da7a", store.root / "data/shapes-da7a", "32 px", 1.0),
     ]
     return store.run(
         entries, id_, "shapes-unet", choices={"data": "shapes", "ldm": "unet_tiny", "objective": "v_cosine"} | (choices or {}),

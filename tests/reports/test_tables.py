@@ -10,7 +10,7 @@ from conftest import WARNING, FakeStore, score
 
 from ldmlab.metrics import intervals
 from ldmlab.reports.collect import read_runs
-from ldmlab.reports.document import Note, csv_text
+from ldmlab.reports.document import Note, csv_text, markdown
 from ldmlab.reports.numbers import count, distinguishable, number, paired, shown
 from ldmlab.reports.records import Estimate, Run
 from ldmlab.reports.tables import csv_rows, first_stage_table, samples_table, shown_table
@@ -155,7 +155,7 @@ def test_markdown_is_a_valid_table_whatever_the_names(fake_store: FakeStore) -> 
     stages = fake_store.snapshot("a", 2000, 90.0)
     table = samples_table(read_runs([fake_store.run(stages, name="a|b `c`\n<script>")]))
     assert table is not None
-    lines = [line for line in shown_table(table).markdown() if line.startswith("|")]
+    lines = [line for line in markdown(shown_table(table)) if line.startswith("|")]
     assert len(lines) == 2 + len(table.rows)
     cells = [len(re.findall(r"(?<!\\)\|", line)) for line in lines]
     assert set(cells) == {3 + len(table.metrics) + 1}

@@ -12,9 +12,9 @@ import io
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ldmlab.reports.drawing import svg
 from ldmlab.reports.figures import Figure, files
@@ -26,20 +26,15 @@ INLINE = re.compile(r"(`[^`\n]+`|\[[^\]\n]+\]\([\w./#-]+\))")  # code and links,
 NoteKind = Literal["protocol", "comparability", "ranking", "tie", "warning", "comparison", "missing", "remark"]
 
 
-@dataclass(frozen=True)
-class Note:
+class Note(NamedTuple):
     """A sentence about numbers. mark: the letter by which cells of a table refer to it."""
 
     kind: NoteKind
     text: str
     mark: str = ""
 
-    def markdown(self) -> str:
-        return f"- ({self.mark}) {escape(self.text)}" if self.mark else f"- {escape(self.text)}"
 
-
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """What stands in a table's cell. mark: of the note that says why it is not comparable. under: a second line."""
 
     text: str
@@ -49,11 +44,6 @@ class Entry:
     href: str = ""
     under: str = ""
     anchor: str = ""
-
-    def markdown(self) -> str:
-        text = escape_all(" ".join(part for part in (self.text, self.interval) if part))
-        text = {"best": f"**{text}**", "tied": f"≈ {text}", "code": f"`{self.text}`"}.get(self.look, text)
-        return f"{text} ({self.mark})" if self.mark else text
 
 
 @dataclass(frozen=True)
@@ -70,68 +60,34 @@ class Table:
     second: str = ""
     faint: frozenset[int] = frozenset()
 
-    def markdown(self) -> list[str]:
-        heads = [*self.heads, *([self.second] if self.second else [])]
-        align = ["---" if i < self.left or i >= len(self.heads) else "---:" for i in range(len(heads))]
-        lines = [f"| {' | '.join(escape_all(head) for head in heads)} |", f"| {' | '.join(align)} |"]
-        for row in self.rows:
-            more = [escape_all(row[0].under) or "–"] if self.second else []
-            lines.append(f"| {' | '.join([*(entry.markdown() for entry in row), *more])} |")
-        return [*lines, *([""] if self.notes else []), *(note.markdown() for note in self.notes)]
 
-
-@dataclass(frozen=True)
-class Text:
+class Text(NamedTuple):
     text: str
     look: Literal["", "small", "lead", "muted"] = ""
 
-    def markdown(self) -> list[str]:
-        return [escape(self.text)]
 
-
-@dataclass(frozen=True)
-class Notes:
+class Notes(NamedTuple):
     """Sentences under each other. look: verdicts are the answer of a study, the others are small."""
 
     notes: Sequence[Note]
     look: Literal["", "verdicts"] = ""
 
-    def markdown(self) -> list[str]:
-        return [note.markdown() for note in self.notes]
 
-
-@dataclass(frozen=True)
-class Code:
+class Code(NamedTuple):
     text: str
 
-    def markdown(self) -> list[str]:
-        return [f"    {line}" for line in self.text.splitlines()]
+
+class FactList(NamedTuple):
+    facts: list[tuple[str, str]]  # (name, text)
 
 
-@dataclass(frozen=True)
-class FactList:
-    """(name, text) pairs."""
+class Anchors(NamedTuple):
+    """A list that pictures lead to. Not in Markdown, where nothing leads to it."""
 
-    facts: list[tuple[str, str]]
-
-    def markdown(self) -> list[str]:
-        return [f"- {escape(name)}: {escape(text)}" for name, text in self.facts]
+    items: list[tuple[str, str]]  # (anchor, text)
 
 
-@dataclass(frozen=True)
-class Anchors:
-    """(anchor, text): a list that pictures lead to. Of no use in Markdown, where nothing leads to it."""
-
-    items: list[tuple[str, str]]
-
-    def markdown(self) -> list[str]:
-        return []
-
-
-@dataclass(frozen=True)
-class Headline:
-    """A number that is read first."""
-
+class Headline(NamedTuple):
     label: str
     text: str
     unit: str
@@ -139,31 +95,21 @@ class Headline:
     anchor: str
 
 
-@dataclass(frozen=True)
-class Headlines:
+class Headlines(NamedTuple):
+    """Numbers that are read first. Not in Markdown, where they stand in the table of scores alone."""
+
     items: list[Headline]
 
-    def markdown(self) -> list[str]:
-        return []  # the same numbers stand in the table of scores
 
-
-@dataclass(frozen=True)
-class Figures:
+class Figures(NamedTuple):
     figures: list[Figure]
 
-    def markdown(self) -> list[str]:
-        return [line for f in self.figures for line in (f"![{escape_all(f.alt)}](figures/{f.name}.svg)", "")][:-1]
 
-
-@dataclass(frozen=True)
-class Columns:
+class Columns(NamedTuple):
     """Blocks beside each other where the page is wide."""
 
     left: list["Block"]
     right: list["Block"]
-
-    def markdown(self) -> list[str]:
-        return joined([*self.left, *self.right])
 
 
 @dataclass(frozen=True)
@@ -180,13 +126,10 @@ class Section:
     muted: str = ""
     only_page: bool = False
 
-    def markdown(self, level: int = 2) -> list[str]:
-        inside = [] if self.only_page else joined(self.blocks, level + 1)
-        heading = [f"{'#' * level} {escape(self.title)}", ""] if self.title else []
-        return [*heading, *inside] if inside else []
 
-
-Block = Text | Notes | Code | FactList | Anchors | Headlines | Table | Figures | Pictures | Picture | Columns | Section
+Block = (
+    Text | Notes | Code | FactList | Anchors | Headlines | Table | Figures | Pictures | Picture | Columns | Section
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -198,15 +141,15 @@ class Document:
     lead: str
     sections: list[Section]
     command: str = ""
-    missing: list[Note] = field(default_factory=list)
+    missing: Sequence[Note] = ()
     goes_on: str = ""
     wide: bool = False
 
     def markdown(self) -> str:
-        head = [f"# {escape(self.title)}", "", escape(self.lead)]
-        head += ["", *Code(self.command).markdown()] if self.command else []
-        head += ["", *(f"- missing: {escape(note.text)}" for note in self.missing)] if self.missing else []
-        return "\n".join([*head, "", *joined(self.sections)]).rstrip() + "\n"
+        lines = [f"# {escape(self.title)}", "", escape(self.lead)]
+        lines += ["", *markdown(Code(self.command))] if self.command else []
+        lines += ["", *(f"- missing: {escape(note.text)}" for note in self.missing)] if self.missing else []
+        return "\n".join([*lines, "", *joined(self.sections, 2)]).rstrip() + "\n"
 
     def html(self) -> str:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -216,10 +159,8 @@ class Document:
         def inline(text: str) -> Markup:
             return Markup("").join(_inline(part, safe, Markup) for part in INLINE.split(text))
 
-        loader = FileSystemLoader(TEMPLATES)
-        made = Environment(
-            loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-        )
+        loader, strict = FileSystemLoader(TEMPLATES), StrictUndefined
+        made = Environment(loader=loader, autoescape=True, undefined=strict, trim_blocks=True, lstrip_blocks=True)
         made.filters |= {"inline": inline, "kind": lambda block: type(block).__name__, "draw": draw}
         return made.get_template("page.html.j2").render(page=self)
 
@@ -229,11 +170,61 @@ class Document:
         for block in walk(self.sections):
             if isinstance(block, Figures):
                 contents |= {name: data for figure in block.figures for name, data in files(figure).items()}
-            elif isinstance(block, Pictures) and block.name:
-                contents[f"pictures/{block.name}.png"] = sheet(block)
-            elif isinstance(block, Picture) and block.name:
-                contents[f"pictures/{block.name}.png"] = block.png
+            elif isinstance(block, Pictures | Picture) and block.name:
+                contents[f"pictures/{block.name}.png"] = sheet(block) if isinstance(block, Pictures) else block.png
         return contents
+
+
+# ---- Markdown -------------------------------------------------------------------------------------------------------
+
+
+def markdown(block: Block, level: int = 2) -> list[str]:
+    """The lines of a block. level: of a section's heading."""
+    match block:
+        case Text(text):
+            return [escape(text)]
+        case Notes(notes):
+            return [f"- {f'({note.mark}) ' if note.mark else ''}{escape(note.text)}" for note in notes]
+        case Code(text):
+            return [f"    {line}" for line in text.splitlines()]
+        case FactList(facts):
+            return [f"- {escape(name)}: {escape(text)}" for name, text in facts]
+        case Figures(figures):
+            return [line for f in figures for line in (f"![{escape_all(f.alt)}](figures/{f.name}.svg)", "")][:-1]
+        case Pictures() | Picture():
+            return [f"![{escape_all(block.alt)}](pictures/{block.name}.png)"] if block.name else []
+        case Columns(left, right):
+            return joined([*left, *right], level)
+        case Table():
+            return [*_table(block), *([""] if block.notes else []), *markdown(Notes(block.notes))]
+        case Section():
+            inside = [] if block.only_page else joined(block.blocks, level + 1)
+            return [*([f"{'#' * level} {escape(block.title)}", ""] if block.title else []), *inside] if inside else []
+    return []
+
+
+def _table(table: Table) -> list[str]:
+    def entry(cell: Entry) -> str:
+        text = escape_all(" ".join(part for part in (cell.text, cell.interval) if part))
+        text = {"best": f"**{text}**", "tied": f"≈ {text}", "code": f"`{cell.text}`"}.get(cell.look, text)
+        return f"{text} ({cell.mark})" if cell.mark else text
+
+    heads = [*table.heads, *([table.second] if table.second else [])]
+    align = ["---" if i < table.left or i >= len(table.heads) else "---:" for i in range(len(heads))]
+    lines = [f"| {' | '.join(escape_all(head) for head in heads)} |", f"| {' | '.join(align)} |"]
+    for row in table.rows:
+        more = [escape_all(row[0].under) or "–"] if table.second else []
+        lines.append(f"| {' | '.join([*map(entry, row), *more])} |")
+    return lines
+
+
+def joined(blocks: Sequence[Any], level: int) -> list[str]:
+    """The Markdown of blocks, an empty line between them."""
+    lines: list[str] = []
+    for block in blocks:
+        own = markdown(block, level)
+        lines += ([""] if lines and own else []) + own
+    return lines
 
 
 def _inline(part: str, safe: Any, markup: Any) -> Any:
@@ -257,15 +248,6 @@ def walk(blocks: Sequence[Any]) -> Iterator[Any]:
             yield from walk(block.blocks)
         elif isinstance(block, Columns):
             yield from walk([*block.left, *block.right])
-
-
-def joined(blocks: Sequence[Any], level: int = 2) -> list[str]:
-    """The Markdown of blocks, an empty line between them. level: of the headings."""
-    lines: list[str] = []
-    for block in blocks:
-        own = block.markdown(level) if isinstance(block, Section) else block.markdown()
-        lines += ([""] if lines and own else []) + own
-    return lines
 
 
 def _escaped(text: str) -> str:

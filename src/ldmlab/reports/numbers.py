@@ -29,6 +29,11 @@ class MetricDeclaration(NamedTuple):
         return {"%": 100.0, "×10³": 1000.0}.get(self.unit, 1.0)
 
     @property
+    def raw_unit(self) -> str:
+        """The unit of the stored number, after a space; "" where only the shown number has one."""
+        return f" {self.unit}" if self.unit and self.factor == 1 else ""
+
+    @property
     def head(self) -> str:
         arrow = {"higher": "↑", "lower": "↓", "": ""}[self.better]
         return " ".join(part for part in (self.label, f"({self.unit})" if self.unit else "", arrow) if part)

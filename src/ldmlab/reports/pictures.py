@@ -87,8 +87,9 @@ class Pictures:
         factor = reduction(self.side)
         return f"Shown at 1/{factor} size." if factor > 1 else "Enlarged without smoothing." if self.pixelated else ""
 
-    def markdown(self) -> list[str]:
-        return [f"![{self.name}](pictures/{self.name}.png)"] if self.name else []
+    @property
+    def alt(self) -> str:
+        return self.name
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,9 @@ class Picture:
     def shown_width(self) -> int:
         return self.width * max(940 // self.width, 1)
 
-    def markdown(self) -> list[str]:
-        return [f"![Rows: {', '.join(self.names)}](pictures/{self.name}.png)"] if self.name else []
+    @property
+    def alt(self) -> str:
+        return f"Rows: {', '.join(self.names)}"
 
 
 def data_uri(data: bytes, kind: str) -> str:

@@ -135,8 +135,11 @@ def headline(folder: Path) -> str:
         if record.stage == "scores":
             images = record.snapshot_images
             label = "imported weights" if images is None else f"after {images:,} images".replace(",", " ")
-        numbers = [f"{metric.label} {interval(record.scores[metric.key])}" for metric in metrics_of([record])]
-        lines.append(f"   {label:<24}{'   '.join(numbers)}")
+        scores = [(m, record.scores[m.key]) for m in metrics_of([record])]
+        said = [
+            f"{m.label} {interval(score)}{m.raw_unit}" for m, score in scores if score.low is not None or score.method
+        ]
+        lines.append(f"   {label:<24}{'   '.join(said)}")
     if scored and scored[-1].card_short:
         lines.append(f"   {'protocol':<24}{scored[-1].card_short}")
     notes = dict.fromkeys(warning for record in scored for warning in record.warnings)
