@@ -66,7 +66,7 @@ def _complete_part(part: DictConfig, path: str, origin: Origin) -> None:
             f"{path}._target_ must be the dotted name of a class or function; got {say(name)}. "
             f"Choose the part with its group: {path.replace('.', '/')}=… or {path.split('.')[0]}=…."
         )
-    takes, hints = _signature(name, path)
+    takes, hints = signature(name, path)
     options = {key: parameter for key, parameter in takes.items() if not is_given(hints.get(key))}
     for key in [str(k) for k in part if not str(k).startswith("_")]:
         where = f"{path}.{key}"
@@ -95,7 +95,7 @@ def is_given(hint: Any) -> bool:
 
 
 @functools.cache
-def _signature(target: str, path: str) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
+def signature(target: str, path: str) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
     from hydra.utils import get_object
 
     try:
