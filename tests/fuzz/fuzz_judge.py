@@ -60,11 +60,11 @@ def options_of(which: int) -> dict[str, Option]:
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[list[str], list[str]]:
-    """(words of a composition, words about some of its options): six in ten stay inside every declaration."""
+    """(words of a composition, words about some of its options): half of them stay inside every declaration."""
     which = draw(st.integers(0, len(COMPOSITIONS) - 1))
     found = options_of(which)
     paths = draw(st.lists(st.sampled_from(sorted(found)), min_size=1, max_size=3, unique=True))
-    if draw(st.integers(0, 9)) < 7:
+    if draw(st.integers(0, 9)) < 5:
         return [*BASE, *COMPOSITIONS[which]], [f"{path}={draw(near(found[path]))}" for path in paths]
     return [*BASE, *COMPOSITIONS[which]], draw(hostile(paths[0]))
 
@@ -129,8 +129,8 @@ def _step(stage: Any, player: str, batch: dict[str, Any], fit: Any) -> str:
     module = stage.modules[player]
     optimiser = build.optimizer(module, fit)
     loss, _ = stage.loss(batch, player, 10**9)
-    if not math.isfinite(float(loss)):
-        return f"{player}'s loss is {float(loss)}"
+    if not math.isfinite(float(loss.detach())):
+        return f"{player}'s loss is {float(loss.detach())}"
     loss.backward()
     if fit.clip is not None:
         torch.nn.utils.clip_grad_norm_(module.parameters(), fit.clip)
