@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = (ROOT / "docs" / "guide" / "extending.md").read_text()
+PAGE = (ROOT / "docs/guide/extending.md").read_text()
 FOLDER = "/home/me/lab"  # what the page calls the folder
 SMALL = [
     "debug=tiny", "data.resolution=32", "data.train_images=64", "data.val_images=16", "ae.fit.images=16",
@@ -77,7 +77,7 @@ def test_the_page_shows_a_file_for_each_row_of_its_table() -> None:
     named = set(re.findall(r"`((?:my_lab|conf)/[\w/]+\.(?:py|yaml))`", PAGE))
     assert named == set(BLOCKS)
     larger = re.findall(r"`((?:src|sweeps)/[\w/]+\.(?:py|yaml))` \|", PAGE)
-    assert len(larger) >= 6 and all((ROOT / file).is_file() for file in larger)
+    assert len(larger) == 10 and all((ROOT / file).is_file() for file in larger)
 
 
 @pytest.mark.slow
@@ -97,10 +97,9 @@ def test_the_regulariser_trains(study: Study) -> None:
 
 @pytest.mark.slow
 def test_the_data_set_is_what_is_trained_on(study: Study) -> None:
-    from PIL import Image  # noqa: F401 - the page's pictures need it too
-
-    record = study.one("data/*/data.json") if list(study.store.glob("data/*/data.json")) else study.runs()[0]
-    assert "stripes" in json.dumps(record).lower() or "my_lab" in json.dumps(record)
+    manifest = study.one("data/stripes-*/manifest.json")
+    assert manifest["class_names"] == ["horizontal", "rising", "vertical", "falling"]
+    assert "segmentation" in manifest["fields"]
 
 
 @pytest.mark.slow
@@ -112,15 +111,40 @@ def test_the_sampler_draws_the_samples(study: Study) -> None:
 
 
 @pytest.mark.slow
-def test_extractor_and_sampler_stand_on_the_card(study: Study) -> None:
+def test_the_conditioning_is_trained_and_sampled_with(study: Study) -> None:
+    from safetensors.torch import load_file
+
+    (file,) = study.store.glob("denoiser/*/weights.safetensors")
+    weights = load_file(file)
+    assert float(weights["conditioner.gain"]) != 1.0  # it learned
+    (first,) = (value for name, value in weights.items() if name.endswith("input_blocks.0.0.weight"))
+    assert first.shape[1] == 4 + 1  # the latent and the map
+    for record in study.store.glob("samples/*/conditions.json"):
+        assert json.loads(record.read_text())["fields"] == ["segmentation"]
+
+
+@pytest.mark.slow
+def test_the_stage_is_made_once_and_found_again(study: Study) -> None:
+    colours = study.one("palette/*/palette.json")
+    assert list(colours) == ["horizontal", "rising", "vertical", "falling"]
+    assert all(0 <= level <= 255 for colour in colours.values() for level in colour)
+    assert all("palette" in [stage["stage"] for stage in run["stages"]] for run in study.runs())
+
+
+@pytest.mark.slow
+def test_what_decides_a_score_stands_on_its_card(study: Study) -> None:
     for file in study.store.glob("scores/*/scores.json"):
         found = json.loads(file.read_text())
         assert (found["card"]["extractor"], found["card"]["sampler"]) == ("pooled", "early")
-        assert {"fid", "kid", "precision", "recall"} <= set(found["scores"])
+        assert "threshold" in json.dumps(found["card"])
+        assert list(found["scores"]) == ["fid", "kid", "precision", "recall", "contrast"]
 
 
 @pytest.mark.slow
 def test_everything_is_on_the_page(study: Study) -> None:
     page = (study.page / "index.html").read_text()
-    for word in ("Bounded", "stripes", "early", "pooled", "snr_power", "noise_above", "Where does fresh noise help?"):
+    own = [file.read_text() for file in study.store.glob("runs/*/index.html")]
+    for word in ("Bounded", "stripes", "edges", "early", "threshold", "pooled", "snr_power", "contrast", "palette"):
         assert word in page, word
+        assert all(word in text for text in own), word
+    assert "noise_above" in page

@@ -1,4 +1,4 @@
-"""The one place that makes parts from options. Nobody else calls Hydra's instantiate."""
+"""The only module that makes parts from options, and the only one that calls Hydra's instantiate."""
 
 import contextlib
 import os
@@ -34,7 +34,7 @@ SHAPES = "ldmlab.data.shapes.Shapes"
 
 
 def part(node: DictConfig, **given: Any) -> Any:
-    """One part: its options, plus what follows from other parts. A part's own complaint comes out as it is."""
+    """One part: its options, plus what follows from other parts. A UserError of the part is raised as it is."""
     made = _made(node)
     return made(**given) if node.get("_partial_", False) else made
 

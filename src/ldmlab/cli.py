@@ -67,7 +67,7 @@ def _dispatch(
     if ranks and composed.cfg.runtime.processes > 1 and not under_launcher() and not composed.cfg.dry_run:
         from ldmlab.pipeline.run import prepare
 
-        prepare(composed)  # every complaint comes once, from here, before a rank starts
+        prepare(composed)  # every error is printed once, by this process, before a rank starts
         return start_ranks(composed.cfg.runtime.processes, sys.argv)
     task(composed, command_line(words))
     return 0

@@ -8,6 +8,7 @@ from ldmlab.autoencoders.conv import ConvNetwork
 from ldmlab.autoencoders.discriminator import GroupedBatchNorm, PatchGAN
 from ldmlab.autoencoders.losses import FirstStageLoss
 from ldmlab.autoencoders.regularisers.kl import KL
+from ldmlab.autoencoders.residual import ResidualNetwork
 from ldmlab.errors import ConfigError
 
 
@@ -143,3 +144,18 @@ def test_negative_options_name_themselves(option):
 def test_mean_and_functional_agree_with_torch():
     x, y = images()
     torch.testing.assert_close(FirstStageLoss("mean").reconstruction(x, y).loss, F.l1_loss(y, x))
+
+
+def test_adaptive_weight_sees_through_pixel_shuffle():
+    """A last convolution that emits 2×2 pixels a position: λ is still the ratio of gradients at its weight."""
+    torch.manual_seed(0)
+    model = Autoencoder(ResidualNetwork(2, [1, 2], KL().channels_in, width=8, depths=[1, 1]), KL(1e-3)).double()
+    nn.init.normal_(model.network.decoder.conv_out.weight, std=0.1)
+    disc = PatchGAN(layers=2, width=4).double().requires_grad_(False)
+    x, noise = images(4)[0], torch.randn(4, 2, 4, 4, dtype=torch.float64)
+    loss = FirstStageLoss("sum", "l1", discriminator=disc, norm_images=4)
+    logs = loss.autoencoder_loss(x, model(x, noise), model.last_layer, 0, disc).logs
+    recon = model(x, noise).image_BCHW
+    terms = ((x - recon).abs().sum() / 4, -disc(recon, [4]).mean())
+    norms = [torch.autograd.grad(t, model.last_layer, retain_graph=True)[0].norm() for t in terms]
+    torch.testing.assert_close(logs["adaptive_weight"], norms[0] / (norms[1] + 1e-4))

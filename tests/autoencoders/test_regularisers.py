@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch import nn
 
+from ldmlab.autoencoders import kmeans as vq_module
 from ldmlab.autoencoders.autoencoder import Autoencoder
 from ldmlab.autoencoders.conv import ConvNetwork
-from ldmlab.autoencoders.regularisers import vq as vq_module
+from ldmlab.autoencoders.kmeans import nearest
 from ldmlab.autoencoders.regularisers.kl import KL
 from ldmlab.autoencoders.regularisers.none import NoRegulariser
-from ldmlab.autoencoders.regularisers.vq import VQ, nearest
+from ldmlab.autoencoders.regularisers.vq import VQ
 from ldmlab.errors import ConfigError
 
 

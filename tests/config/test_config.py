@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from ldmlab import build
 from ldmlab.config.compose import CONF, ROOT, group_options, groups, load, misfit
+from ldmlab.data.fields import label
 from ldmlab.errors import ConfigError, DataError, UserError
 
 PICTURES = {"data=folder": "data.root=/nowhere", "data=shards": "data.root=/nowhere"}
@@ -133,7 +134,7 @@ def test_every_option_composes_completes_and_instantiates(words: list[str]) -> N
         class Data:
             class_names = ("a", "b")
             resolution = h * ae.f
-            fields = ("label",)
+            fields, declared = ("label",), (label(2),)
 
         denoiser = build.denoiser(cfg, ae, Data())
         assert sum(p.numel() for p in denoiser.parameters()) > 1e5

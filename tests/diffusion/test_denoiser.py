@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from ldmlab.guidance.compose_denoise import guided
 from torch import Tensor
 
 from ldmlab.conditioning.base import Cond
@@ -14,6 +13,7 @@ from ldmlab.diffusion.denoiser import Denoiser, denoise_with
 from ldmlab.diffusion.objectives import Objective, Prediction
 from ldmlab.diffusion.schedules import LinearSqrtBeta
 from ldmlab.errors import ConfigError
+from ldmlab.guidance.classifier_free import guided
 from ldmlab.networks.unet import UNet
 
 

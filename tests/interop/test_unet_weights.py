@@ -17,10 +17,10 @@ from ldmlab.diffusion.denoiser import Denoiser
 from ldmlab.diffusion.schedules import Cosine, Linear, LinearSqrtBeta
 from ldmlab.errors import WeightsError
 from ldmlab.interop import denoisers, diffusers_unet, official_unet, schedules
-from ldmlab.interop.import_denoiser import heads_of
 from ldmlab.interop.official_unet import Copies
 from ldmlab.networks.dit import DiT
 from ldmlab.networks.unet import UNet
+from ldmlab.pipeline.weights_denoiser import heads_of
 
 TOLERANCE = 1e-5  # relative to the largest value
 

@@ -10,10 +10,12 @@ import pytest
 import torch
 import yaml
 
+from ldmlab import build
+from ldmlab.conditioning.source import Labels, Unconditional
+from ldmlab.config.compose import load
 from ldmlab.errors import ConfigError
 from ldmlab.metrics.evaluate import evaluate
 from ldmlab.metrics.features import FeatureSet
-from ldmlab.metrics.inception_score import InceptionScore
 from ldmlab.metrics.intervals import mean_score
 from ldmlab.metrics.kid import KID
 from ldmlab.metrics.metric import Computed, Inputs, Metric, available, check, check_counts
@@ -21,16 +23,6 @@ from ldmlab.metrics.precision_recall import Precision
 from ldmlab.metrics.standard import STANDARD, standard
 
 ALL = available(logits=True, classes_of_data=True, conditions=["label"])
-
-
-class Labels:
-    """Conditions of samples that were asked for these labels."""
-
-    def __init__(self, label_N):
-        self.label_N = np.asarray(label_N)
-
-    def batch(self, indices):
-        return {"label": torch.from_numpy(self.label_N[indices])}
 
 
 @dataclass(frozen=True)
@@ -69,7 +61,7 @@ def test_yaml_files_are_the_standard_metrics():
 
 def test_declarations_travel_with_the_scores():
     inputs = Inputs(
-        bootstrap=20, seed=0, samples=features(), reference=features(seed=1), conditions=Labels(np.arange(120) % 4),
+        bootstrap=20, seed=0, samples=features(), reference=features(seed=1), conditions=Labels(np.arange(120) % 4, ("a", "b", "c", "d")),
         classes_of_data=True,
     )  # fmt: skip
     found = evaluate(list(STANDARD.values()), inputs)
@@ -154,15 +146,34 @@ def test_the_least_counts_are_enough_for_finite_numbers(names):
             assert np.isfinite([score.value, score.low, score.high, *score.replicates]).all()
 
 
-def test_settings_are_checked():
-    for make, message in (
-        (lambda: KID(subsets=0), r"metric\.kid\.subsets=0"),
-        (lambda: KID(subset_size=1), r"metric\.kid\.subset_size=1"),
-        (lambda: InceptionScore(splits=0), r"metric\.is\.splits=0"),
-        (lambda: Precision(k=0), r"metric\.precision\.k=0"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            make()
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("metric.kid.subsets=0", r"metric\.kid\.subsets must be between 1 and 10,?000; got 0"),
+        ("metric.kid.subset_size=1", r"metric\.kid\.subset_size must be between 2"),
+        ("metric.is.splits=0", r"metric\.is\.splits must be between 1"),
+        ("metric.is.shuffle_seed=-1", r"metric\.is\.shuffle_seed must be between 0"),
+        ("metric.precision.k=0", r"metric\.precision\.k must be between 1"),
+        ("metric.recall.k=some", r"metric\.recall\.k must be"),
+    ],
+)
+def test_settings_are_checked(words, message):
+    with pytest.raises(ConfigError, match=message):
+        load([words])
+
+
+def test_settings_reach_the_metrics():
+    cfg = load(["eval.metrics=[kid,precision]", "metric.kid.subset_size=50"]).cfg
+    kid, precision = build.metrics(cfg)
+    assert kid == KID(subset_size=50) and precision == Precision()
+
+
+def test_labels_are_read_in_parts():
+    label_N = np.random.default_rng(0).integers(0, 3, 700)
+    inputs = Inputs(bootstrap=20, seed=0, samples=features(700), conditions=Labels(label_N, ("a", "b", "c")))
+    np.testing.assert_array_equal(inputs.labels(), label_N)
+    assert Inputs(bootstrap=20, seed=0, samples=features(), conditions=Unconditional()).labels() is None
+    assert Inputs(bootstrap=20, seed=0, samples=features()).labels() is None
 
 
 def test_two_metrics_share_one_computation():

@@ -10,6 +10,7 @@ import yaml
 
 from ldmlab.config.compose import Composed, load
 from ldmlab.errors import DataError
+from ldmlab.pipeline.plan import Plan
 from ldmlab.pipeline.run import execute, prepare, verify
 from ldmlab.store.store import Store
 
@@ -63,23 +64,23 @@ def sealed_files(store: Path) -> list[Path]:
 
 
 def test_one_bit_in_any_file_is_named_before_the_run_is_used(copy_of_run: Path) -> None:
-    plan, store, *_ = prepare(composed(copy_of_run))
+    resolved = prepare(composed(copy_of_run)).resolved
     files = sealed_files(copy_of_run)
     inside = {stage: {str(Path(*f.parts[2:])) for f in files if f.parts[0] == stage} for stage in KINDS}
     for stage, kinds in KINDS.items():
         assert kinds | {"config.yaml", "card.json", "done.json"} <= inside[stage], stage
-    verify(plan, store)
+    verify(Plan(resolved, Store(copy_of_run)))
     for file in files:
         path = copy_of_run / file
         content = path.read_bytes()
         for byte in {0, len(content) // 2, len(content) - 1}:
             path.write_bytes(content[:byte] + bytes([content[byte] ^ 1]) + content[byte + 1 :])
             with pytest.raises(DataError) as caught:
-                verify(plan, Store(copy_of_run))
+                verify(Plan(resolved, Store(copy_of_run)))
             told = str(caught.value)
             assert str(path) in told and "emove" in told and "\n" not in told, told
         path.write_bytes(content)
-    verify(plan, Store(copy_of_run))
+    verify(Plan(resolved, Store(copy_of_run)))
 
 
 @pytest.mark.parametrize("dry_run", [True, False])
@@ -111,10 +112,11 @@ def test_verify_false_uses_it_under_other_ids_and_the_cards_say_so(copy_of_run: 
 
 
 def test_looking_costs_at_most_two_percent_of_a_finished_command(finished_run: Path) -> None:
-    plan, *_ = prepare(composed(finished_run))
-    verify(plan, Store(finished_run))
+    resolved = prepare(composed(finished_run)).resolved
+    verify(Plan(resolved, Store(finished_run)))
+    plan = Plan(resolved, Store(finished_run))
     began = time.perf_counter()
-    verify(plan, Store(finished_run))
+    verify(plan)
     looking = time.perf_counter() - began
     began = time.perf_counter()
     execute(composed(finished_run), "python src/train.py")  # a whole command takes seconds more to start

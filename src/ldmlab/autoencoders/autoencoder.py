@@ -6,6 +6,7 @@ ours.
 Shape letters: B batch, C channels, H W space.
 """
 
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -79,7 +80,7 @@ class Autoencoder(nn.Module):
         return self.c, resolution // self.f, resolution // self.f
 
     def moments(self, image_BCHW: Tensor) -> Tensor:
-        """What the encoder says: KL mean and log-variance (2c), VQ vectors not yet quantised, identity the image."""
+        """The encoder's output: KL mean and log-variance (2c), VQ vectors not yet quantised, identity the image."""
         if self.tile is None or self.training:
             return self.network.encode(image_BCHW)
         return tiled(self.network.encode, image_BCHW, self.tile, self.tile // 4, 1 / self.f)
@@ -119,7 +120,25 @@ class Autoencoder(nn.Module):
             z_BCHW, loss, stats = self.regulariser(self.moments(image_BCHW), noise_BCHW)
         stats = {**stats, "latent_std": z_BCHW.detach().float().std()}
         features_BCHW = self.network.decode_features(z_BCHW)
-        return Reconstruction(self.network.to_image(features_BCHW), loss, stats, features_BCHW)
+        image_BCHW = self.network.to_image(features_BCHW)
+        return Reconstruction(image_BCHW, loss, stats, self.network.last_input(features_BCHW))
+
+    @torch.no_grad()
+    def fit_linear(self, images: Callable[[], Iterable[Tensor]]) -> None:
+        """Closed-form values before training, for a network or codebook that starts from the training images.
+
+        images   gives the same batches [B, 3, ·, ·] in [-1, 1] each time it is called: once for the network, once for a
+                 codebook, once for a decoder that reads more than its own latent or one that was quantised
+        """
+        if self.network.fits:
+            self.network.fit_linear(images())
+        if self.regulariser.starts:
+            self.regulariser.start(self.network.encode_at_start(image_BCHW) for image_BCHW in images())
+        if self.network.fits and (self.network.decoder_waits or self.regulariser.quantises):
+            self.network.fit_decoder((self._read_by_decoder(image_BCHW), image_BCHW) for image_BCHW in images())
+
+    def _read_by_decoder(self, image_BCHW: Tensor) -> Tensor:
+        return self.regulariser.project(self.regulariser.sample(self.network.encode_at_start(image_BCHW), None))
 
     def freeze_latents(self) -> None:
         """From now on only the decoder learns: the latents, their scale and every denoiser trained on them stay valid."""

@@ -6,6 +6,7 @@ reconstruction term. Here it is absent.
 Shape letters: B batch, C channels, H W space, G groups.
 """
 
+import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -145,10 +146,17 @@ def adaptive_weights(
 
     Both terms are averages over the batch that couple no two groups, so a group's own average is B / size times its part
     in them. The gradient at the weight is the convolution of the last layer's input with the gradient at its output:
-    one backward pass as far as the image serves every group.
+    one backward pass as far as the image serves every group. A last layer that emits s×s pixels a position
+    (`pixel_shuffle` follows) has the image's gradient rearranged likewise.
     """
     features_BCHW = reconstruction.features_BCHW.detach().to(last_layer.dtype)
-    grads = [torch.autograd.grad(term, reconstruction.image_BCHW, retain_graph=True)[0] for term in (nll, generator)]
+    side = math.isqrt(
+        last_layer.shape[0] // reconstruction.image_BCHW.shape[1]
+    )  # pixels a position, rearranged after it
+    grads = [
+        F.pixel_unshuffle(torch.autograd.grad(term, reconstruction.image_BCHW, retain_graph=True)[0], side)
+        for term in (nll, generator)
+    ]
     weights = []
     with torch.autocast(features_BCHW.device.type, enabled=False):
         split = zip(

@@ -1,18 +1,20 @@
-"""What the autoencoder asks of its network.
+"""What the autoencoder needs of its network.
 
 Shape letters: B batch, C channels, H W space.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from torch import Tensor, nn
 
 
 class Network(nn.Module):
-    """Encoder and decoder of one first stage; `ConvNetwork` and `IdentityNetwork` are the two."""
+    """Encoder and decoder of one first stage: `ConvNetwork` (the paper's), `ResidualNetwork`, `PCANetwork`, `IdentityNetwork`."""
 
     f: int  # down-sampling factor
     c: int  # latent channels
+    fits: bool = False  # whether `fit_linear` takes values from the training images before training
+    fit_images: int | None = None  # how many of them; None is all
 
     @property
     def last_layer(self) -> nn.Parameter | None:
@@ -28,6 +30,21 @@ class Network(nn.Module):
         """The parameters that the latent does not depend on; none by default."""
         return iter(())
 
+    @property
+    def decoder_waits(self) -> bool:
+        """Whether `fit_decoder` is needed even where the regulariser hands the latent on as it is."""
+        return False
+
+    def fit_linear(self, images: Iterable[Tensor]) -> None:
+        """Closed-form values from batches [B, 3, ·, ·] in [-1, 1], gone through once; nothing by default."""
+
+    def encode_at_start(self, image_BCHW: Tensor) -> Tensor:
+        """What `encode` gives right after `fit_linear`; a network that knows a shorter way takes it."""
+        return self.encode(image_BCHW)
+
+    def fit_decoder(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Closed-form values of the decoder from (what the decoder reads, image), gone through once; nothing by default."""
+
     def encode(self, image_BCHW: Tensor) -> Tensor:
         """[B, 3, H, W] in [-1, 1] → [B, channels_in(c), H/f, W/f]."""
         raise NotImplementedError
@@ -35,6 +52,10 @@ class Network(nn.Module):
     def decode_features(self, z_BCHW: Tensor) -> Tensor:
         """Raw latent → the map that the last convolution reads."""
         raise NotImplementedError
+
+    def last_input(self, features_BCHW: Tensor) -> Tensor:
+        """Of what `decode_features` gives, the part that the last convolution reads: all of it by default."""
+        return features_BCHW
 
     def to_image(self, features_BCHW: Tensor) -> Tensor:
         """The last convolution: → [B, 3, H, W], not clamped."""

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ldmlab import build
-from ldmlab.autoencoders.regularisers.vq import nearest
+from ldmlab.autoencoders.kmeans import nearest
 from ldmlab.bench import record
 from ldmlab.bench.memory import peak_bytes
 from ldmlab.bench.timing import clock_for, interleave, speed_ratio

@@ -13,6 +13,7 @@ from ldmlab.bench.codebook import compare_codebook
 from ldmlab.bench.composed import measure_composed
 from ldmlab.bench.compression import compare_compression
 from ldmlab.bench.family import compare_family
+from ldmlab.bench.first_stage import compare_first_stage
 from ldmlab.bench.kv_cache import compare_keys
 from ldmlab.bench.record import Report, append
 from ldmlab.bench.tiles import compare_tiles
@@ -28,6 +29,7 @@ MEASURES: dict[str | None, Measure] = {
     "codebook": compare_codebook,
     "autoencoder": compare_autoencoder,
     "family": compare_family,
+    "first_stage": compare_first_stage,
     "tiles": compare_tiles,
     "compression": compare_compression,
     "attention": compare_attention,

@@ -1,4 +1,4 @@
-"""`python src/bench.py` without `compare`: how fast each part of the composed run is, and how near to the machine's peak."""
+"""`python src/bench.py` without `compare`: the speed of each part of a run, and its share of the machine's peak."""
 
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ def _works(cfg: DictConfig, data: Any, device: torch.device) -> Any:
     denoiser = build.denoiser(cfg, ae, data).to(device)
     if cfg.ldm.fit is not None:
         few = batch_of(build.micro_batch(cfg, cfg.ldm.fit))
-        cached = reads_cache(cfg, data)
+        cached = reads_cache(cfg, ae)
         if cached:
             with torch.no_grad():
                 few["moments"] = ae.moments(few.pop("image"))

@@ -1,6 +1,7 @@
 """`compare=compression`: what one image costs the paper's ImageNet denoisers at f = 1 … 32 (Table 13), beside its FLOPs.
 
-A study of compression reasons in FLOPs; it may, where time follows them. Time over FLOPs, worst f over best, says how far it does.
+A study of compression compares FLOPs, which is fair only where time is proportional to them: time over FLOPs, worst f
+over best, measures that.
 
 Shape letters: B batch, C channels, H W space.
 """

@@ -49,7 +49,7 @@ def compare_keys(cfg: DictConfig, words: list[str], device: torch.device) -> rec
     for name, (make, channels, size) in NETWORKS.items():
         torch.manual_seed(0)
         network = make().to(device).eval().requires_grad_(False)
-        for parameter in network.parameters():  # zero-initialised layers too, so that every branch speaks
+        for parameter in network.parameters():  # zero-initialised layers too, so that every branch contributes
             parameter.copy_(torch.randn_like(parameter) * 0.02 + (parameter == 1))
         denoise = denoise_with(Denoiser(network, Compose([])), objective)
         z = torch.randn(batch, channels, size, size, device=device)

@@ -77,7 +77,7 @@ class Pair:
         generator = torch.Generator().manual_seed(0)
         net = UNet(**shape.options)
         with torch.no_grad():
-            for parameter in net.parameters():  # zero-initialised layers too, so that every branch speaks
+            for parameter in net.parameters():  # zero-initialised layers too, so that every branch contributes
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02 + (parameter == 1))
         self.modules = {"ours": net.to(device), "peer": peer_of(net, shape.options, shape.size).to(device)}
         channels = shape.options["in_channels"]

@@ -27,7 +27,7 @@ class Cond:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing is asked."""
+        """Whether there is no condition."""
         return self.tokens_BLD is None and self.concat_BCHW is None and self.vector_BD is None
 
     def cat(self, other: "Cond") -> "Cond":
@@ -93,20 +93,20 @@ class Conditioner(Protocol):
         ...
 
     def null(self, batch_size: int, size: Size, device: torch.device | str) -> Cond:
-        """The condition "nothing asked", in the same form as `forward`'s, for latents of `size`."""
+        """The null condition ("no condition"), in the same form as `forward`'s, for latents of `size`."""
         ...
 
 
-# ---- what a conditioner is told when it is built -------------------------------------------------------------------------
+# ---- what a conditioner is built from ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Facts:
     """What follows from the data and the first stage. A conditioner's constructor names those that it wants.
 
-    vocabulary: per field of the data set, how many numbers a label, class map or box class can be; None for fields that are
-    no numbers of a kind. first_stage: image [B, 3, H, W] in [-1, 1] → standardised latents [B, c, h, w], without gradients;
-    None where there is no trained first stage to ask (plans, costs).
+    vocabulary: per field of the data set, how many numbers a label, class map or box class can be; None for fields without
+    such numbers. first_stage: image [B, 3, H, W] in [-1, 1] → standardised latents [B, c, h, w], without gradients;
+    None where there is no trained first stage (plans, costs).
     """
 
     n_classes: int

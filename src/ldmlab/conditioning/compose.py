@@ -17,8 +17,8 @@ class Compose(nn.Module):
     """Conditioners side by side: tokens concatenate along L, concatenated inputs along C, vectors add.
 
     Args:
-        parts: conditioners; [] asks for nothing (`cond=none`). What is dropped for guidance is dropped from all of them
-            together, per example.
+        parts: conditioners; [] is the unconditional model (`cond=none`). An example that trains without its condition
+            loses all of them together.
 
     Raises ConfigError when two parts have tokens, or vectors, of different widths.
     """

@@ -1,4 +1,4 @@
-"""Where the conditions of samples come from. Sampling knows conditions; what they are of, only this file and conditioners.
+"""Where the conditions of samples come from: labels, held-out examples, or what a person gave.
 
 Letters: N images of a run, B batch, H W pixels.
 """
@@ -51,7 +51,7 @@ class ConditionSource(Protocol):
 
 @dataclass(frozen=True)
 class Unconditional:
-    """Nothing is asked."""
+    """No condition."""
 
     fields: tuple[str, ...] = ()
 

@@ -122,7 +122,7 @@ def finish(cfg: DictConfig, choices: dict[str, str], words: Sequence[Word]) -> C
     except Exception as error:
         raise unresolved(error, words) from None
     _type_guidance(plain, origin)
-    _apply_presets(plain, origin.typed)
+    _apply_presets(plain, origin.typed, "debug" in choices)
     _leave_untrained(plain, origin.typed)
     _fill_metrics(plain, origin)
     _fill_seeds(plain)
@@ -156,10 +156,11 @@ def _type_guidance(plain: DictConfig, origin: Origin) -> None:
             plain.guidance[name] = None
 
 
-def _apply_presets(plain: DictConfig, typed: frozenset[str]) -> None:
+def _apply_presets(plain: DictConfig, typed: frozenset[str], debug: bool) -> None:
     """`where_present`: values that debug=… and experiment=… give to what this composition has and nobody typed.
 
-    `{at_most: n}` lowers a larger value and leaves a smaller one alone.
+    `{at_most: n}` lowers a larger value and leaves a smaller one alone. A first stage with `recipe: true` keeps its settings but
+    under debug=….
     """
     presets = plain.where_present or {}
     if not isinstance(presets, Mapping):
@@ -168,7 +169,7 @@ def _apply_presets(plain: DictConfig, typed: frozenset[str]) -> None:
         )
     for path, value in presets.items():
         said = any(word == path or word.startswith(f"{path}.") for word in typed)  # the path, a part of it, its group
-        if said or not _has(plain, path):
+        if said or not _has(plain, path) or (path.startswith("ae.") and plain.ae.recipe and not debug):
             continue
         if isinstance(value, DictConfig) and list(value) == ["at_most"]:
             now = OmegaConf.select(plain, path)

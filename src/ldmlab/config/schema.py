@@ -87,6 +87,7 @@ class AE:
     tile: Width | None = (
         None  # pixels a side: larger images go through in overlapping tiles (memory; changes results a little)
     )
+    recipe: bool = False  # true: network, loss and budget belong together, and an experiment's presets leave them alone
     decoder_fit: Fit | None = None  # budget of train=decoder
     weights: Text | None = None  # a file or folder of trained weights; then loss and fit are null: nothing is trained
     seed: Seed | None = None  # null: the run's
@@ -244,10 +245,10 @@ class Bench:
     seconds: Positive = 60.0  # of work that is counted but not timed when one step would take longer
     shapes: list[str] = field(default_factory=lambda: ["tiny", "f8", "f4"])  # compare=unet
     variants: list[str] = field(default_factory=lambda: ["train", "train_bf16", "ddim", "guided"])  # compare=unet
-    family: list[str] = field(default_factory=list)  # compare=family: options of ae; []: all that have weights
+    family: list[str] = field(default_factory=list)  # compare=family, first_stage: options of ae; []: all with weights
 
 
-COMPARISONS = ("unet", "codebook", "autoencoder", "family", "tiles", "compression", "attention", "keys")
+COMPARISONS = ("unet", "codebook", "autoencoder", "family", "first_stage", "tiles", "compression", "attention", "keys")
 
 
 @dataclass

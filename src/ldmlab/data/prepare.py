@@ -191,7 +191,7 @@ def _check_target(out: Path) -> None:
 
 
 def _finished(out: Path, draft: Manifest) -> Manifest | None:
-    """The manifest in `out` when it is the one asked for; None when there is none yet."""
+    """The manifest in `out` when it was made by the same options; None when there is none yet."""
     file = out / NAME
     if not file.exists():
         return None

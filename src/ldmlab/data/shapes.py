@@ -163,7 +163,9 @@ class Shapes:
 
 def _check(resolution: int, split: str, counts: dict[str, int], fields: list[FieldName]) -> None:
     if resolution < 16:
-        raise ConfigError(f"data.resolution={resolution}: shapes can be told apart from 16 pixels up; set 16 or more.")
+        raise ConfigError(
+            f"data.resolution={resolution}: the kinds of shapes are recognisable from 16 pixels up; set 16 or more."
+        )
     if split not in SPLITS:
         raise ConfigError(f"split must be one of {', '.join(SPLITS)}; got {split!r}.")
     for name, count in counts.items():

@@ -1,4 +1,4 @@
-"""Network and conditioner as the one module that is trained, and the callable that samplers speak to.
+"""Network and conditioner as the one module that is trained, and the callable that samplers call.
 
 Shape letters: B batch, C channels, H W space.
 """
@@ -58,7 +58,7 @@ def size_of(z_BCHW: Tensor) -> Size:
 
 
 def denoise_with(denoiser: Denoiser, objective: Objective) -> Denoise:
-    """The callable every sampler and guidance speaks: `denoise(z_t, t_B, cond) -> Prediction(z0, eps)`.
+    """The callable that every sampler and guidance takes: `denoise(z_t, t_B, cond) -> Prediction(z0, eps)`.
 
     It takes a ready condition, so that a fixed one is encoded once per image and not once per step.
     """

@@ -2,7 +2,7 @@
 
 Times are whole: t = 0 … T-1 are the noisy ones, and t = -1 is the data itself (alpha 1, sigma 0). Tables are float64.
 Any path from data to noise, z = a z_0 + s eps, is in here divided by √(a² + s²), so that samplers meet one kind of
-schedule; what the network sees is the target's business (targets.py). alpha may be 0 at T-1 and nowhere else.
+schedule; targets.py says what the network receives. alpha may be 0 at T-1 and nowhere else.
 
 Shape letters: B batch, C channels, H W space, T steps.
 """

@@ -1,4 +1,4 @@
-"""What a network may be asked to answer, and what its answer says of z_0 and eps.
+"""What a network can be trained to predict, and how z_0 and eps follow from its prediction.
 
 Every target is a · z0 + b · eps with a, b of (alpha, sigma). With z_t = alpha z0 + sigma eps that gives z0 and eps back
 unless the two equations are the same, det = alpha b - sigma a = 0. An error e of the answer is an error
@@ -22,7 +22,7 @@ Word = Literal["eps", "v", "z0", "flow"]
 
 
 class Prediction(NamedTuple):
-    """What a denoiser believes of z_t = alpha z0 + sigma eps: the clean latent and the noise, both [B, C, H, W]."""
+    """What a denoiser predicts from z_t = alpha z0 + sigma eps: the clean latent and the noise, both [B, C, H, W]."""
 
     z0: Tensor
     eps: Tensor
@@ -32,7 +32,7 @@ class Target:
     """One thing to predict. `alpha` and `sigma` come in any shape that broadcasts: [B, 1, 1, 1], or [T] for tables."""
 
     def of(self, z0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """The right answer."""
+        """The training target."""
         raise NotImplementedError
 
     def read(self, out: Tensor, zt: Tensor, alpha: Tensor, sigma: Tensor) -> Prediction:

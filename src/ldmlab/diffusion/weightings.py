@@ -80,7 +80,7 @@ class EDM(Weighting):
 class SimpleOf(Weighting):
     """What "simple" is for another target: `target=v` with `SimpleOf("eps")` has the loss of eps prediction.
 
-    Separates what the network answers from what counts.
+    Separates what the network predicts from how its error is weighted.
     """
 
     def __init__(self, target: Word):

@@ -153,7 +153,7 @@ def config_beside(file: Path) -> dict[str, Any]:
 
 
 class _Nothing:
-    """Stands for every class and function that a checkpoint names and PyTorch does not trust: a dict, whatever is asked."""
+    """Stands for every class and function that a checkpoint names and PyTorch does not trust: an empty dict in its place."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         return OrderedDict()

@@ -9,7 +9,7 @@ from ldmlab.metrics.metric import Inputs, Metric, check_names
 
 @dataclass(frozen=True)
 class Scores:
-    """`values` by score name, what a reader must be told about them, and what each metric declares of itself."""
+    """`values` by score name, what a reader must know about them, and what each metric declares of itself."""
 
     values: dict[str, Score] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)

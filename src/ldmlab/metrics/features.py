@@ -163,7 +163,7 @@ def _inception_weights(weights: str | None) -> dict[str, Tensor]:
                 f"The InceptionV3 weights could not be downloaded ({error}). Put {INCEPTION_FILE} (from "
                 f"{INCEPTION_URL}) into {cached.parent}, or give its path: "
                 f"eval.extractor.weights=/path/to/{INCEPTION_FILE}. eval=shapes and eval=squeezenet need no "
-                "download; their numbers are comparable with their own kind only."
+                "download; compare their numbers with each other only."
             ) from error
     return load_state(cached, "eval.extractor.weights", what)
 
@@ -220,7 +220,7 @@ class SqueezeNet(nn.Module):
     """SqueezeNet 1.1 trained on ImageNet, from a weights file: 512 features (mean over space), 1000 logits.
 
     `weights`: path of a state dict of torchvision's `squeezenet1_1`. `resize`: images are resized to this side
-    (bilinear, antialias) before the usual ImageNet normalisation. Its distances compare only with each other.
+    (bilinear, antialias) before the usual ImageNet normalisation. Compare its distances with each other only.
     Raises WeightsError when the file is not given, not there, or does not fit.
     """
 

@@ -38,7 +38,7 @@ import numpy as np
 from ldmlab.errors import ConfigError
 from ldmlab.metrics.frechet import NULL, Gaussian, factor, frechet_value, gaussian, influence
 from ldmlab.metrics.intervals import Score, centred, check_bootstrap, interval_text, resampled_means
-from ldmlab.metrics.metric import OPTIONS, Computed, Conditions, Inputs, Least, Metric
+from ldmlab.metrics.metric import OPTIONS, Computed, Inputs, Least, Metric
 
 SHUFFLE_SEED = 2020  # of the halves
 ROWS = 8192  # images whose products are held at a time
@@ -60,7 +60,7 @@ class FIDInfinity(Metric):
 
     def compute(self, inputs: Inputs) -> Computed:
         samples, reference = inputs.both()
-        strata_N = equal_shares(inputs.conditions, len(samples))
+        strata_N = equal_shares(inputs.labels())
         try:
             score = fid_infinity_score(
                 samples.features, reference.features, inputs.bootstrap, inputs.seed, strata_N, inputs.options
@@ -75,15 +75,13 @@ class FIDInfinity(Metric):
         return Least(FEWEST_OF_A_CLASS if feature_dim is None else 2 * (feature_dim + 1), 2)
 
 
-def equal_shares(conditions: Conditions | None, n: int) -> np.ndarray | None:
-    """Labels [N] of samples where every class has the same number of them, or one more; otherwise None.
+def equal_shares(label_N: np.ndarray | None) -> np.ndarray | None:
+    """The labels [N] of samples where every class has the same number of them, or one more; otherwise None.
 
     Independent labels come out so evenly by chance only when there are few, and even then the classes may be taken as fixed.
     """
-    found = {} if conditions is None else conditions.batch(list(range(n)))
-    if "label" not in found:
+    if label_N is None:
         return None
-    label_N = np.asarray(found["label"]).reshape(-1)
     counts = np.unique(label_N, return_counts=True)[1]
     return label_N if counts.max() - counts.min() <= 1 else None
 

@@ -26,7 +26,7 @@ from ldmlab.errors import ConfigError
 from ldmlab.metrics.intervals import Score, centred, check_bootstrap, interval_text, resamples
 from ldmlab.metrics.metric import OPTIONS, Computed, Inputs, Least, Metric
 
-AGREE = 1e-6  # of tr S_a + tr S_b: how far the two ways of taking the trace may differ before it is said
+AGREE = 1e-6  # of tr S_a + tr S_b: how far the two ways of taking the trace may differ before a warning
 NULL = 1e-10  # of the largest eigenvalue: below it a direction has no images in it
 
 

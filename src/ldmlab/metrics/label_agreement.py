@@ -1,4 +1,4 @@
-"""Label agreement: the share of samples that a classifier of the data's own classes takes for what they were asked to be.
+"""Label agreement: the share of samples that a classifier of the data's own classes assigns to the class they were sampled for.
 
 Shape letters: N images, K classes.
 """
@@ -24,9 +24,9 @@ class LabelAgreement(Metric):
     covers: ClassVar[str] = "the share over other samples with labels drawn in the same way"
 
     def compute(self, inputs: Inputs) -> Computed:
-        if inputs.samples is None or inputs.samples.logits is None or inputs.conditions is None:
-            raise ValueError("label agreement needs logits and conditions")
-        label_N = np.asarray(inputs.conditions.batch(list(range(len(inputs.samples))))["label"])
+        label_N = inputs.labels()
+        if inputs.samples is None or inputs.samples.logits is None or label_N is None:
+            raise ValueError("label agreement needs logits and labels")
         logits = inputs.samples.logits
         score = label_agreement(logits, label_N, inputs.classes_of_data, inputs.bootstrap, inputs.seed)
         return Computed({self.name: score})
@@ -35,7 +35,7 @@ class LabelAgreement(Metric):
 def label_agreement(
     logits: np.ndarray, labels: np.ndarray, same_classes: bool, bootstrap: int = 200, seed: int = 0
 ) -> Score:
-    """Share of samples whose arg-max over logits [N, K] is the label [N] they were asked to be.
+    """Share of samples whose arg-max over logits [N, K] is the label [N] they were sampled for.
 
     `same_classes`: whether the extractor's classes are the data's (`extractor.classes_of_data`); otherwise the number
     would mean nothing and ConfigError is raised.

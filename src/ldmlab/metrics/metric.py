@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
+import numpy as np
 from torch import Tensor
 
 from ldmlab.errors import ConfigError
@@ -43,11 +44,17 @@ WAYS_OUT = {
 
 Read = Callable[[list[int]], Tensor]  # rows → uint8 BHWC
 Pairs = Callable[[list[int]], tuple[Tensor, Tensor]]  # rows → generated and true images of the same rows, uint8 BHWC
+PART = 256  # samples whose conditions are read at a time
 T = TypeVar("T")
 
 
 class Conditions(Protocol):
-    """What the samples were asked to be: `batch(rows)` gives {field: tensor or list}, one entry a row."""
+    """The conditions that the samples were drawn for: `batch(rows)` gives {field: tensor or list}, one entry a row, for each of
+    `fields`.
+    """
+
+    @property
+    def fields(self) -> tuple[str, ...]: ...
 
     def batch(self, indices: list[int]) -> dict[str, Any]: ...
 
@@ -61,7 +68,7 @@ class Least(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """What one scoring pass has. What it does not have is None, and no metric that needs it is asked.
+    """What one scoring pass has. What it does not have is None, and no metric that needs it is computed.
 
     bootstrap: resamples behind each interval, seeded by `seed`. options: what decides the number of samples and of
     reference images, for messages. stages: folders of the stage results that metrics asked for, by stage name.
@@ -88,6 +95,19 @@ class Inputs:
         found: T = self.shared[key]
         return found
 
+    def labels(self) -> np.ndarray | None:
+        """The label that each sample was asked to have, int64 [N]; None where none was asked."""
+        source, samples = self.conditions, self.samples
+        if source is None or samples is None or "label" not in source.fields:
+            return None
+        rows = range(len(samples))
+
+        def read() -> np.ndarray:
+            parts = [source.batch(list(rows[i : i + PART]))["label"] for i in range(0, len(rows), PART)]
+            return np.concatenate([np.asarray(part).reshape(-1) for part in parts])
+
+        return self.once("labels", read)
+
     def both(self) -> tuple[FeatureSet, FeatureSet]:
         """Features of the samples and of the reference, of one extractor."""
         if self.samples is None or self.reference is None:
@@ -100,7 +120,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Computed:
-    """Scores by name, and what a reader must be told about them."""
+    """Scores by name, and what a reader must know about them."""
 
     scores: dict[str, Score] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)

@@ -39,11 +39,7 @@ class _Neighbours(Metric):
 
     better: ClassVar[Literal["lower", "higher"] | None] = "higher"
 
-    k: Annotated[int, Range(at_least=1, at_most=100_000)] = K
-
-    def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ConfigError(f"metric.{self.name}.k={self.k}: must be at least 1; the usual number is {K}.")
+    k: Annotated[int, Range(at_least=1, at_most=1000)] = K
 
     def compute(self, inputs: Inputs) -> Computed:
         samples, reference = inputs.both()

@@ -81,7 +81,7 @@ class ProtocolCard:
 
     def differences(self, other: "ProtocolCard") -> list[str]:
         """Names of the fields that differ, in the card's order, as `versions.torch` or `guidance.classifier_free.scale`."""
-        return _differences(self.to_dict(), other.to_dict())
+        return leaf_differences(self.to_dict(), other.to_dict())
 
     def warnings(self) -> list[str]:
         """What a reader must know before holding the numbers against published ones."""
@@ -90,7 +90,7 @@ class ProtocolCard:
             more = "" if self.samples < COMPRESSION_STUDY else " (the paper's compression study used 5 000)"
             found.append(f"{self.samples} samples; the customary number is 50 000{more}. FID falls with more samples.")
         if self.extractor != "inception":
-            found.append(f"{self.extractor} features: comparable with numbers of the same extractor and hash only.")
+            found.append(f"{self.extractor} features: compare with numbers of the same extractor and hash only.")
         if self.label_mode == "random":
             found.append(
                 "labels drawn at random: class counts vary, and FID is usually worse than with uniform labels."
@@ -124,7 +124,7 @@ def protocol_differences(a: Protocol, b: Protocol, metric: str) -> list[str]:
     Raises KeyError for a metric that one of them did not score.
     """
     found = [name for name in a.card.differences(b.card) if name not in NOT_PROTOCOL]
-    return found + [f"{metric}.{name}" for name in _differences(a.settings[metric], b.settings[metric])]
+    return found + [f"{metric}.{name}" for name in leaf_differences(a.settings[metric], b.settings[metric])]
 
 
 def _short(kind: str, own: Mapping[str, Any]) -> list[str]:
@@ -136,13 +136,13 @@ def _short(kind: str, own: Mapping[str, Any]) -> list[str]:
     return found + ([f"rescale{own['rescale']:g}"] if own.get("rescale") else [])
 
 
-def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+def leaf_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """Dotted names of the leaves that differ, in order of `a`, then what only `b` has. None and no entry are equal."""
     found: list[str] = []
     for name in dict.fromkeys([*a, *b]):
         one, other = a.get(name), b.get(name)
         if isinstance(one, Mapping) and isinstance(other, Mapping):
-            found += [f"{name}.{inner}" for inner in _differences(one, other)]
+            found += [f"{name}.{inner}" for inner in leaf_differences(one, other)]
         elif one != other:
             found.append(name)
     return found

@@ -1,7 +1,7 @@
 """A small classifier for the generated shapes: the offline extractor, and a feature pyramid for a perceptual distance.
 
 It is trained by `training.classifier_loss.ClassifierLoss` like any other network of a run and kept by its content.
-Its numbers are marked "shapes": comparable within a study and with nothing else.
+Its numbers are marked "shapes"; compare them within a study only.
 
 Shape letters: B batch, C channels, H W space, D features, K classes.
 """

@@ -96,7 +96,7 @@ class NoisyClassifier(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """One attention from the mean of all positions to them and to itself, over learned places; its answer are the logits
+    """One attention from the mean of all positions to them and to itself, over learned places; its output is the logits
     (Radford et al. 2021; guided-diffusion AttentionPool2d, its names and weight shapes)."""
 
     def __init__(self, channels: int, heads: int, out: int, size: int):

@@ -130,8 +130,8 @@ class Context:
         """Train a stage with the one loop; leaves weights, averages and snapshots in `folder`.
 
         `group` images of a batch must stay in one micro-batch. `health_check`: see `loop.Events`. `power_ema`: relative widths
-        of power-function averages, kept beside each snapshot as power_<width>.safetensors.
-        `seed`: of the order of the images. The first player is the one that is kept and averaged; another player's weights are kept under its own name.
+        of power-function averages, kept beside each snapshot as power_<width>.safetensors. `seed`: of the order of the images.
+        The first player is the one that is kept and averaged; another player's weights are kept under its own name.
         """
         runtime = self.cfg.runtime
         for module in training_loss.modules.values():

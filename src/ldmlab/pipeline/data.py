@@ -10,7 +10,7 @@ from ldmlab.training.tracking import number
 
 
 class DataStage(Stage):
-    """manifest.json: counts, fields, class names, fingerprints, which image is in which split."""
+    """manifest.json: counts, fields and their vocabularies, class names, fingerprints, which image is in which split."""
 
     name: ClassVar[str] = "data"
     version: ClassVar[int] = 2
@@ -35,6 +35,7 @@ class DataStage(Stage):
             record = {
                 "train": len(ctx.data), "val": len(ctx.val), "resolution": ctx.data.resolution, "flip": ctx.data.flip,
                 "fields": list(ctx.data.fields), "class_names": list(ctx.data.class_names),
+                "vocabulary": {field.name: field.values for field in ctx.data.declared},
                 "fingerprint": {"train": ctx.data.fingerprint(), "val": ctx.val.fingerprint()},
                 "splits": ctx.data.split_record(),
             }  # fmt: skip

@@ -11,7 +11,7 @@ from ldmlab import build
 from ldmlab.data.batches import Batches
 from ldmlab.diffusion.denoiser import Denoiser
 from ldmlab.errors import DataError
-from ldmlab.interop import import_denoiser
+from ldmlab.pipeline import weights_denoiser
 from ldmlab.pipeline.context import Context, frozen
 from ldmlab.pipeline.costs import millions, parameters_of
 from ldmlab.pipeline.first_stage import FirstStage
@@ -47,7 +47,7 @@ class DenoiserStage(Stage):
     def own(self) -> dict[str, Any]:
         """`ldm`, `cond`, `objective` without what changes only memory or speed, and without `budget`, which became the width."""
         if self.cfg.ldm.weights is not None:
-            return import_denoiser.options(self.cfg)
+            return weights_denoiser.options(self.cfg)
         ldm, cond, objective = (plain(self.cfg[group]) for group in ("ldm", "cond", "objective"))
         ldm["network"].pop("checkpointing", None)
         for name in ("budget", "weights"):
@@ -81,7 +81,7 @@ class DenoiserStage(Stage):
         model = build.denoiser(ctx.cfg, ae, ctx.data)
         if ctx.cfg.ldm.weights is not None:
             if ctx.main:
-                import_denoiser.install(ctx.cfg, model, folder)
+                weights_denoiser.install(ctx.cfg, model, folder)
             return None
         fit, objective = ctx.cfg.ldm.fit, self.plan.resolved.objective
         loss = DiffusionLoss(model, ae, objective, Draws(ctx.cfg.ldm.seed), ctx.cfg.cond.drop, fit.batch_size)
@@ -114,7 +114,7 @@ class DenoiserStage(Stage):
             model.load_state_dict(self._average(ctx, images))
         else:
             name = "ema" if ctx.cfg.eval.weights == "ema" else "weights"
-            model.load_state_dict(load_tensors(folder / f"{name}.safetensors"))
+            weights_denoiser.load_into(model, load_tensors(folder / f"{name}.safetensors"))
         return frozen(model, ctx.device)  # type: ignore[return-value]
 
     def _average(self, ctx: Context, images: int | None) -> dict[str, Tensor]:

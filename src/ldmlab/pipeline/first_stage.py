@@ -14,7 +14,7 @@ from ldmlab.autoencoders.regularisers.base import Posterior
 from ldmlab.autoencoders.scale import measure_scale
 from ldmlab.data.base import to_batch
 from ldmlab.data.batches import Batches, to_float, to_uint8
-from ldmlab.interop import import_first_stage
+from ldmlab.pipeline import weights_first_stage
 from ldmlab.pipeline.context import Context, frozen
 from ldmlab.pipeline.costs import millions, parameters_of
 from ldmlab.pipeline.data import DataStage
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from ldmlab.pipeline.plan import Plan
 
 VALIDATION_IMAGES = 128  # for the numbers during training; the scores afterwards use eval.reconstructions
+
+FIT_BATCH = 128  # images at once in a closed-form fit; fixed, for the order of a sum is part of its last digits
 
 
 class FirstStage(Stage):
@@ -53,10 +55,10 @@ class FirstStage(Stage):
     def own(self) -> dict[str, Any]:
         """Imported: the file and how its latent is scaled. Trained: `ae` without what changes only memory or speed."""
         if self.cfg.ae.weights is not None:
-            return import_first_stage.options(self.cfg)[0]
+            return weights_first_stage.options(self.cfg)[0]
         ae: dict[str, Any] = plain(self.cfg.ae)
         ae["network"].pop("checkpointing", None)
-        for name in ("train", "decoder_fit", "tile", "weights"):  # the first three begin where this stage ends
+        for name in ("train", "decoder_fit", "tile", "recipe", "weights"):
             ae.pop(name)
         if ae["latent_scale"]["mode"] != "given":
             ae["latent_scale"] = {k: v for k, v in ae["latent_scale"].items() if k not in ("scale", "shift")}
@@ -66,7 +68,7 @@ class FirstStage(Stage):
         """An imported one stands on the data only where its scale is measured on it."""
         data: dict[str, Stage | str] = {"data": self.plan.stage(DataStage)}
         if self.cfg.ae.weights is not None:
-            return data if import_first_stage.options(self.cfg)[1] else {}
+            return data if weights_first_stage.options(self.cfg)[1] else {}
         return data | classifier_of(self.plan)
 
     def row(self) -> Row:
@@ -77,7 +79,7 @@ class FirstStage(Stage):
             kind = type(ae.regulariser).__name__
             what = f"{kind} f={ae.f} c={c} · {millions(parameters_of(ae))} · latent {h}x{w}x{c}"
         if self.cfg.ae.weights is not None:
-            measured = self.cfg.ae.latent_scale.mode not in import_first_stage.UNMEASURED
+            measured = self.cfg.ae.latent_scale.mode not in weights_first_stage.UNMEASURED
             images = self.cfg.ae.latent_scale.images if measured else 0
             return Row(f"{what} · imported from {Path(self.cfg.ae.weights).name}", images, resolved.costs.encode)
         if fit is None:
@@ -86,11 +88,13 @@ class FirstStage(Stage):
 
     def work(self, ctx: Context, folder: Path) -> float | None:
         ae, seconds, fit = build.autoencoder(ctx.cfg), None, ctx.cfg.ae.fit
+        if ctx.cfg.ae.weights is None:
+            ae.to(ctx.device).fit_linear(lambda: training_images(ctx, ae.network.fit_images))
         if fit is not None:
             seconds = train_autoencoder(self, ctx, folder, ae, fit).seconds
             if fit.ema is not None:
                 ae.load_state_dict(load_tensors(folder / "ema.safetensors"))
-        source = import_first_stage.install(ctx.cfg, ae) if ctx.cfg.ae.weights is not None else None
+        source = weights_first_stage.install(ctx.cfg, ae) if ctx.cfg.ae.weights is not None else None
         _set_scale(ctx, frozen(ae, ctx.device))  # type: ignore[arg-type]
         if ctx.main:
             if source:
@@ -135,6 +139,14 @@ def load_autoencoder(ctx: Context, folder: Path) -> Autoencoder:
     return frozen(ae, ctx.device)  # type: ignore[return-value]
 
 
+def training_images(ctx: Context, most: int | None = None) -> Iterator[Tensor]:
+    """Training images not mirrored, spread evenly over all of them, in their order; the same on every rank."""
+    indices = spread(len(ctx.data), len(ctx.data) if most is None else min(most, len(ctx.data)))
+    for begin in range(0, len(indices), FIT_BATCH):
+        batch = to_batch(ctx.data.__getitems__(indices[begin : begin + FIT_BATCH]))
+        yield to_float(batch["image"].to(ctx.device))
+
+
 def _image(ctx: Context, data: Any, index: int) -> Tensor:
     return to_float(to_batch([data[index]])["image"]).to(ctx.device)
 
@@ -160,7 +172,7 @@ def _psnr_of(ae: Autoencoder, images: list[Tensor]) -> Callable[[], dict[str, fl
 @torch.no_grad()
 def _set_scale(ctx: Context, ae: Autoencoder) -> None:
     """Set the latent's scale: given, or measured on training images (paper App. G; `autoencoders/scale.py`)."""
-    if (fixed := import_first_stage.fixed_scale(ctx.cfg)) is not None:
+    if (fixed := weights_first_stage.fixed_scale(ctx.cfg)) is not None:
         ae.set_scale(fixed.scale_C11, fixed.shift_C11)
         return
     scale = ctx.cfg.ae.latent_scale

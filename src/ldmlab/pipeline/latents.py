@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from omegaconf import DictConfig
 
+from ldmlab.autoencoders.autoencoder import Autoencoder
+from ldmlab.autoencoders.identity import IdentityNetwork
 from ldmlab.data import latent_cache
-from ldmlab.data.base import ImageDataset
 from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.data import DataStage
 from ldmlab.pipeline.first_stage import FirstStage
@@ -29,10 +30,9 @@ def load_learnt_from(plan: "Plan", ctx: Context) -> Any:
     return cached[0].load(ctx) if cached else ctx.data
 
 
-def reads_cache(cfg: DictConfig, data: ImageDataset) -> bool:
+def reads_cache(cfg: DictConfig, ae: Autoencoder) -> bool:
     """Whether the denoiser learns from cached latents. In pixel space a cache would be a copy; an imported one learns nothing."""
-    identity = cfg.ae.fit is None and cfg.ae.weights is None
-    unread = identity or cfg.ldm.weights is not None
+    unread = isinstance(ae.network, IdentityNetwork) or cfg.ldm.weights is not None
     return cfg.latents.cache == "always" or (cfg.latents.cache == "auto" and not unread)
 
 
@@ -45,7 +45,7 @@ class LatentsStage(Stage):
 
     @classmethod
     def of(cls, plan: "Plan") -> list[Stage]:
-        return [plan.stage(cls)] if reads_cache(plan.resolved.cfg, plan.resolved.data) else []
+        return [plan.stage(cls)] if reads_cache(plan.resolved.cfg, plan.resolved.autoencoder) else []
 
     @property
     def label(self) -> str:

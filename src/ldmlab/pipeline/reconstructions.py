@@ -16,10 +16,12 @@ from ldmlab.metrics.inception_score import SPLITS, is_score
 from ldmlab.metrics.metric import Inputs
 from ldmlab.metrics.reconstruction_pass import SHOWN, Pass, save_arrays
 from ldmlab.metrics.standard import standard
+from ldmlab.pipeline import linear_twin
 from ldmlab.pipeline.context import Context, frozen
 from ldmlab.pipeline.data import DataStage
 from ldmlab.pipeline.decoder import decoding, load_decoding
 from ldmlab.pipeline.extractor import extractor_of, load_extractor
+from ldmlab.pipeline.first_stage import training_images
 from ldmlab.pipeline.sheets import error_sheet, spread
 from ldmlab.pipeline.stage import Row, Stage
 from ldmlab.store.files import write_json
@@ -29,14 +31,15 @@ class ReconstructionsStage(Stage):
     """The scores of a first stage.
 
     scores.json   PSNR, SSIM, perceptual distance, rFID, R-IS, bits, latent moments; their protocol card
-    facts.json    what kind of first stage it is: shapes, parameters, compression; images/s on this machine
+    facts.json    what kind of first stage it is: shapes, parameters, compression; images/s on this machine; PSNR of the linear
+                  first stage of equal f and c, and what was gained over it
     per_image.npz PSNR, SSIM and perceptual distance of each image, with its index in the data
     latent.npz    histograms, correlation, components, spectra, PSNR against latent noise (`Pass.latent`)
     shown.npz     the first images and their reconstructions; reconstructions.png shows them with their errors
     """
 
     name: ClassVar[str] = "reconstructions"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     due: ClassVar[str | None] = "autoencoder"
 
     @property
@@ -94,15 +97,33 @@ class ReconstructionsStage(Stage):
         if has_is and features[1].logits is not None:  # the R-IS of a first stage that loses nothing
             limit = is_score(features[1].logits, bootstrap, seed)
             originals = {"value": limit.value, "low": limit.low, "high": limit.high}
-        write_json(folder / "scores.json", self._scores(seen, distances, extractor))
+        scores = self._scores(seen, distances, extractor)
+        twin = self._linear_twin(ctx, seen, scores["psnr"]["value"])
+        below = linear_twin.warnings(twin, ctx.cfg.ae.fit is not None, seen.ae.f, seen.ae.c)
+        for text in below:
+            ctx.say(f" warning: {text}")
+        write_json(folder / "scores.json", scores | {"warnings": [*scores["warnings"], *below]})
         budget = 0 if ctx.cfg.ae.fit is None else ctx.cfg.ae.fit.images
-        facts = {"training_images": budget, "is_of_originals": originals, "shown": indices[:SHOWN]}
+        facts = {"training_images": budget, "is_of_originals": originals, "shown": indices[:SHOWN], **twin._asdict()}
         write_json(folder / "facts.json", {**seen.facts(), **facts})
         shown = seen.shown()
         save_arrays(folder / "per_image.npz", {**seen.per_image(), "index": np.array(indices)})
         save_arrays(folder / "latent.npz", seen.latent())
         save_arrays(folder / "shown.npz", shown)
         error_sheet(folder / "reconstructions.png", shown["original"], shown["reconstruction"])
+
+    def _linear_twin(self, ctx: Context, seen: Pass, psnr: float) -> linear_twin.Twin:
+        """The first stage beside principal components of the same f and c."""
+        bar = linear_twin.linear_psnr(
+            seen.ae.f,
+            seen.ae.c,
+            lambda most: training_images(ctx, most),
+            seen.read,
+            seen.n,
+            seen.batch_size,
+            ctx.device,
+        )
+        return linear_twin.compared(psnr, bar)
 
     def _scores(self, seen: Pass, distances: Scores, extractor: Any) -> dict[str, Any]:
         found = seen.scores(self.cfg.eval.bootstrap, self.cfg.eval.seed)

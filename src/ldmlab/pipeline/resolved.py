@@ -18,6 +18,7 @@ from ldmlab.autoencoders.autoencoder import Autoencoder
 from ldmlab.conditioning.base import Conditioner
 from ldmlab.conditioning.source import ConditionSource, chosen
 from ldmlab.data.base import ImageDataset
+from ldmlab.data.fields import check_mirrors
 from ldmlab.diffusion.denoiser import Denoiser
 from ldmlab.diffusion.objectives import Objective
 from ldmlab.diffusion.schedules import Schedule
@@ -211,9 +212,11 @@ def check_first_stage(cfg: DictConfig, ae: Autoencoder) -> None:
 
 
 def check_fields(cfg: DictConfig, conditioner: Conditioner, data: ImageDataset) -> None:
-    """The data has what the conditioning needs."""
+    """The data has what the conditioning needs, and a mirrored image can keep its fields."""
+    if data.flip:
+        check_mirrors(data.fields, data.declared)
     for name in conditioner.needs:
-        if name not in data.fields:
+        if name not in ("image", *data.fields):
             kind = str(cfg.cond.conditioner["_target_"]).rpartition(".")[2]
             raise ConfigError(
                 f"cond={kind} needs the field '{name}', but the data has {', '.join(data.fields) or 'no fields'} "
@@ -274,7 +277,7 @@ def check_guidance(found: Resolved) -> None:
 
 
 def check_snapshots(cfg: DictConfig) -> None:
-    """The weights that are asked for are kept. Those of an imported denoiser: `import_denoiser.check`."""
+    """The weights that are asked for are kept. Those of an imported denoiser: `weights_denoiser.check`."""
     if cfg.ldm.fit is None:
         return
     if cfg.eval.weights == "ema" and cfg.ldm.fit.ema is None and cfg.eval.ema_width is None:

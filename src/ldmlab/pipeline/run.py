@@ -11,8 +11,7 @@ from omegaconf import OmegaConf
 from ldmlab import build
 from ldmlab.config.compose import Composed
 from ldmlab.errors import UserError
-from ldmlab.interop import import_denoiser, import_first_stage
-from ldmlab.pipeline import budget
+from ldmlab.pipeline import budget, weights_denoiser, weights_first_stage
 from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.launch import make_accelerator, set_threads
 from ldmlab.pipeline.plan import Plan, table
@@ -31,9 +30,9 @@ def prepare(composed: Composed) -> Plan:
     data, val = build.dataset(cfg, "train", caches), build.dataset(cfg, "val", caches)
     cfg, sized = budget.choose_width(cfg, data)
     resolved = resolve(cfg, choices, data, val, caches)
-    import_first_stage.check(cfg, choices, resolved.autoencoder)
-    import_denoiser.check(cfg, choices, resolved.denoiser, resolved.objective)
-    resolved.notes.extend([*([sized] if sized else []), *import_denoiser.notes(cfg)])
+    weights_first_stage.check(cfg, choices, resolved.autoencoder)
+    weights_denoiser.check(cfg, choices, resolved.denoiser, resolved.objective)
+    resolved.notes.extend([*([sized] if sized else []), *weights_denoiser.notes(cfg)])
     return Plan(resolved, store)
 
 

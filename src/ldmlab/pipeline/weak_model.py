@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from ldmlab import build
 from ldmlab.errors import ConfigError
 from ldmlab.guidance.base import Model
+from ldmlab.pipeline import weights_denoiser
 from ldmlab.pipeline.context import Context, frozen
 from ldmlab.pipeline.denoiser import DenoiserStage
 from ldmlab.pipeline.first_stage import FirstStage
@@ -94,7 +95,7 @@ class WeakModel(Stage):
         resolved, cfg = self.plan.resolved, self.other.cfg
         model = build.denoiser(cfg, self.plan.stage(FirstStage).load(ctx), ctx.data)
         name = "ema" if ctx.cfg.eval.weights == "ema" else "weights"
-        model.load_state_dict(load_tensors(self.make(ctx) / f"{name}.safetensors"))
+        weights_denoiser.load_into(model, load_tensors(self.make(ctx) / f"{name}.safetensors"))
         objective = build.objective(cfg, resolved.latent_shape[1])
         return Model(frozen(model, ctx.device), objective)  # type: ignore[arg-type]
 

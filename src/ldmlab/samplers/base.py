@@ -27,7 +27,7 @@ class Schedule(Protocol):
 
 
 class Prediction(Protocol):
-    """What a denoiser believes of z_t."""
+    """What a denoiser predicts from z_t."""
 
     @property
     def z0(self) -> Tensor: ...

@@ -9,7 +9,7 @@ from ldmlab.ranges import Fraction, Interval, Range
 
 @dataclass(frozen=True, kw_only=True)
 class GuidanceOptions:
-    """How the denoise callable is guided; `diffusion.guidance.as_asked` applies it, no sampler does.
+    """How the denoise callable is guided; `ldmlab.guidance` applies it, no sampler does.
 
     Args:
         guidance: classifier-free scale, at least 0; 1 is none.

@@ -1,6 +1,6 @@
 """UniPC of order 2 with B(h) = bh2 = e^h - 1, in data prediction: Zhao et al. 2023 (arXiv 2302.04867). One evaluation a step.
 
-UniP-2 predicts (with bh2 it is DPM-Solver++(2M)'s step); the answer at the predicted z corrects the step just taken (UniC)
+UniP-2 predicts (with bh2 it is DPM-Solver++(2M)'s step); the prediction at the new z corrects the step just taken (UniC)
 and, not asked again at the corrected z, serves the next one. Shape letters: B batch, C channels, H W space.
 """
 
@@ -66,7 +66,7 @@ def unipc(
 ) -> Tensor:
     """From z_T down the list of times; z_0 is not clipped, `noise` is never called.
 
-    The last step is of order 1 and not corrected, as in diffusers; at the data it is exact in what it was told. A step whose
+    The last step is of order 1 and not corrected, as in diffusers; at the data it is exact for the given prediction. A step whose
     result the callback changed (known pixels) is not corrected either: UniC takes the step again, from before the change.
     """
     z_BCHW, steps = zT_BCHW, len(times) - 1

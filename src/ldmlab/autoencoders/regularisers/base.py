@@ -3,7 +3,7 @@
 Shape letters: B batch, C channels, H W space.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -29,6 +29,8 @@ class Regulariser(nn.Module):
     """How the encoder's output becomes a latent, and what that costs. One file each; the yaml's `_target_` names it."""
 
     stochastic: bool  # whether `sample` and `forward` make use of noise
+    quantises: bool = False  # whether the decoder reads something else than the moments' mean
+    starts: bool = False  # whether `start` takes values from the encoder's first output
 
     def channels_in(self, c: int) -> int:
         """Channels wanted from the encoder for a latent of c channels."""
@@ -36,6 +38,9 @@ class Regulariser(nn.Module):
 
     def initialise(self, moments_layer: nn.Conv2d) -> None:
         """Adjust the fresh layer that emits the moments; nothing by default."""
+
+    def start(self, moments: Iterable[Tensor]) -> None:
+        """Closed-form values (a codebook) from what the fresh encoder emits for training images; nothing by default."""
 
     def forward(self, h_BCHW: Tensor, noise_BCHW: Tensor | None) -> Regularised:
         """The training path. Noise is standard normal of the latent's shape; None takes the mean."""

@@ -31,6 +31,7 @@ class FSQ(Regulariser):
     """
 
     stochastic = False
+    quantises = True
     half_C: Tensor
     levels_C: Tensor
 

@@ -5,19 +5,19 @@
 Shape letters: B batch, C channels, H W space, M = B·H·W vectors, K codes.
 """
 
-from collections.abc import Callable
-from typing import Annotated
+from collections.abc import Callable, Iterable
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
+from ldmlab.autoencoders.kmeans import VECTORS_PER_CODE, kmeans, nearest, thinned, vectors
 from ldmlab.autoencoders.regularisers.base import Posterior, Regularised, Regulariser, usage, widen
 from ldmlab.errors import ConfigError
 from ldmlab.networks.blocks import no_autocast
 from ldmlab.ranges import Codes, Given, Weight
 
 WINDOW = 100  # steps over which the codebook's use is watched
-BLOCK_ELEMENTS = 1 << 22  # distances held at once in the search: 16 MiB of float32
 
 
 class VQ(Regulariser):
@@ -31,15 +31,19 @@ class VQ(Regulariser):
             weight 1. False, as in the VQ-VAE paper: beta multiplies the *commitment* term ‖sg(z_q) − z‖². The authors
             call the first a bug that they keep for compatibility
     weight  multiplies both (official codebook_weight)
+    start   uniform: within ±1/K, as officially. kmeans: on the first latents of the training images (`kmeans`), so that every
+            code is somebody's nearest from the first step
 
     The latent that diffusion sees is the vector *before* quantisation; quantising is the decoder's first step (App. G).
     """
 
     stochastic = False
+    quantises = True
 
     def __init__(
-        self, c: Annotated[int, Given], codes: Codes, beta: Weight = 0.25, legacy: bool = True, weight: Weight = 1.0
-    ):
+        self, c: Annotated[int, Given], codes: Codes, beta: Weight = 0.25, legacy: bool = True, weight: Weight = 1.0,
+        start: Literal["uniform", "kmeans"] = "uniform",
+    ):  # fmt: skip
         super().__init__()
         if codes < 2:
             raise ConfigError(f"ae.regulariser.codes={codes} must be at least 2.")
@@ -48,12 +52,19 @@ class VQ(Regulariser):
         self.codes, self.beta, self.legacy, self.weight = codes, beta, legacy, weight
         self.embedding = nn.Embedding(codes, c)
         nn.init.uniform_(self.embedding.weight, -1 / codes, 1 / codes)
+        self.starts = start == "kmeans"
         self._used: Tensor | None = None  # codes of the present step
         self._idle: Tensor | None = None  # steps since each code was used
 
     def channels_in(self, c: int) -> int:
         """c: the vectors themselves."""
         return c
+
+    @torch.no_grad()
+    def start(self, moments: Iterable[Tensor]) -> None:
+        """The codebook at the k-means of the vectors."""
+        h_MC = thinned(vectors(moments).float(), VECTORS_PER_CODE * self.codes)
+        self.embedding.weight.copy_(kmeans(h_MC, self.codes))
 
     def forward(self, h_BCHW: Tensor, noise_BCHW: Tensor | None = None) -> Regularised:
         """Quantised vectors with the straight-through gradient, weighted loss, usage and perplexity in this batch."""
@@ -104,7 +115,7 @@ class VQ(Regulariser):
     def on_step_end(self, gather: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """`codebook_usage_window`: the share of codes used within the last `WINDOW` steps, on any rank.
 
-        One batch of small latents cannot use a large codebook, so its own usage says little. Counted from the start of the
+        One batch of small latents cannot use a large codebook, so the usage in one batch is not informative. Counted from the start of the
         process; until then the window is as long as there were steps.
         """
         if self._used is None:
@@ -114,15 +125,3 @@ class VQ(Regulariser):
         self._idle = (torch.zeros_like(used_K, dtype=torch.int32) + WINDOW) if self._idle is None else self._idle
         self._idle = torch.where(used_K, 0, self._idle + 1)
         return {"codebook_usage_window": (self._idle < WINDOW).float().mean()}
-
-
-def nearest(h_MC: Tensor, code_KC: Tensor) -> Tensor:
-    """Index of the nearest code of each row, int64 [M]. Rows go in blocks, so memory depends on K alone, not on M."""
-    # ‖h − e‖² = ‖h‖² + (‖e‖² − 2 h·e); the first term does not move the minimum
-    norm_K = code_KC.square().sum(1)
-    code_CK = code_KC.t()
-    rows = max(1, BLOCK_ELEMENTS // len(code_KC))
-    blocks = [
-        torch.addmm(norm_K, block_RC, code_CK, alpha=-2).argmin(1) for block_RC in h_MC.to(code_KC.dtype).split(rows)
-    ]
-    return torch.cat(blocks)

@@ -8,8 +8,8 @@ restarts from the global generator; it is the oracle of the tests.)
 Shape letters: B batch, C channels, H W space, M = B·H·W vectors, K codes, P candidates.
 """
 
-from collections.abc import Callable
-from typing import Annotated
+from collections.abc import Callable, Iterable
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ class EMAVQ(VQ):
 
     beta           weight of the commitment term ‖sg(z_q) − z‖²
     decay          γ
+    start          as VQ
     restart_below  a code whose average count N_k falls below this share of the mean count is put on a vector of the present
                    step, with the mean count; 0 never restarts
     """
@@ -49,8 +50,9 @@ class EMAVQ(VQ):
         weight: Weight = 1.0,
         decay: Share = 0.99,
         restart_below: Share = 0.03,
+        start: Literal["uniform", "kmeans"] = "uniform",
     ):
-        super().__init__(c, codes, beta=beta, legacy=False, weight=weight)
+        super().__init__(c, codes, beta=beta, legacy=False, weight=weight, start=start)
         if not 0 < decay < 1:
             raise ConfigError(f"ae.regulariser.decay={decay} must lie between 0 and 1.")
         if not 0 <= restart_below < 1:
@@ -61,6 +63,12 @@ class EMAVQ(VQ):
         self.register_buffer("sums_KC", self.embedding.weight.detach().clone())
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []  # per micro-batch: counts, sums, candidates
+
+    @torch.no_grad()
+    def start(self, moments: Iterable[Tensor]) -> None:
+        """As VQ; each code counts as often used as any other."""
+        super().start(moments)
+        self.sums_KC.copy_(self.embedding.weight * self.counts_K.unsqueeze(1))
 
     def forward(self, h_BCHW: Tensor, noise_BCHW: Tensor | None = None) -> Regularised:
         """Quantised vectors with the straight-through gradient and the commitment term. In training it remembers what

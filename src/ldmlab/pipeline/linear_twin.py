@@ -1,0 +1,67 @@
+"""The bar of every first stage: principal components with the same f and c, from the same training images, in closed form.
+
+Letters: B batch, C channels, H W space.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ldmlab.autoencoders.pca import LinearPath
+from ldmlab.data.batches import to_float
+from ldmlab.metrics.reconstruction import highest_psnr, psnr, to_uint8
+from ldmlab.metrics.reconstruction_pass import Read, batched
+
+FIT_IMAGES = 10_000  # training images that the components are taken from, at most; more move the PSNR by hundredths
+
+
+class Twin(NamedTuple):
+    """`facts.json` holds both, in dB over the val images that were reconstructed; None where there is nothing to lose."""
+
+    linear_psnr: float | None
+    gain_over_linear: float | None
+
+
+@torch.no_grad()
+def linear_psnr(
+    f: int,
+    c: int,
+    training: Callable[[int], Iterable[Tensor]],
+    read: Read,
+    n: int,
+    batch_size: int,
+    device: torch.device,
+) -> float | None:
+    """Mean PSNR in dB of the linear first stage over the n images that `read(rows)` gives (uint8 BHWC), rounded to 8 bit.
+
+    training: gives batches [B, 3, H, W] in [-1, 1] of at most that many images. None when c numbers hold a whole patch.
+    """
+    if c >= 3 * f * f:
+        return None
+    linear = LinearPath(f, c).to(device)
+    linear.fit(training(FIT_IMAGES))
+    parts = []
+    for rows in batched(n, batch_size):
+        image_BCHW = to_float(read(rows).to(device))
+        recon_BCHW = torch.nn.functional.pixel_shuffle(linear.decode(linear.encode(image_BCHW)), f)
+        psnr_B = psnr(to_uint8(image_BCHW), to_uint8(recon_BCHW))
+        parts.append(psnr_B.clamp(max=highest_psnr(*image_BCHW.shape[1:])))
+    return float(torch.cat(parts).mean())
+
+
+def compared(found_psnr: float, linear: float | None) -> Twin:
+    """The gain of a first stage of this PSNR."""
+    return Twin(linear, None if linear is None else found_psnr - linear)
+
+
+def warnings(twin: Twin, trained: bool, f: int, c: int) -> list[str]:
+    """What to say of a trained first stage that ends below a straight line."""
+    if not trained or twin.gain_over_linear is None or twin.gain_over_linear >= 0:
+        return []
+    return [
+        f"below linear: it ends {-twin.gain_over_linear:.2f} dB below the {twin.linear_psnr:.2f} dB of a linear projection with "
+        f"the same f and c, which takes seconds (ae=pca_f{f} ae.network.c={c}): this stage is trained too little. "
+        f"Turn: more ae.fit.images, or ae=kl_f{f}_quick or vq_f{f}_quick, which begin at the linear one."
+    ]
