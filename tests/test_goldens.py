@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = Path(__file__).parent / "golden"
 COMMON = [
     "debug=tiny", "data=shapes", "data.resolution=32", "seed=3", "runtime.threads=1", "runtime.channels_last=false",
-    "runtime.log_seconds=1e-9", "ae.fit.images=160", "ldm.fit.images=320", "until=denoiser", "cond=class_label",
+    "runtime.log_seconds=1e-9", "ae.fit.images=160", "ldm.fit.images=320", "until=denoiser", "cond=class_label", "ae.loss.norm_images=8",
 ]  # fmt: skip
 RUNS = [["ae=kl_f4", "ldm=unet_tiny"], ["ae=vq_f8", "ldm=dit_tiny", "latents.cache=never"]]
 FILES = {

@@ -89,6 +89,18 @@ def _complete_part(part: DictConfig, path: str, origin: Origin) -> None:
             raise ConfigError(f"{path}.{key} is not set, and {name} has no default for it. Give it as {path}.{key}=…")
 
 
+def files_of(node: Any, path: str = "") -> dict[str, str]:
+    """Path → file of the options of parts that name a file to be read: weights, a picture. (The data's root is a folder.)"""
+    found: dict[str, str] = {}
+    for key in node if isinstance(node, DictConfig) else range(len(node)) if isinstance(node, ListConfig) else ():
+        where, value = f"{path}.{key!s}".lstrip("."), node[key]
+        found |= files_of(value, where)
+        hints = signature(node["_target_"], path)[1] if isinstance(node, DictConfig) and "_target_" in node else {}
+        if str(key) in ("weights", "file") and isinstance(value, str) and "FilePath" in repr(hints.get(str(key))):
+            found[where] = value
+    return found
+
+
 def is_given(hint: Any) -> bool:
     """Whether a parameter is marked as following from other parts."""
     return any(rule is Given or isinstance(rule, Given) for rule in getattr(hint, "__metadata__", ()))
