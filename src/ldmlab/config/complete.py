@@ -37,9 +37,9 @@ class Origin:
             if file is not None and (line := line_of(file, key)) is not None:
                 found = f"{shown(file)}, line {line}"
                 break
-        if path in self.typed:
+        if any(word == path or word.startswith(f"{path}.") for word in self.typed):
             return f" Leave it out for the value in {found}." if found else " Leave it out for its default."
-        return f" Set in {found}." if found else ""
+        return f" Set in {found}." if found else " Correct the yaml that sets it."
 
 
 def complete(node: Any, path: str, origin: Origin) -> None:
