@@ -1,7 +1,12 @@
 """What is written down is there: documents, sections and files that the repository cites, and links between its documents."""
 
 import re
+import shlex
 from pathlib import Path
+
+import pytest
+
+from ldmlab.config.compose import load
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = {".py", ".yaml", ".yml", ".md", ".toml", ".css", ".j2", ""}
@@ -84,3 +89,33 @@ def test_links_between_documents_lead_somewhere() -> None:
 def test_nothing_is_cited_by_a_private_code() -> None:
     wrong = [f"{relative(f)}: {code}" for f in CODE + DOCUMENTS for code in ABSENT.findall(f.read_text())]
     assert not wrong, wrong
+
+
+def commands() -> list[str]:
+    """Every `python src/...` line of the README and the guides, continuation lines joined, without comments and prompts."""
+    found = []
+    for file in [f for f in DOCUMENTS if f.parent == ROOT or f.parent.name == "guide"]:
+        for block in re.findall(r"^```\w*\n(.*?)^```", file.read_text(), re.M | re.S):
+            lines = re.sub(r"\\\n", " ", block).splitlines()
+            found += [re.sub(r"\s{2,}#.*| #.*", "", line).removeprefix("$ ") for line in lines if "python src/" in line]
+    return [line for line in dict.fromkeys(found) if "searchpath" not in line and "=noise_above" not in line]
+
+
+PLACE = {"data": "data=folder data.root=/pictures data.resolution=256", "ldm": "ldm=unet_base", "ae": "ae=kl_f8"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", commands())
+def test_a_command_of_the_documents_composes(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every option of it exists and has a value that can be. `group=…` and `path=…` stand for something else than themselves."""
+    monkeypatch.setenv("LDMLAB_SWEEP_CHILD", "1")  # a study's own cells are composed as one of them is
+    script, *words = shlex.split(command)[1:]
+    placed = ["data=folder"] if script == "src/prepare.py" else []  # as the script has it
+    placed += [PLACE[word[:-2]] for word in words if word.endswith("=…") and word[:-2] in PLACE]
+    load(
+        [word for word in [*" ".join(placed).split(), *words] if not re.search(r"…|<\w+>|^-|^[\w.]+=\w+(,\w+)+$", word)]
+    )
+
+
+def test_the_readme_is_one_page() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120

@@ -5,7 +5,14 @@ import pytest
 
 from ldmlab.errors import ConfigError
 from ldmlab.metrics.features import FeatureSet
-from ldmlab.metrics.fid_infinity import FIDInfinity, equal_shares, fid_infinity, fid_infinity_score, less_first_order
+from ldmlab.metrics.fid_infinity import (
+    FIDInfinity,
+    equal_shares,
+    fid_infinity,
+    fid_infinity_score,
+    less_first_order,
+    variance_of_products,
+)
 from ldmlab.metrics.frechet import Gaussian, fid_score, frechet, frechet_value, gaussian
 from ldmlab.metrics.metric import Inputs
 
@@ -86,6 +93,17 @@ def test_second_order_term_is_the_bias():
     plain = [frechet_value(gaussian(rng.standard_normal((400, d))), b) for _ in range(200)]
     assert np.mean(plain) == pytest.approx(expected, rel=0.05)
     assert abs(np.mean(left)) < 0.05 * expected
+
+
+@pytest.mark.parametrize("n_of_class", [4, 5, 40])
+def test_variance_of_products_is_the_sum_over_classes(n_of_class):
+    """Small classes go by pairs, large ones by moments; both are numpy's unbiased variance, class by class."""
+    rng = np.random.default_rng(3)
+    strata = rng.permutation(np.repeat(np.arange(3), [n_of_class, n_of_class + 1, 7]))
+    y = rng.standard_normal((len(strata), 4)) + strata[:, None]
+    products = y[:, :, None] * y[:, None, :]
+    expected = sum(products[strata == c].var(axis=0, ddof=1) * (strata == c).sum() for c in range(3)) / len(strata)
+    np.testing.assert_allclose(variance_of_products(y, strata), expected, rtol=1e-9)
 
 
 def test_order_of_images_does_not_part_the_classes():

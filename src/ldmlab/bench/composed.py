@@ -68,7 +68,7 @@ def measure(made: work.Work, rounds: int, device: torch.device) -> dict[str, Any
 
 
 def _works(cfg: DictConfig, data: Any, device: torch.device) -> Any:
-    """(name, precision, work), each made when it is asked for, so that the networks of the one before are gone."""
+    """(name, precision, work), each made when its turn comes, so that the networks of the one before are gone."""
     accelerator = make_accelerator(device.type)
     ae = build.autoencoder(cfg).to(device)
 

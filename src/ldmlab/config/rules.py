@@ -25,7 +25,7 @@ def check_width(cfg: DictConfig, typed: frozenset[str]) -> None:
 
 
 def check_scale(cfg: DictConfig) -> None:
-    """Scale and shift of the latents are told with mode=given alone: one number, or one per latent channel."""
+    """Scale and shift of the latents are options of mode=given only: one number, or one per latent channel."""
     mode = cfg.ae.latent_scale.mode
     for name in ("scale", "shift"):
         path, value = f"ae.latent_scale.{name}", cfg.ae.latent_scale[name]

@@ -63,7 +63,7 @@ class Fit:
 
 @dataclass
 class LatentScale:
-    """How the latents are brought to unit variance: measured over `images` training images after training, or told."""
+    """How the latents are brought to unit variance: measured over `images` training images after training, or given."""
 
     mode: Annotated[  # first_batch_std: the paper's code; stored: in ae.weights
         str, Choices(("global", "per_channel", "first_batch_std", "none", "given", "stored"))
@@ -119,7 +119,7 @@ class LDM:
 
 @dataclass
 class Conditioning:
-    """What the denoiser is told; `label` is a condition at sampling time and not part of the trained network."""
+    """The denoiser's condition; `label` is a condition at sampling time and not part of the trained network."""
 
     conditioner: Node = MISSING
     drop: Fraction = 0.0  # probability per example of training without the condition

@@ -55,7 +55,7 @@ class Downsample:
 
 
 class Mask:
-    """All but a rectangular hole, of which nothing is asked: inpainting by guidance.
+    """The image outside a rectangular hole: inpainting by guidance.
 
     Args:
         hole: [top, left, bottom, right] in fractions of the side, 0 … 1.

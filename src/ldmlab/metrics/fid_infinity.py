@@ -29,7 +29,6 @@ unbiased estimate of zero must be.
 Shape letters: N images, D features, n images of one class.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -41,7 +40,8 @@ from ldmlab.metrics.intervals import Score, centred, check_bootstrap, interval_t
 from ldmlab.metrics.metric import OPTIONS, Computed, Inputs, Least, Metric
 
 SHUFFLE_SEED = 2020  # of the halves
-ROWS = 8192  # images whose products are held at a time
+ROWS = 8192  # pairs of images whose products are held at a time
+SMALL_CLASS = 12  # images: below, pairs cost less than a moment matrix of the class
 FEWEST_OF_A_CLASS = 4  # two in each half, for a variance
 
 
@@ -124,43 +124,56 @@ def less_first_order(features: np.ndarray, b: Gaussian, strata: np.ndarray) -> f
     """The squared Fréchet distance to `b` less its bias of order 1/N."""
     N = len(features)
     m_D = features.mean(axis=0, dtype=np.float64)
-    within_DD = np.zeros((features.shape[1], features.shape[1]))
-    scatter_DD = np.zeros_like(within_DD)
-    for x_nD in _classes(features, m_D, strata):
-        n, mean_D = len(x_nD), x_nD.mean(axis=0)
-        square_DD = x_nD.T @ x_nD
-        scatter_DD += square_DD
-        within_DD += (square_DD - n * np.outer(mean_D, mean_D)) / (n - 1) * n / N
-    a = Gaussian(m_D, (scatter_DD + within_DD) / N, N)  # the mean's own scatter is within_DD / N
+    x_ND = features.astype(np.float64) - m_D
+    within_ND = _within(x_ND, strata)
+    within_DD = within_ND.T @ within_ND / N
+    a = Gaussian(m_D, (x_ND.T @ x_ND + within_DD) / N, N)  # the mean's own scatter is within_DD / N
     root_DD, _ = factor(b.covariance)
     values_D, vectors_DD = np.linalg.eigh(root_DD.T @ a.covariance @ root_DD)
     kept_D = values_D > max(values_D[-1] * NULL, 0.0)
     s_D = np.sqrt(values_D[kept_D])
-    variance_DD = _variance_of_products(features @ (root_DD @ vectors_DD[:, kept_D]), strata)
+    variance_DD = variance_of_products(x_ND @ (root_DD @ vectors_DD[:, kept_D]), strata)
     curvature_DD = 1 / (np.outer(s_D, s_D) * (s_D[:, None] + s_D))
     bias = float(np.trace(within_DD) + 0.5 * (curvature_DD * variance_DD).sum()) / N
     return frechet_value(a, b) - bias
 
 
-def _variance_of_products(y_ND: np.ndarray, strata: np.ndarray) -> np.ndarray:
-    """var(y_i y_j) within classes, unbiased, [D, D]; y is centred on the mean of all."""
+def variance_of_products(y_ND: np.ndarray, strata: np.ndarray) -> np.ndarray:
+    """var(y_i y_j) within classes, unbiased, averaged over images, [D, D].
+
+    With p_kl = y_ki y_kj y_li y_lj of images k, l of one class of n, it is Σ_k p_kk - Σ_k≠l p_kl / (n - 1), summed over
+    classes. The second sum is a product of rows y_k y_l for small classes, and the squared class moments less p_kk for large ones.
+    """
     N, D = y_ND.shape
-    variance_DD = np.zeros((D, D))
-    for y_nD in _classes(y_ND, y_ND.mean(axis=0), strata):
-        n = len(y_nD)
-        mean_DD = y_nD.T @ y_nD / n
-        fourth_DD = np.zeros((D, D))
-        for start in range(0, n, ROWS):
-            square_rD = np.square(y_nD[start : start + ROWS])
-            fourth_DD += square_rD.T @ square_rD
-        variance_DD += (fourth_DD / n - np.square(mean_DD)) * n / (n - 1) * n / N
-    return variance_DD
-
-
-def _classes(features: np.ndarray, mean_D: np.ndarray, strata: np.ndarray) -> Iterator[np.ndarray]:
-    """Features of each class less the mean of all, float64 [n, D]."""
+    total_DD, moments_DD = np.zeros((D, D)), np.zeros((D, D))
+    pairs, weights = [np.empty((2, 0), dtype=np.int64)], [np.empty(0)]
+    own_N = np.ones(N)  # weight of p_kk
     for rows in _members(strata):
-        yield features[rows].astype(np.float64) - mean_D
+        n = len(rows)
+        if n <= SMALL_CLASS:
+            first, second = np.triu_indices(n, 1)
+            pairs.append(np.stack([rows[first], rows[second]]))
+            weights.append(np.full(len(first), 2 / (n - 1)))
+        else:
+            own_N[rows] += 1 / (n - 1)
+            np.matmul(y_ND[rows].T, y_ND[rows], out=moments_DD)
+            total_DD -= np.square(moments_DD, out=moments_DD) / (n - 1)
+    every_N = np.arange(N)
+    total_DD += _weighted_products(y_ND, every_N, every_N, own_N)
+    first_P, second_P = np.concatenate(pairs, axis=1)
+    total_DD -= _weighted_products(y_ND, first_P, second_P, np.concatenate(weights))
+    return total_DD / N
+
+
+def _weighted_products(y_ND: np.ndarray, first_P: np.ndarray, second_P: np.ndarray, weight_P: np.ndarray) -> np.ndarray:
+    """Σ_P weight y_k y_kᵀ ∘ y_l y_lᵀ over pairs (k, l), [D, D]."""
+    D = y_ND.shape[1]
+    found_DD = np.zeros((D, D))
+    for start in range(0, len(first_P), ROWS):
+        part = slice(start, start + ROWS)
+        product_rD = y_ND[first_P[part]] * y_ND[second_P[part]]
+        found_DD += product_rD.T @ (product_rD * weight_P[part, None])
+    return found_DD
 
 
 def _members(strata: np.ndarray) -> list[np.ndarray]:
@@ -177,12 +190,12 @@ def _halves(strata: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(first), np.concatenate(second)
 
 
-def _within(values_N: np.ndarray, strata: np.ndarray) -> np.ndarray:
-    """Deviations from the mean of one's class, with the variance of an unbiased estimate."""
-    found_N = np.empty_like(values_N)
+def _within(values: np.ndarray, strata: np.ndarray) -> np.ndarray:
+    """Deviations [N, …] from the mean of one's class, with the variance of an unbiased estimate."""
+    found = np.empty_like(values)
     for rows in _members(strata):
-        found_N[rows] = (values_N[rows] - values_N[rows].mean()) * np.sqrt(len(rows) / (len(rows) - 1))
-    return found_N
+        found[rows] = (values[rows] - values[rows].mean(axis=0)) * np.sqrt(len(rows) / (len(rows) - 1))
+    return found
 
 
 def _check_images(features: np.ndarray, strata: np.ndarray, option: str) -> None:

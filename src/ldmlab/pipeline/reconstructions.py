@@ -25,6 +25,7 @@ from ldmlab.pipeline.first_stage import training_images
 from ldmlab.pipeline.sheets import error_sheet, spread
 from ldmlab.pipeline.stage import Row, Stage
 from ldmlab.store.files import write_json
+from ldmlab.training.tracking import number
 
 
 class ReconstructionsStage(Stage):
@@ -59,7 +60,7 @@ class ReconstructionsStage(Stage):
 
     def row(self) -> Row:
         costs = self.plan.resolved.costs
-        return Row(f"{self.images} val images · PSNR SSIM rFID R-IS bits", self.images, costs.encode + costs.decode)
+        return Row(f"{number(self.images)} val images · PSNR SSIM rFID R-IS bits", self.images, costs.encode + costs.decode)
 
     def work(self, ctx: Context, folder: Path) -> None:
         ae, extractor = load_decoding(self.plan, ctx), load_extractor(self.plan, ctx)

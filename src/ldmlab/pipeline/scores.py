@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class ScoresStage(Stage):
-    """scores.json: each metric with its interval, the protocol card, what a reader must be told; features.npz."""
+    """scores.json: each metric with its interval, the protocol card, what a reader must know; features.npz."""
 
     name: ClassVar[str] = "scores"
     version: ClassVar[int] = 2
