@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 LOCK   := requirements.lock
 UV     := $(shell command -v uv 2>/dev/null)
 
-.PHONY: help setup demo test test-fast lint lock clean
+.PHONY: help setup demo test test-fast fuzz lint lock clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,10 @@ test: setup      ## every test; the same as CI
 
 test-fast: setup ## the tests that take seconds
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
+
+fuzz: setup      ## all options, inside and outside their ranges, for MINUTES (30); then damaged data and weights files
+	LDMLAB_FUZZ_MINUTES=$(or $(MINUTES),30) $(BIN)/python -m pytest -q -s --timeout=0 tests/fuzz/test_fuzz_config.py
+	LDMLAB_FUZZ_FILES=2000 $(BIN)/python -m pytest -q --timeout=0 tests/fuzz/test_fuzz_files.py
 
 lint: setup      ## ruff, mypy and the direction of imports
 	$(BIN)/ruff check .

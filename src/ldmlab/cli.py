@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ldmlab.config.compose import CONF, ROOT, SWEEP_CHILD, Composed, group_options, groups, load, register_schema
-from ldmlab.config.search import SEARCHPATH, subgroups
+from ldmlab.config.search import SEARCHPATH, option_file, subgroups
 from ldmlab.config.words import LAUNCHERS, read
 from ldmlab.errors import ConfigError, UserError
 
@@ -159,11 +159,11 @@ def _check_sweep(words: list[str]) -> list[str]:
     """
     from omegaconf import OmegaConf
 
-    files = [ROOT / "sweeps" / f"{w.removeprefix('sweeps=')}.yaml" for w in words if w.startswith("sweeps=")]
+    files = [option_file("sweeps", w.removeprefix("sweeps="), words) for w in words if w.startswith("sweeps=")]
     given = [
         f"{path}={values}"
         for file in files
-        if file.is_file()
+        if file is not None
         for path, values in (OmegaConf.select(OmegaConf.load(file), "hydra.sweeper.params") or {}).items()
     ]
     values = [word.values for word in read([*given, *words], sweep=True) if not word.path.startswith(LAUNCHERS)]

@@ -37,9 +37,9 @@ class Origin:
             if file is not None and (line := line_of(file, key)) is not None:
                 found = f"{shown(file)}, line {line}"
                 break
-        if path in self.typed:
+        if any(word == path or word.startswith(f"{path}.") for word in self.typed):
             return f" Leave it out for the value in {found}." if found else " Leave it out for its default."
-        return f" Set in {found}." if found else ""
+        return f" Set in {found}." if found else " Correct the yaml that sets it."
 
 
 def complete(node: Any, path: str, origin: Origin) -> None:
@@ -66,7 +66,7 @@ def _complete_part(part: DictConfig, path: str, origin: Origin) -> None:
             f"{path}._target_ must be the dotted name of a class or function; got {say(name)}. "
             f"Choose the part with its group: {path.replace('.', '/')}=… or {path.split('.')[0]}=…."
         )
-    takes, hints = _signature(name, path)
+    takes, hints = signature(name, path)
     options = {key: parameter for key, parameter in takes.items() if not is_given(hints.get(key))}
     for key in [str(k) for k in part if not str(k).startswith("_")]:
         where = f"{path}.{key}"
@@ -89,13 +89,25 @@ def _complete_part(part: DictConfig, path: str, origin: Origin) -> None:
             raise ConfigError(f"{path}.{key} is not set, and {name} has no default for it. Give it as {path}.{key}=…")
 
 
+def files_of(node: Any, path: str = "") -> dict[str, str]:
+    """Path → file of the options of parts that name a file to be read: weights, a picture. (The data's root is a folder.)"""
+    found: dict[str, str] = {}
+    for key in node if isinstance(node, DictConfig) else range(len(node)) if isinstance(node, ListConfig) else ():
+        where, value = f"{path}.{key!s}".lstrip("."), node[key]
+        found |= files_of(value, where)
+        hints = signature(node["_target_"], path)[1] if isinstance(node, DictConfig) and "_target_" in node else {}
+        if str(key) in ("weights", "file") and isinstance(value, str) and "FilePath" in repr(hints.get(str(key))):
+            found[where] = value
+    return found
+
+
 def is_given(hint: Any) -> bool:
     """Whether a parameter is marked as following from other parts."""
     return any(rule is Given or isinstance(rule, Given) for rule in getattr(hint, "__metadata__", ()))
 
 
 @functools.cache
-def _signature(target: str, path: str) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
+def signature(target: str, path: str) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
     from hydra.utils import get_object
 
     try:

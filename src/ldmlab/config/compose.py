@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ldmlab.config import search
 from ldmlab.config.complete import Origin, complete
-from ldmlab.config.messages import no_such_option, refuse_unknown, translate, unresolved
+from ldmlab.config.messages import no_such_option, refuse_unknown, translate, unlisted_option, unresolved
 from ldmlab.config.rules import check_together
 from ldmlab.config.schema import GUIDANCE, STAGES, RunConfig
 from ldmlab.config.search import CONF, ROOT, group_options, groups, listed, option_file
@@ -85,10 +85,7 @@ def _compose(words: Sequence[Word]) -> tuple[DictConfig, dict[str, str]]:
                 raise no_such_option(f"{group}/{option}", words)
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=str(search.CONF), version_base="1.3"):
-        try:
-            cfg = compose("config", overrides=list(typed), return_hydra_config=True)
-        except Exception as error:  # Hydra and OmegaConf raise of every kind for what was typed
-            raise translate(error, words) from None
+        cfg = _hydra(words)
         if cfg.hydra.sweeper.get("params") and SWEEP_CHILD not in os.environ:
             sweep = cfg.hydra.runtime.choices.get("sweeps")
             raise ConfigError(
@@ -100,6 +97,16 @@ def _compose(words: Sequence[Word]) -> tuple[DictConfig, dict[str, str]]:
         OmegaConf.set_struct(cfg, False)
         del cfg["hydra"]
         return cfg, choices
+
+
+def _hydra(words: Sequence[Word]) -> DictConfig:
+    """The composition with Hydra's own node. An option that a part takes though its yaml leaves it out may be typed as well."""
+    try:
+        return compose("config", overrides=[word.text for word in words], return_hydra_config=True)
+    except Exception as error:  # Hydra and OmegaConf raise of every kind for what was typed
+        if (path := unlisted_option(error, words)) is None:
+            raise translate(error, words) from None
+    return _hydra([word._replace(text=f"++{word.text}") if word.path == path else word for word in words])
 
 
 def finish(cfg: DictConfig, choices: dict[str, str], words: Sequence[Word]) -> Composed:

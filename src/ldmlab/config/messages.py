@@ -10,7 +10,7 @@ from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
 from ldmlab.config import schema as declared
-from ldmlab.config.complete import Origin
+from ldmlab.config.complete import Origin, is_given, signature
 from ldmlab.config.search import (
     SEARCHPATH,
     folders,
@@ -59,6 +59,24 @@ def translate(error: Exception, words: Sequence[Word]) -> ConfigError:
     return ConfigError(
         f"{' '.join(texts)}: cannot be composed ({reason[:300]}).{place} Leave out the last word that you added."
     )
+
+
+def unlisted_option(error: Exception, words: Sequence[Word]) -> str | None:
+    """The path of a typed option that a part's constructor takes and its yaml does not list; None for another complaint."""
+    found = re.search(r"Could not override '([\w.]+)'", _chain_text(error))
+    path = found[1] if found else ""
+    if not any(word.path == path and not word.text.startswith("+") for word in words):
+        return None
+    try:
+        node: Any = compose("config", overrides=[word.text for word in words if word.path != path])
+        part = OmegaConf.select(node, path.rpartition(".")[0])
+        takes, hints = (
+            signature(part["_target_"], path) if isinstance(part, DictConfig) and "_target_" in part else ({}, {})
+        )
+    except Exception:
+        return None
+    key = path.rpartition(".")[2]
+    return path if key in takes and not is_given(hints.get(key)) else None
 
 
 def unresolved(error: Exception, words: Sequence[Word]) -> ConfigError:

@@ -34,10 +34,12 @@ def check_scale(cfg: DictConfig) -> None:
                 raise ConfigError(f"ae.latent_scale.mode=given needs {path}=…: a number, or a list of one per channel.")
             continue
         if mode != "given":
-            raise ConfigError(f"{path}={say(value)} is read with ae.latent_scale.mode=given alone; the mode is {mode}.")
+            raise ConfigError(
+                f"{path}={say(value)} is read with ae.latent_scale.mode=given alone; the mode is {mode}. Leave it out, or set the mode."
+            )
         channels = cfg.ae.network.c if "c" in cfg.ae.network else None
         if isinstance(value, ListConfig) and channels is not None and len(value) != channels:
             raise ConfigError(
                 f"{path}={say(value)} must be one number, or a list of {channels}, one per latent channel (ae.network.c); "
-                f"it has {len(value)}."
+                f"it has {len(value)}. Give one of the two."
             )

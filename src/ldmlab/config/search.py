@@ -50,7 +50,12 @@ def _folder(place: str) -> Path:
 
 def groups(words: Sequence[str] = ()) -> list[str]:
     """The configuration groups a user can choose from."""
-    found = {p.name for folder in folders(words) for p in folder.iterdir() if p.is_dir() and p.name != "hydra"}
+    found = {
+        p.name
+        for folder in folders(words)
+        for p in folder.iterdir()
+        if p.is_dir() and p.name not in ("hydra", "sweeps")
+    }
     return [*sorted(name for name in found if not name.startswith((".", "_"))), "sweeps"]
 
 
@@ -66,15 +71,18 @@ def is_group(group: str, words: Sequence[str] = ()) -> bool:
 
 def group_options(group: str, words: Sequence[str] = ()) -> list[str]:
     """The options of a group (`ae`, `ae/loss`, `sweeps`), helpers with a leading underscore left out."""
-    places = [ROOT / "sweeps"] if group == "sweeps" else [folder / group for folder in folders(words)]
-    found = {p.stem for place in places for p in place.glob("*.yaml") if not p.name.startswith("_")}
+    found = {p.stem for place in _places(group, words) for p in place.glob("*.yaml") if not p.name.startswith("_")}
     return sorted(found, key=_natural)
 
 
 def option_file(group: str, option: str, words: Sequence[str] = ()) -> Path | None:
     """The yaml of an option; where two folders have one, the first wins, as in Hydra."""
-    places = [ROOT / "sweeps"] if group == "sweeps" else [folder / group for folder in folders(words)]
-    return next((file for place in places if (file := place / f"{option}.yaml").is_file()), None)
+    return next((file for place in _places(group, words) if (file := place / f"{option}.yaml").is_file()), None)
+
+
+def _places(group: str, words: Sequence[str]) -> list[Path]:
+    """The folders of a group: of studies also sweeps/ at the root."""
+    return [*([ROOT / "sweeps"] if group == "sweeps" else []), *(folder / group for folder in folders(words))]
 
 
 def line_of(file: Path, key: str) -> int | None:

@@ -103,7 +103,7 @@ def _prepared(typed: str) -> str:
     key, equals, value = typed.partition("=")
     if not typed.strip():
         raise ConfigError("an empty word stands on the command line: write path=value, or leave it out.")
-    if not typed.startswith("~") and not equals:
+    if not typed.startswith("~") and (not equals or not key.strip("+ ")):
         raise ConfigError(f"{_short(typed)}: not readable as an option. Write path=value, such as seed=1.")
     if key != key.strip():
         raise ConfigError(f"{_short(typed)}: write path=value without a space before the =: {key.strip()}={value}.")
@@ -115,7 +115,7 @@ def _prepared(typed: str) -> str:
         )
     if not _parses(f"{key}=1"):
         raise ConfigError(
-            f"{_short(typed)}: '{_short(key)}' is not an option's path. Paths are words with dots, groups have slashes: "
+            f"{_short(typed)}: '{_short(key)}' is not an option's path. Write words with dots, groups with slashes: "
             "ae.fit.lr=1e-4, ae/loss=pixel."
         )
     value = os.path.expanduser(value) if value.startswith("~") else value

@@ -120,6 +120,8 @@ class Survey:
         return [stat.st_size, stat.st_mtime_ns]
 
     def _read(self, path: str) -> Found:
+        if (self.root / path).exists() and not (self.root / path).is_file():  # a pipe would be waited for
+            return Found("", "not a file")
         try:
             content = (self.root / path).read_bytes()
         except OSError as error:

@@ -63,7 +63,9 @@ def weights_file(path: Path) -> Path:
     if path.is_file():
         return path
     if not path.exists():
-        raise WeightsError(f"ldm.weights={path}: no such file or folder.")
+        raise WeightsError(
+            f"ldm.weights={path}: no such file or folder. Give the path of one, or leave it out to train."
+        )
     for folder in (path / "unet", path):
         for name in NAMES:
             if (folder / name).is_file():

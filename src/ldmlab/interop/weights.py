@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
@@ -69,7 +70,9 @@ def weights_file(path: Path) -> Path:
     if path.is_file():
         return path
     if not path.exists():
-        raise WeightsError(f"ae.weights={path}: no such file or folder.")
+        raise WeightsError(
+            f"ae.weights={path}: no such file or folder. Give the path of one, or leave it out to train."
+        )
     for name in NAMES:
         if (path / name).is_file():
             return path / name
@@ -182,6 +185,7 @@ def _unpickle(file: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
             loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=whole)
     except (
         pickle.UnpicklingError,
+        SafetensorError,  # PyTorch goes by the suffix of a file
         OSError,
         RuntimeError,
         ValueError,

@@ -67,6 +67,14 @@ def _wait(ranks: list["subprocess.Popen[bytes]"], grace: float = 60.0) -> int:
     return first if first >= 0 else 128 - first  # killed by a signal: the shell's convention
 
 
+def check_device(device: str) -> None:
+    """ConfigError when `runtime.device=cuda` and there is none."""
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("runtime.device=cuda, but torch sees no CUDA device. Use runtime.device=cpu or auto.")
+
+
 def make_accelerator(device: str) -> Any:
     """Accelerate's view of this process, checked against what the launcher promised.
 
@@ -75,8 +83,7 @@ def make_accelerator(device: str) -> Any:
     import torch
     from accelerate import Accelerator, InitProcessGroupKwargs
 
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("runtime.device=cuda, but torch sees no CUDA device. Use runtime.device=cpu or auto.")
+    check_device(device)
     cpu = device == "cpu" or not torch.cuda.is_available()
     accelerator = Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=60))])
     promised = int(os.environ.get("WORLD_SIZE", 1))

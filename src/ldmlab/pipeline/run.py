@@ -9,11 +9,12 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from ldmlab import build, terminal
+from ldmlab.config.complete import files_of
 from ldmlab.config.compose import Composed
-from ldmlab.errors import UserError
+from ldmlab.errors import ConfigError, UserError
 from ldmlab.pipeline import budget, weights_denoiser, weights_first_stage
 from ldmlab.pipeline.context import Context
-from ldmlab.pipeline.launch import make_accelerator, set_threads
+from ldmlab.pipeline.launch import check_device, make_accelerator, set_threads
 from ldmlab.pipeline.plan import Plan, table
 from ldmlab.pipeline.resolved import resolve
 from ldmlab.store.card import machine, stamp
@@ -24,6 +25,7 @@ from ldmlab.store.store import Store
 def prepare(composed: Composed) -> Plan:
     """Data, parts, checks and plan: everything that can be wrong is found here. Trains nothing, writes at most data caches."""
     cfg, choices = composed.cfg, composed.choices
+    check_device(cfg.runtime.device)
     store = Store(cfg.store, verify=cfg.verify is not False)
     caches = store.root / "data" / "cache"
     data, val = build.dataset(cfg, "train", caches), build.dataset(cfg, "val", caches)
@@ -32,7 +34,19 @@ def prepare(composed: Composed) -> Plan:
     weights_first_stage.check(cfg, choices, resolved.autoencoder)
     weights_denoiser.check(cfg, choices, resolved.denoiser, resolved.objective)
     resolved.notes.extend([*([sized] if sized else []), *weights_denoiser.notes(cfg)])
-    return Plan(resolved, store)
+    plan = Plan(resolved, store)
+    check_files(plan)
+    return plan
+
+
+def check_files(plan: Plan) -> None:
+    """ConfigError when a file that a part reads (weights, a picture) is not there, and a stage that needs it is not finished."""
+    done = {stage.name for stage in plan.order if plan.store.done(stage.address) is not None}
+    if len(done) == len(plan.order):
+        return
+    for path, file in files_of(plan.resolved.cfg).items():
+        if not (path.startswith("ae.") and "autoencoder" in done) and not Path(file).expanduser().is_file():
+            raise ConfigError(f"{path}={file}: no such file. Give the path of one that is there.")
 
 
 def execute(composed: Composed, command: str, may_train: bool = True) -> Path | None:
