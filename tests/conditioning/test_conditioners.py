@@ -10,7 +10,7 @@ from ldmlab.conditioning.compose import Compose
 from ldmlab.errors import ConfigError, DataError
 
 
-class Given(nn.Module):
+class GivenCondition(nn.Module):
     """A conditioner that answers what it was given."""
 
     needs = ("given", "label")
@@ -53,7 +53,7 @@ def test_conditions_of_different_kinds_do_not_mix() -> None:
 
 def test_several_conditioners_join() -> None:
     a, b = full(), Cond(torch.randn(2, 1, 8), torch.randn(2, 2, 4, 4), torch.randn(2, 5))
-    both = Compose([Given(a), Given(b)])
+    both = Compose([GivenCondition(a), GivenCondition(b)])
     assert (both.context_dim, both.vector_dim, both.concat_channels, both.needs) == (8, 5, 3, ("given", "label"))
     cond = both({})
     assert cond.tokens_BLD is not None and cond.concat_BCHW is not None and cond.vector_BD is not None

@@ -9,8 +9,7 @@ from ldmlab.diffusion.paths import Flow, Karras
 from ldmlab.diffusion.rescaled import ZeroTerminalSNR
 from ldmlab.diffusion.schedules import Cosine, LinearSqrtBeta, Schedule
 from ldmlab.diffusion.targets import EDM, WORDS, Target
-from ldmlab.diffusion.weightings import EDM as EDMWeighting
-from ldmlab.diffusion.weightings import P2, MinSNR, SimpleOf
+from ldmlab.diffusion.weightings import P2, EDMWeighting, MinSNR, SimpleOf
 from ldmlab.errors import ConfigError
 
 T_B = torch.tensor([0, 1, 250, 500, 998, 999])

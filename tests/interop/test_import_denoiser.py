@@ -118,7 +118,7 @@ def test_a_scale_that_is_measured_anew_is_noted(tmp_path: Path) -> None:
     cfg = load(replacing(BASE, words)).cfg
     ae = build.autoencoder(cfg)
     ae.set_scale(0.25)
-    facts = denoisers.Facts({}, build.objective(cfg).schedule.alpha_bar_T, "eps", 8)
+    facts = denoisers.ModelFacts({}, build.objective(cfg).schedule.alpha_bar_T, "eps", 8)
     files = denoisers.as_compvis(Copies(tensors(*words)[0], None), facts, ae.state_dict(), imported_groups(ae))
     file = tmp_path / "model.ckpt"
     file.write_bytes(files["model.ckpt"])
@@ -238,7 +238,7 @@ def test_heads_and_target_that_a_file_says(tmp_path: Path) -> None:
     raw, cfg = tensors()
     ae = build.autoencoder(cfg)
     heads = {"input_blocks.3.1": 2}
-    facts = denoisers.Facts(heads, build.objective(cfg).schedule.alpha_bar_T, "v", 16)
+    facts = denoisers.ModelFacts(heads, build.objective(cfg).schedule.alpha_bar_T, "v", 16)
     files = denoisers.as_compvis(Copies(raw, None), facts, ae.state_dict(), [])
     (tmp_path / "model.ckpt").write_bytes(files["model.ckpt"])
     words = [f"ldm.weights={tmp_path}", "eval.weights=raw"]

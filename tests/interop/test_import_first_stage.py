@@ -78,7 +78,7 @@ def test_id_is_of_the_file_and_of_what_matters(small: Path, tmp_path: Path) -> N
             plan_of(tmp_path, *replacing(words, change)).address("autoencoder").id != first.address("autoencoder").id
         ), change
     assert plan_of(tmp_path).address("autoencoder").id != first.address("autoencoder").id
-    assert first.latents is not None  # a cache, as for a trained stage
+    assert first.has("latents")  # a cache, as for a trained stage
 
 
 def test_measured_scale_depends_on_the_data(small: Path, tmp_path: Path) -> None:
@@ -150,7 +150,10 @@ def test_refusals_before_anything_is_made(small: Path, tmp_path: Path) -> None:
         ("ae.latent_scale.mode=given", "ae.latent_scale.scale=inf"): "ae.latent_scale.scale must be finite",
         ("ae.latent_scale.mode=given",): "ae.latent_scale.mode=given needs ae.latent_scale.scale=",
         ("ae.latent_scale.scale=2",): "is read with ae.latent_scale.mode=given alone; the mode is global",
-        ("ae.latent_scale.mode=given", "ae.latent_scale.scale=[1,2]"): "has 2 numbers; the latent has 4 channels",
+        (
+            "ae.latent_scale.mode=given",
+            "ae.latent_scale.scale=[1,2]",
+        ): "a list of 4, one per latent channel (ae.network.c); it has 2",
         ("ae.latent_scale.mode=given", "ae.latent_scale.scale=a"): "must be a number",
         ("ae.latent_scale.mode=given", "ae.latent_scale.scale=-1"): "must be greater than 0",
     }

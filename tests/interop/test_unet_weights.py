@@ -65,8 +65,8 @@ def denoiser(name: str = "tokens", seed: int = 0) -> Denoiser:
     return Denoiser(unet(name, seed), conditioner).requires_grad_(False)
 
 
-def facts_of(net: nn.Module, target: str | None = "eps") -> denoisers.Facts:
-    return denoisers.Facts(heads_of(net), LinearSqrtBeta().alpha_bar_T, target, 16)
+def facts_of(net: nn.Module, target: str | None = "eps") -> denoisers.ModelFacts:
+    return denoisers.ModelFacts(heads_of(net), LinearSqrtBeta().alpha_bar_T, target, 16)
 
 
 def write(folder: Path, files: dict[str, bytes]) -> Path:

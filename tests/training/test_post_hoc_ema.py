@@ -96,8 +96,8 @@ def test_another_length_is_rebuilt_from_snapshots(width: float) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["ldm.power_ema=[0.05,0.4]"], r"ldm\.power_ema must be greater than 0 and at most 0\.28 of the training; got 0\.4"),
-        (["ldm.power_ema=[0.1,0.1]"], r"ldm\.power_ema=\[0\.1, 0\.1\] names a width twice"),
+        (["ldm.power_ema=[0.05,0.4]"], r"ldm\.power_ema must be greater than 0 and at most 0\.28, each of them; got \[0\.05, 0\.4\]"),
+        (["ldm.power_ema=[0.1,0.1]"], r"ldm\.power_ema must be a list that names nothing twice; got \[0\.1, 0\.1\]"),
         (["eval.ema_width=0.1"], r"eval\.ema_width=0\.1 is made from power-function averages, and ldm\.power_ema=\[\] keeps none"),
         (["eval.ema_width=0.1", "ldm.power_ema=[0.1]", "eval.weights=raw"], r"eval\.ema_width=0\.1 is an average, but eval"),
     ],

@@ -113,7 +113,7 @@ def _check(c: int, multipliers: list[int], width: int, blocks: int, attention_fa
         )
 
 
-class Residual(nn.Module):
+class ConvResidual(nn.Module):
     """norm, swish, conv, norm, swish, conv, plus the input (official ResnetBlock; its dropout is 0)."""
 
     def __init__(self, channels_in: int, channels_out: int):
@@ -155,8 +155,8 @@ def _linear(conv: nn.Conv2d, x_BNC: Tensor) -> Tensor:
     return F.linear(x_BNC, conv.weight.flatten(1), conv.bias)
 
 
-class Downsample(nn.Module):
-    """Stride-2 convolution with zeros on the right and the bottom only (official `Downsample`)."""
+class ConvDownsample(nn.Module):
+    """Stride-2 convolution with zeros on the right and the bottom only (official `ConvDownsample`)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -166,7 +166,7 @@ class Downsample(nn.Module):
         return self.conv(F.pad(x_BCHW, (0, 1, 0, 1)))
 
 
-class Upsample(nn.Module):
+class ConvUpsample(nn.Module):
     """Nearest neighbour ×2, then a 3×3 convolution."""
 
     def __init__(self, channels: int):
@@ -182,7 +182,9 @@ class Blocks(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int, blocks: int, attention: bool, checkpointing: bool):
         super().__init__()
-        self.block = nn.ModuleList([Residual(channels_out if b else channels_in, channels_out) for b in range(blocks)])
+        self.block = nn.ModuleList(
+            [ConvResidual(channels_out if b else channels_in, channels_out) for b in range(blocks)]
+        )
         self.attn = nn.ModuleList([Attention(channels_out) for _ in range(blocks if attention else 0)])
         self.downsample: nn.Module | None = None  # set by the encoder, on every level but the last
         self.upsample: nn.Module | None = None  # set by the decoder, on every level but the first
@@ -203,9 +205,9 @@ class Middle(nn.Module):
 
     def __init__(self, channels: int, attention: bool, checkpointing: bool):
         super().__init__()
-        self.block_1 = Residual(channels, channels)
+        self.block_1 = ConvResidual(channels, channels)
         self.attn_1 = Attention(channels) if attention else nn.Identity()
-        self.block_2 = Residual(channels, channels)
+        self.block_2 = ConvResidual(channels, channels)
         self.checkpointing = checkpointing
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -239,7 +241,7 @@ class Encoder(nn.Module):
         for level, (before, after) in enumerate(zip([width, *widths[:-1]], widths, strict=True)):
             down = Blocks(before, after, blocks, attention[level], checkpointing)
             if level < len(widths) - 1:
-                down.downsample = Downsample(after)
+                down.downsample = ConvDownsample(after)
             self.down.append(down)
         self.mid = Middle(widths[-1], middle_attention, checkpointing)
         self.norm_out = NormSwish(widths[-1])
@@ -266,7 +268,7 @@ class Decoder(nn.Module):
         for level in reversed(range(len(widths))):
             up = Blocks(before, widths[level], blocks + 1, attention[level], checkpointing)
             if level > 0:
-                up.upsample = Upsample(widths[level])
+                up.upsample = ConvUpsample(widths[level])
             ups.insert(0, up)
             before = widths[level]
         self.up = nn.ModuleList(ups)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldmlab.autoencoders.conv import Residual
+from ldmlab.autoencoders.conv import ConvResidual
 from ldmlab.autoencoders.network import Network
 from ldmlab.autoencoders.norm import NormSwish
 from ldmlab.autoencoders.pca import IMAGE_CHANNELS, LinearPath, check_linear
@@ -66,8 +66,8 @@ class ResidualNetwork(Network):
         self.linear = LinearPath(self.f, c, window, whiten) if path == "pca" else None
         widths = [width * m for m in multipliers]
         shortcut = path == "average"
-        self.encoder = Encoder(channels_in(c), stem, widths, depths, shortcut)
-        self.decoder = Decoder(c, stem, widths, decoder_depths, shortcut)
+        self.encoder = ResidualEncoder(channels_in(c), stem, widths, depths, shortcut)
+        self.decoder = ResidualDecoder(c, stem, widths, decoder_depths, shortcut)
         if path == "pca":
             for conv in (self.encoder.conv_out, self.decoder.conv_out):
                 nn.init.zeros_(conv.weight)
@@ -200,7 +200,7 @@ class Up(nn.Module):
         return F.pixel_shuffle(h_BCHW, 2)
 
 
-class Encoder(nn.Module):
+class ResidualEncoder(nn.Module):
     """Image → `channels_out` maps at 1/f of the size."""
 
     def __init__(self, channels_out: int, stem: int, widths: list[int], depths: list[int], shortcut: bool):
@@ -211,7 +211,7 @@ class Encoder(nn.Module):
         for level, width in enumerate(widths):
             if level:
                 levels.append(Down(widths[level - 1], width, shortcut))
-            levels += [Residual(width, width) for _ in range(depths[level])]
+            levels += [ConvResidual(width, width) for _ in range(depths[level])]
         self.levels = nn.Sequential(*levels)
         self.norm_out = NormSwish(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], channels_out, 3, padding=1)
@@ -222,7 +222,7 @@ class Encoder(nn.Module):
         return h_BCHW + averaged(x_BCHW, self.channels_out) if self.shortcut else h_BCHW
 
 
-class Decoder(nn.Module):
+class ResidualDecoder(nn.Module):
     """Latent → the map that `conv_out` turns into pixels (kept apart, because the adaptive weight needs it)."""
 
     def __init__(self, c: int, stem: int, widths: list[int], depths: list[int], shortcut: bool):
@@ -231,7 +231,7 @@ class Decoder(nn.Module):
         self.conv_in = nn.Conv2d(c, widths[-1], 3, padding=1)
         levels: list[nn.Module] = []
         for level in reversed(range(len(widths))):
-            levels += [Residual(widths[level], widths[level]) for _ in range(depths[level])]
+            levels += [ConvResidual(widths[level], widths[level]) for _ in range(depths[level])]
             if level:
                 levels.append(Up(widths[level], widths[level - 1], shortcut))
         self.levels = nn.Sequential(*levels)

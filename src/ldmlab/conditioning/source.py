@@ -140,7 +140,7 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
-class Given:
+class GivenCondition:
     """One condition that a person gave, for every image.
 
     sample: a value per field, as the data set would give it (an integer label, a string, uint8 or float arrays).
@@ -206,7 +206,7 @@ def chosen(
     Raises ConfigError where one class, or what was given, is not enough for the conditioner.
     """
     if given is not None:
-        return Given(given, needs, data)
+        return GivenCondition(given, needs, data)
     if not needs:
         return Unconditional()
     if needs == ("label",):

@@ -137,7 +137,7 @@ class Latents:
 
 
 @dataclass
-class ClassifierGuidance:
+class ClassifierGuidanceOptions:
     """Guidance by a classifier of noisy latents, trained in a stage of its own."""
 
     scale: Scale = MISSING
@@ -148,7 +148,7 @@ class ClassifierGuidance:
 
 
 @dataclass
-class AutoGuidance:
+class AutoguidanceOptions:
     """Guidance away from a weaker model: this denoiser's snapshot, or the denoiser of another run."""
 
     scale: Scale = MISSING
@@ -157,7 +157,7 @@ class AutoGuidance:
 
 
 @dataclass
-class ImageGuidance:
+class ImageGuidanceOptions:
     """Guidance towards a picture: what of it is looked at is `transform`; null is all of it."""
 
     file: Text = MISSING
@@ -166,7 +166,11 @@ class ImageGuidance:
     transform: MaybeNode = None
 
 
-GUIDANCE: dict[str, type] = {"classifier": ClassifierGuidance, "auto": AutoGuidance, "image": ImageGuidance}
+GUIDANCE: dict[str, type] = {
+    "classifier": ClassifierGuidanceOptions,
+    "auto": AutoguidanceOptions,
+    "image": ImageGuidanceOptions,
+}
 """The kinds without a `_target_`. A kind with one is a part; its constructor says its options."""
 
 

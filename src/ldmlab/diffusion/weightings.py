@@ -61,7 +61,7 @@ class P2(Weighting):
         return snr_T / (self.k + snr_T) ** self.gamma
 
 
-class EDM(Weighting):
+class EDMWeighting(Weighting):
     """(s² + sigma_data²) / (s · sigma_data)² on the error of z0, s = sigma / alpha (Karras et al. 2206.00364, Table 1).
 
     The same as no weighting with the EDM target of equal sigma_data, and with sigma_data = 1 as none with v.

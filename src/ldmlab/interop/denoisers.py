@@ -167,7 +167,7 @@ def _json(file: Path) -> dict[str, Any]:
 # ---- writing -------------------------------------------------------------------------------------------------------------
 
 
-class Facts(NamedTuple):
+class ModelFacts(NamedTuple):
     """What a denoiser's tensors do not say and its files should."""
 
     heads: dict[str, int]
@@ -180,7 +180,9 @@ class Facts(NamedTuple):
     )
 
 
-def as_compvis(copies: Copies, facts: Facts, first_stage: Mapping[str, Tensor], groups: list[int]) -> dict[str, bytes]:
+def as_compvis(
+    copies: Copies, facts: ModelFacts, first_stage: Mapping[str, Tensor], groups: list[int]
+) -> dict[str, bytes]:
     """`model.ckpt`: a whole latent-diffusion checkpoint, and beside `state_dict` what that has no place for.
 
     `first_stage`: the autoencoder's state dict, scale and shift included; `groups` of its normalisations.
@@ -203,7 +205,7 @@ def as_compvis(copies: Copies, facts: Facts, first_stage: Mapping[str, Tensor], 
     return {"model.ckpt": weights.checkpoint(official, note)}
 
 
-def as_diffusers(tensors: Mapping[str, Tensor], facts: Facts) -> dict[str, bytes]:
+def as_diffusers(tensors: Mapping[str, Tensor], facts: ModelFacts) -> dict[str, bytes]:
     """`unet/`, and `class_embedder/` and `scheduler/` where there is such, of one copy of the weights.
 
     Raises WeightsError for what diffusers cannot express.

@@ -116,7 +116,7 @@ def today(name: str) -> str:
 # ---- config.json ---------------------------------------------------------------------------------------------------------
 
 
-class Facts(NamedTuple):
+class DecoderFacts(NamedTuple):
     """What config.json says beyond names and shapes."""
 
     groups: int  # of every normalisation
@@ -124,7 +124,7 @@ class Facts(NamedTuple):
     shift: Tensor | None
 
 
-def read_config(config: Mapping[str, Any]) -> Facts:
+def read_config(config: Mapping[str, Any]) -> DecoderFacts:
     """Raises WeightsError for a class or a function of another network than ours."""
     name = config.get("_class_name", "AutoencoderKL")
     if name not in CLASSES:
@@ -135,13 +135,13 @@ def read_config(config: Mapping[str, Any]) -> Facts:
     try:
         groups = int(config.get("norm_num_groups", GROUPS))
         if config.get("scaling_factor") is None:
-            return Facts(groups, None, None)
+            return DecoderFacts(groups, None, None)
         scale = torch.tensor(float(config["scaling_factor"]))
         shift = torch.tensor(float(config.get("shift_factor") or 0.0))
         if config.get("latents_std") is not None:  # pipelines: z = (raw − mean) · scaling_factor / std
             scale = scale / torch.tensor(config["latents_std"])
             shift = torch.tensor(config.get("latents_mean") or [0.0])
-        return Facts(groups, scale, shift)
+        return DecoderFacts(groups, scale, shift)
     except (TypeError, ValueError) as error:
         raise WeightsError(f"config.json holds a value of another type than diffusers writes ({error}).") from None
 

@@ -80,7 +80,7 @@ def export_denoiser(composed: Composed, to: str, out: Path, command: str) -> Wri
     stage = decoding_address(plan)
     _check_done(store, [stage, trained], command, "denoiser")
     first_stage = load_tensors(store.check(stage, "autoencoder.safetensors"))
-    facts = denoisers.Facts(
+    facts = denoisers.ModelFacts(
         weights_denoiser.heads_of(resolved.denoiser.network), resolved.objective.schedule.alpha_bar_T, weights_denoiser.target_of(cfg),
         resolved.latent_shape[1], weights_denoiser.average_of(cfg, store.folder(trained)),
         weights_first_stage.scale_by_std(cfg),
@@ -150,7 +150,7 @@ README = """# A denoiser of ldmlab, in diffusers' parts
 
 
 def _diffusers_folder(
-    chosen: dict[str, Tensor], facts: denoisers.Facts, resolved: Resolved, first_stage: dict[str, Tensor]
+    chosen: dict[str, Tensor], facts: denoisers.ModelFacts, resolved: Resolved, first_stage: dict[str, Tensor]
 ) -> tuple[dict[str, bytes], list[str]]:
     """The files, and what they do not say: a whole pipeline, or its parts and a README.md that says why."""
     files = denoisers.as_diffusers(chosen, facts)
@@ -171,7 +171,7 @@ def _diffusers_folder(
 
 
 def _whole_pipeline(
-    files: dict[str, bytes], facts: denoisers.Facts, resolved: Resolved, first_stage: dict[str, Tensor]
+    files: dict[str, bytes], facts: denoisers.ModelFacts, resolved: Resolved, first_stage: dict[str, Tensor]
 ) -> dict[str, bytes]:
     """Files that DiffusionPipeline.from_pretrained loads. Raises WeightsError, saying why, where no pipeline computes this."""
     if needs := resolved.conditioner.needs:

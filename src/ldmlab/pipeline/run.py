@@ -29,6 +29,7 @@ def prepare(composed: Composed) -> Plan:
     store = Store(cfg.store, verify=cfg.verify is not False)
     caches = store.root / "data" / "cache"
     data, val = build.dataset(cfg, "train", caches), build.dataset(cfg, "val", caches)
+    weights_denoiser.check_options(cfg)
     cfg, sized = budget.choose_width(cfg, data)
     resolved = resolve(cfg, choices, data, val, caches)
     weights_first_stage.check(cfg, choices, resolved.autoencoder)

@@ -106,7 +106,7 @@ class SamplesStage(Stage):
     def work(self, ctx: Context, folder: Path) -> None:
         cfg, resolved = ctx.cfg, self.plan.resolved
         ae, model = load_decoding(self.plan, ctx), self.plan.stage(DenoiserStage).load(ctx, self.images)
-        results = Results(self.plan, ctx, ae)
+        results = RunResults(self.plan, ctx, ae)
         guided = Guided(Model(model, resolved.objective), tuple(kind.load(results) for kind in resolved.guidance))
         n, shape = cfg.eval.samples, resolved.latent_shape
         source = resolved.conditions(n)
@@ -156,7 +156,7 @@ def sampler_options(sampler: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-class Results:
+class RunResults:
     """What guidance finds of a run, once per sampling (`guidance.base.Results`)."""
 
     def __init__(self, plan: "Plan", ctx: Context, ae: Autoencoder):

@@ -35,10 +35,7 @@ def check(cfg: DictConfig, choices: dict[str, str], model: Denoiser, objective: 
     Raises WeightsError or ConfigError, naming what differs and, of the network, which words fit.
     """
     if cfg.ldm.weights is None:
-        if cfg.ldm.fit is None:
-            raise ConfigError("ldm.fit=null trains nothing. Give a budget, or trained weights: ldm.weights=file.")
         return
-    check_options(cfg)
     found = denoisers.read(Path(cfg.ldm.weights))
     expected = model.state_dict()
     for tensors in (found.copies.raw, found.copies.ema):
@@ -54,7 +51,11 @@ def check(cfg: DictConfig, choices: dict[str, str], model: Denoiser, objective: 
 
 
 def check_options(cfg: DictConfig) -> None:
-    """ConfigError for options of a training that does not take place."""
+    """ConfigError for options of a training that does not take place, and for a denoiser from nowhere. Builds nothing."""
+    if cfg.ldm.weights is None:
+        if cfg.ldm.fit is None:
+            raise ConfigError("ldm.fit=null trains nothing. Give a budget, or trained weights: ldm.weights=file.")
+        return
     if list(cfg.eval.at) != [1.0]:
         raise ConfigError(f"eval.at={list(cfg.eval.at)}: ldm.weights is one state of a denoiser. Use eval.at=[1.0].")
     if cfg.ldm.power_ema or cfg.eval.ema_width is not None:

@@ -17,7 +17,7 @@ from ldmlab.randomness import Draws
 BINS = 4  # of noise levels, for the log
 
 
-class FirstStage(Protocol):
+class FrozenAutoencoder(Protocol):
     """What the loss needs of the autoencoder (an nn.Module)."""
 
     @property
@@ -47,7 +47,7 @@ class DiffusionLoss:
     def __init__(
         self,
         denoiser: Denoiser,
-        autoencoder: FirstStage,
+        autoencoder: FrozenAutoencoder,
         objective: Objective,
         draws: Draws,
         drop: float = 0.0,
@@ -102,7 +102,7 @@ class DiffusionLoss:
 
 
 @torch.no_grad()
-def latents_of(batch: dict[str, Any], autoencoder: FirstStage, draws: Draws) -> Tensor:
+def latents_of(batch: dict[str, Any], autoencoder: FrozenAutoencoder, draws: Draws) -> Tensor:
     """Standardised latents [B, c, H/f, W/f], float32, of cached "moments" or an "image": one sample of each posterior."""
     moments_BCHW = batch["moments"] if "moments" in batch else autoencoder.moments(batch["image"])
     shape = (autoencoder.c, *moments_BCHW.shape[2:])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ldmlab.diffusion.objectives import Objective
 from ldmlab.networks.noisy_classifier import NoisyClassifier
 from ldmlab.randomness import Draws
-from ldmlab.training.diffusion_loss import BINS, FirstStage, by_time, latents_of
+from ldmlab.training.diffusion_loss import BINS, FrozenAutoencoder, by_time, latents_of
 
 
 class NoisyClassifierLoss:
@@ -32,7 +32,7 @@ class NoisyClassifierLoss:
     def __init__(
         self,
         classifier: NoisyClassifier,
-        autoencoder: FirstStage,
+        autoencoder: FrozenAutoencoder,
         objective: Objective,
         draws: Draws,
         batch_size: int = 1,
