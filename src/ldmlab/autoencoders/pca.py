@@ -92,10 +92,10 @@ class LinearPath(nn.Module):
 
     def encode(self, image_BCHW: Tensor) -> Tensor:
         """[B, 3, f·H, f·W] → [B, c, H, W]; never in half precision."""
-        weight_CP = self.basis_CP / self.std_C[:, None]
-        bias_C = -weight_CP @ self.mean_P
-        weight_C3ff = weight_CP.view(self.c, IMAGE_CHANNELS, self.f, self.f)
         with no_autocast(image_BCHW.device.type):
+            weight_CP = self.basis_CP / self.std_C[:, None]
+            bias_C = -weight_CP @ self.mean_P
+            weight_C3ff = weight_CP.view(self.c, IMAGE_CHANNELS, self.f, self.f)
             return F.conv2d(widen(image_BCHW), weight_C3ff, bias_C, stride=self.f)
 
     def decode(self, z_BCHW: Tensor) -> Tensor:

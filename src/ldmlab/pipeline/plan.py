@@ -195,7 +195,7 @@ def caches(cfg: DictConfig, data: Any) -> bool:
     from ldmlab.data.latent_cache import unsupported_fields
     from ldmlab.errors import ConfigError
 
-    identity = cfg.ae.fit is None and cfg.ae.weights is None
+    identity = cfg.ae.network["_target_"].endswith(".IdentityNetwork")
     unread = identity or cfg.ldm.weights is not None
     if cfg.latents.cache == "never" or (unread and cfg.latents.cache == "auto"):
         return False  # pixel space: a cache would be a copy of the data
