@@ -6,7 +6,7 @@
     python src/bench.py compare=attention                      fused attention beside two products, over dtypes and head sizes
     python src/bench.py compare=keys                           guided steps with the condition's keys kept, beside reading it each time
     python src/bench.py compare=codebook ae=vq_f8 data.resolution=256        block look-up beside the whole distance matrix
-    python src/bench.py compare=autoencoder ae=kl_f8 data.resolution=256     memory of a training step beside the official way
+    python src/bench.py compare=autoencoder ae=kl_f8 data.resolution=256     memory of a training step beside the official training step
     python src/bench.py compare=family bench.family=[kl_f4,kl_f8] ae.network.width=32 data.resolution=64
     python src/bench.py compare=first_stage bench.family=[kl_f4_small,kl_f4_quick] bench.seconds=60 data.resolution=64    PSNR over seconds
     python src/bench.py compare=compression data.resolution=256 cond=class_label ldm.network.width=64      time beside FLOPs, f = 1 … 32

@@ -2,7 +2,7 @@
 
     python src/export.py ae=kl_f8 to=diffusers out=kl_f8        config.json and weights, for AutoencoderKL / VQModel.from_pretrained
     python src/export.py ae=kl_f8 to=compvis out=kl_f8          model.ckpt, the official names under state_dict
-    python src/export.py ae=kl_f8 ldm=… part=ldm to=diffusers out=model      unet/, class_embedder/, scheduler/
+    python src/export.py ae=kl_f8 ldm=… part=ldm to=diffusers out=model      unet/, scheduler/; without a condition a whole LDMPipeline
     python src/export.py ae=kl_f8 ldm=… part=ldm to=compvis out=model        model.ckpt of the whole model, first stage and both copies
 
 diffusers has one place for the weights; eval.weights (ema or raw) says which copy goes there.
@@ -17,13 +17,13 @@ from ldmlab.errors import ConfigError
 
 
 def export(composed: Composed, words: str) -> None:
-    from ldmlab.interop import export_denoiser, export_first_stage
+    from ldmlab.pipeline.export import export_denoiser, export_first_stage
 
     cfg = composed.cfg
     for name, example in (("to", "to=diffusers or to=compvis"), ("out", "out=folder")):
         if cfg[name] is None:
             raise ConfigError(f"{name} is not set. Give it as {example}.")
-    write = export_first_stage.export if cfg.part == "ae" else export_denoiser.export
+    write = export_first_stage if cfg.part == "ae" else export_denoiser
     files, notes = write(composed, cfg.to, Path(cfg.out), words)
     print("\n".join([*(f"   {cfg.to:<10}{file}" for file in files), *(f"   note: {note}" for note in notes)]))
 

@@ -31,5 +31,10 @@ def prepare(composed: Composed, words: str) -> None:
     )  # fmt: skip
 
 
+def menu(words: list[str]) -> list[str]:
+    """Shards are made from a folder of pictures; to check them it is not needed."""
+    return [] if "verify=true" in words else ["data=folder"]
+
+
 if __name__ == "__main__":
-    command(prepare, defaults=["data=folder"])
+    command(prepare, defaults=menu)

@@ -8,15 +8,19 @@ Say the same words as for training. `n` images; cond.label is a number or a clas
 from pathlib import Path
 
 from ldmlab.cli import command
-from ldmlab.config.compose import Composed
+from ldmlab.config.compose import Composed, with_values
+
+
+def only_samples(composed: Composed) -> Composed:
+    """`n` images of this run, and no scores."""
+    values = {"until": "samples", "eval.samples": composed.cfg.n}
+    return Composed(with_values(composed.cfg, values), composed.choices)
 
 
 def sample(composed: Composed, words: str) -> None:
     from ldmlab.pipeline.run import execute
     from ldmlab.reports.publish import export_samples, on_main
 
-    composed.cfg.until = "samples"
-    composed.cfg.eval.samples = composed.cfg.n
     folder = execute(composed, words, may_train=False)
     if folder is not None and on_main():
         out = Path(composed.cfg.out) if composed.cfg.out else None
@@ -24,4 +28,4 @@ def sample(composed: Composed, words: str) -> None:
 
 
 if __name__ == "__main__":
-    command(sample, defaults=["eval.at=[1.0]"], ranks=True)
+    command(sample, defaults=["eval.at=[1.0]"], ranks=True, change=only_samples)

@@ -1,37 +1,58 @@
-"""The one place that makes parts from options. Nobody else calls Hydra's instantiate."""
+"""The only module that makes parts from options, and the only one that calls Hydra's instantiate."""
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig
-from torch import nn
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
 
 from ldmlab.autoencoders.autoencoder import Autoencoder
+from ldmlab.conditioning.base import Conditioner, Facts, built
+from ldmlab.data.base import ImageDataset
 from ldmlab.diffusion.denoiser import Denoiser
 from ldmlab.diffusion.objectives import Objective
 from ldmlab.errors import UserError
+from ldmlab.guidance.autoguidance import Autoguidance
+from ldmlab.guidance.base import Guidance
+from ldmlab.guidance.classifier import ClassifierGuidance
+from ldmlab.guidance.classifier_free import ClassifierFreeGuidance
+from ldmlab.guidance.image import ImageGuidance
 from ldmlab.guidance.observations import Observation
+from ldmlab.guidance.stack import in_order
+from ldmlab.metrics.metric import Metric
 from ldmlab.networks.noisy_classifier import NoisyClassifier
 from ldmlab.randomness import seed_of
+from ldmlab.samplers.sampler import Sampler
 
 SHAPES = "ldmlab.data.shapes.Shapes"
 
 
 def part(node: DictConfig, **given: Any) -> Any:
-    """One part: its options, plus what follows from other parts. A part's own complaint comes out as it is."""
+    """One part: its options, plus what follows from other parts. A UserError of the part is raised as it is."""
+    made = _made(node)
+    return made(**given) if node.get("_partial_", False) else made
+
+
+def _made(node: DictConfig, **how: Any) -> Any:
     try:
-        made = instantiate(node, _convert_="all")
+        return instantiate(node, _convert_="all", **how)
     except InstantiationException as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
         raise
-    return made(**given) if node.get("_partial_", False) else made
+
+
+def editable(node: DictConfig) -> DictConfig:
+    """A copy that can be changed; a composed configuration is read-only."""
+    copy = cast(DictConfig, node.copy())
+    OmegaConf.set_readonly(copy, False)
+    return copy
 
 
 @contextlib.contextmanager
@@ -62,11 +83,11 @@ def shapes_only() -> Iterator[None]:
             setattr(init, name, function)
 
 
-def dataset(cfg: DictConfig, split: str, cache: Path | None) -> Any:
-    return part(cfg.data, split=split, cache=cache)
+def dataset(cfg: DictConfig, split: str, cache: Path | None) -> ImageDataset:
+    return cast(ImageDataset, part(cfg.data, split=split, cache=cache))
 
 
-def shapes(cfg: DictConfig, split: str, cache: Path | None) -> Any:
+def shapes(cfg: DictConfig, split: str, cache: Path | None) -> ImageDataset:
     """The generated shapes at the run's resolution: the run's own data when it uses them, else the default set."""
     if cfg.data["_target_"] == SHAPES:
         return dataset(cfg, split, cache)
@@ -76,7 +97,7 @@ def shapes(cfg: DictConfig, split: str, cache: Path | None) -> Any:
 
 
 def autoencoder(cfg: DictConfig) -> Autoencoder:
-    with seeded(cfg.seed, "autoencoder"):
+    with seeded(cfg.ae.seed, "autoencoder"):
         node = cfg.ae.regulariser
         regulariser = part(node, c=cfg.ae.network.c) if node.get("_partial_", False) else part(node)
         network = part(cfg.ae.network, channels_in=regulariser.channels_in)
@@ -85,10 +106,10 @@ def autoencoder(cfg: DictConfig) -> Autoencoder:
 
 def first_stage_loss(cfg: DictConfig, classifier: nn.Module | None) -> Any:
     """`ae.loss` with its parts. `classifier` is the trained shapes classifier, for the perceptual distance that asks for it."""
-    with seeded(cfg.seed, "loss"):
+    with seeded(cfg.ae.seed, "loss"):
         node = cfg.ae.loss
         if needs_classifier(cfg):
-            bare = cast(DictConfig, node.copy())
+            bare = editable(node)
             perceptual, bare.perceptual = bare.perceptual, None
             bare["_partial_"] = True
             return instantiate(bare, _convert_="all")(perceptual=part(perceptual, classifier=classifier))
@@ -116,14 +137,35 @@ def evaluation_distance(cfg: DictConfig, extractor: nn.Module) -> nn.Module | No
     return cast(nn.Module, part(cfg.ae.loss.perceptual)) if own else None
 
 
-def conditioner(cfg: DictConfig, data: Any) -> Any:
-    node = cfg.cond.conditioner
-    return part(node, n_classes=len(data.class_names)) if node.get("_partial_", False) else part(node)
+def conditioner(cfg: DictConfig, data: ImageDataset, ae: Autoencoder | None = None) -> Conditioner:
+    """`cond.conditioner` and the parts in it, each with the facts that its constructor names.
+
+    `ae`: the first stage. Without it a conditioner cannot ask it anything, and its latent shape is that of the options.
+    """
+    encode = None if ae is None else frozen_encode(ae)
+    if ae is None:
+        with shapes_only():
+            ae = autoencoder(cfg)
+    facts = Facts(
+        n_classes=len(data.class_names), class_names=tuple(data.class_names), resolution=data.resolution,
+        latent_shape=ae.latent_shape(data.resolution), first_stage=encode,
+        vocabulary={field.name: field.values for field in data.declared},
+    )  # fmt: skip
+    return cast(Conditioner, built(_made(cfg.cond.conditioner, _partial_=True), facts))
 
 
-def denoiser(cfg: DictConfig, ae: Autoencoder, data: Any) -> Denoiser:
-    with seeded(cfg.seed, "denoiser"):
-        conditions = conditioner(cfg, data)
+def frozen_encode(ae: Autoencoder) -> Callable[[Tensor], Tensor]:
+    """Image [B, 3, H, W] in [-1, 1] → standardised latents, the posterior's mean, without gradients.
+
+    A function, so that a conditioner that keeps it does not own the first stage's weights.
+    """
+    return torch.no_grad()(lambda image_BCHW: ae.encode(image_BCHW))
+
+
+def denoiser(cfg: DictConfig, ae: Autoencoder, data: ImageDataset, conditions: Conditioner | None = None) -> Denoiser:
+    """Network and conditioner; `conditions`: a conditioner that is already made."""
+    with seeded(cfg.ldm.seed, "denoiser"):
+        conditions = conditioner(cfg, data, ae) if conditions is None else conditions
         network = part(
             cfg.ldm.network,
             in_channels=ae.c + conditions.concat_channels,
@@ -135,36 +177,59 @@ def denoiser(cfg: DictConfig, ae: Autoencoder, data: Any) -> Denoiser:
         return Denoiser(network, conditions)
 
 
-def objective(cfg: DictConfig) -> Objective:
-    """`objective` with its parts. A schedule that follows the latent's size (Shifted) is told it here."""
+def objective(cfg: DictConfig, latent_size: int | None = None) -> Objective:
+    """`objective` with its parts. A schedule that follows the latent's size (Shifted) is given it; None: it is found out here."""
     node = cfg.objective
     if not node.schedule.get("_partial_", False):
         return cast(Objective, part(node))
-    with shapes_only():
-        size = autoencoder(cfg).latent_shape(cfg.data.resolution)[1]
-    schedule = part(node.schedule, latent_size=size)
-    bare = cast(DictConfig, node.copy())
+    if latent_size is None:
+        with shapes_only():
+            latent_size = autoencoder(cfg).latent_shape(cfg.data.resolution)[1]
+    schedule = part(node.schedule, latent_size=latent_size)
+    bare = editable(node)
     bare.schedule = None
     bare["_partial_"] = True
     return cast(Objective, part(bare, schedule=schedule))
 
 
-def sampler(cfg: DictConfig) -> Any:
-    return part(cfg.sampler)
+def sampler(cfg: DictConfig) -> Sampler:
+    return cast(Sampler, part(cfg.sampler))
 
 
 def noisy_classifier(cfg: DictConfig, ae: Autoencoder, data: Any) -> NoisyClassifier:
     """The network of guidance=classifier, untrained."""
-    with seeded(cfg.seed, "noisy_classifier"):
+    with seeded(cfg.guidance.classifier.seed, "noisy_classifier"):
         size = ae.latent_shape(data.resolution)[1]
         node = cfg.guidance.classifier.network
         return cast(NoisyClassifier, part(node, in_channels=ae.c, n_classes=len(data.class_names), latent_size=size))
 
 
-def observation(cfg: DictConfig) -> Observation | None:
-    """What guidance=image looks at; None is the whole image."""
-    node = cfg.guidance.image.transform
-    return None if node is None else cast(Observation, part(node))
+def guidance(cfg: DictConfig, chosen: Sampler) -> tuple[Guidance, ...]:
+    """Every kind of guidance that samples are drawn with: the sampler's own options, and `guidance`; from the network outwards."""
+    kinds: list[Guidance] = [ClassifierFreeGuidance(chosen)] if chosen.guidance != 1 else []
+    for name, node in cfg.guidance.items():
+        if node is None:
+            continue
+        if name == "auto":
+            kinds.append(Autoguidance(node.scale, node.snapshot, node.run))
+        elif name == "classifier":
+            kinds.append(ClassifierGuidance(node.scale, _floats(node.interval)))
+        elif name == "image":
+            transform = None if node.transform is None else cast(Observation, part(node.transform))
+            own = cast(dict[str, Any], OmegaConf.to_container(node))["transform"]
+            kinds.append(ImageGuidance(node.file, node.scale, _floats(node.interval), transform, own))
+        else:
+            kinds.append(part(node))
+    return in_order(kinds)
+
+
+def _floats(interval: Any) -> list[float] | None:
+    return None if interval is None else [float(ratio) for ratio in interval]
+
+
+def metrics(cfg: DictConfig) -> tuple[Metric, ...]:
+    """`eval.metrics`, in order."""
+    return tuple(part(cfg.metric[name]) for name in cfg.eval.metrics)
 
 
 def extractor(cfg: DictConfig) -> nn.Module:

@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 a mistake, said in one line without a traceback; 85 stoppe
 again; anything else is a bug of ours and keeps its traceback.
 """
 
+import io
 import os
 import shlex
 import sys
@@ -11,47 +12,71 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ldmlab.config.compose import CONF, ROOT, Composed, group_options, groups, load, register_schema
+from ldmlab.config.compose import CONF, ROOT, SWEEP_CHILD, Composed, group_options, groups, load, register_schema
+from ldmlab.config.search import SEARCHPATH, subgroups
+from ldmlab.config.words import LAUNCHERS, read
 from ldmlab.errors import ConfigError, UserError
 
-SWEEP_CHILD = "LDMLAB_SWEEP_CHILD"  # set by the sweep launcher: one job of a sweep, which repeats `sweeps=…` without -m
-
 Task = Callable[[Composed, str], Any]
+Defaults = Callable[[list[str]], list[str]]
 
 
-def command(task: Task, defaults: list[str] | None = None, ranks: bool = False) -> None:
-    """Run a script's task and exit. `ranks`: the task can run on several processes (`runtime.processes`)."""
+def command(
+    task: Task,
+    defaults: list[str] | Defaults | None = None,
+    ranks: bool = False,
+    change: Callable[[Composed], Composed] | None = None,
+) -> None:
+    """Run a script's task and exit.
+
+    defaults: the script's own words, which typed ones take the place of; a function gets the typed words.
+    ranks: the task can run on several processes (`runtime.processes`).
+    change: what the script makes of the composition (`with_values`), which is read-only afterwards.
+    """
     words = sys.argv[1:]
-    sys.exit(_guarded(lambda: _dispatch(task, words, defaults or [], ranks)))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # PYTHONIOENCODING=ascii: a sign that cannot be written is a question mark
+            stream.reconfigure(errors="replace")
+    sys.exit(_guarded(lambda: _dispatch(task, words, defaults or [], ranks, change or (lambda composed: composed))))
 
 
-def _dispatch(task: Task, words: list[str], defaults: list[str], ranks: bool) -> int:
+def _dispatch(
+    task: Task, words: list[str], defaults: list[str] | Defaults, ranks: bool, change: Callable[[Composed], Composed]
+) -> int:
     flags = [w for w in words if w.startswith("-")]
     if {"-h", "--help"} & set(flags):
-        print(help_text(task))
+        print(help_text(task, words))
         return 0
-    if {"-m", "--multirun"} & set(flags) or any(f.startswith(("-s", "--shell")) for f in flags):
+    if {"-m", "--multirun"} & set(flags):
         return _sweep(words)
     if {"-c", "--cfg"} & set(flags):
         from omegaconf import OmegaConf
 
         rest = [w for w in words if not w.startswith("-") and w not in ("job", "all")]
-        print(OmegaConf.to_yaml(load([*defaults, *rest]).cfg))
+        print(OmegaConf.to_yaml(change(load(_with_defaults(defaults, rest))).cfg))
         return 0
     if flags:
         raise UserError(
             f"{flags[0]}: no such flag. Flags: --help, --cfg (print the completed configuration), -m (a sweep)."
         )
-    composed = load([*defaults, *words])
+    composed = change(load(_with_defaults(defaults, words)))
     from ldmlab.pipeline.launch import start_ranks, under_launcher
 
     if ranks and composed.cfg.runtime.processes > 1 and not under_launcher() and not composed.cfg.dry_run:
         from ldmlab.pipeline.run import prepare
 
-        prepare(composed)  # every complaint comes once, from here, before a rank starts
+        prepare(composed)  # every error is printed once, by this process, before a rank starts
         return start_ranks(composed.cfg.runtime.processes, sys.argv)
     task(composed, command_line(words))
     return 0
+
+
+def _with_defaults(defaults: list[str] | Defaults, words: list[str]) -> list[str]:
+    own = defaults(words) if callable(defaults) else defaults
+    typed = {word.partition("=")[0] for word in words}
+    return [*(word for word in own if word.partition("=")[0] not in typed), *words]
 
 
 def _guarded(work: Callable[[], int]) -> int:
@@ -89,8 +114,8 @@ def command_line(words: list[str]) -> str:
     return shlex.join(["python", str(shown), *words])
 
 
-def help_text(task: Task) -> str:
-    """The script's own words, then every group with its options. Composes nothing, so it is quick."""
+def help_text(task: Task, words: list[str]) -> str:
+    """The script's own words, then every group with its options, those of `hydra.searchpath` too. Composes nothing, so it is quick."""
     module = sys.modules[task.__module__]
     lines = [
         (module.__doc__ or "").strip(),
@@ -98,14 +123,12 @@ def help_text(task: Task) -> str:
         "Options are words: group=option chooses a file in conf/, path=value sets one option.",
         "",
     ]
-    for group in groups():
-        names = group_options(group)
+    paths = [word for word in words if word.startswith(f"{SEARCHPATH}=")]
+    for group in groups(paths):
+        names = group_options(group, paths)
         if names:
             lines.append(f"  {group + '=':<13}{', '.join(names)}")
-            lines += [
-                f"    {sub.relative_to(CONF)!s}={', '.join(group_options(str(sub.relative_to(CONF))))}"
-                for sub in sorted((CONF / group).glob("*/"))
-            ]
+            lines += [f"    {sub}={', '.join(group_options(sub, paths))}" for sub in subgroups(group, paths)]
     lines += ["", "--cfg prints the completed configuration with every option. dry_run=true prints the plan and builds nothing.",
               "-m runs a sweep: python src/train.py -m sweeps=compression, or -m ae=kl_f4,kl_f8."]  # fmt: skip
     return "\n".join(lines)
@@ -117,9 +140,9 @@ def _sweep(words: list[str]) -> int:
 
     register_schema()
     os.environ[SWEEP_CHILD] = "1"
-    _check_sweep([w for w in words if not w.startswith("-")])
+    texts = _check_sweep([w for w in words if not w.startswith("-")])
     # Hydra's parser wants all options in one piece
-    sys.argv[1:] = [*(w for w in words if w.startswith("-")), *(w for w in words if not w.startswith("-"))]
+    sys.argv[1:] = [*(w for w in words if w.startswith("-")), *texts]
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     def job(cfg: Any) -> None:
@@ -129,10 +152,11 @@ def _sweep(words: list[str]) -> int:
     return 0
 
 
-def _check_sweep(words: list[str]) -> None:
-    """Every value that is swept over, composed once, before Hydra says it in its own words. Raises ConfigError."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import OverrideParseException
+def _check_sweep(words: list[str]) -> list[str]:
+    """Compose every value that is swept over once, before Hydra complains in its own words; returns the words as Hydra reads them.
+
+    Raises ConfigError.
+    """
     from omegaconf import OmegaConf
 
     files = [ROOT / "sweeps" / f"{w.removeprefix('sweeps=')}.yaml" for w in words if w.startswith("sweeps=")]
@@ -142,19 +166,15 @@ def _check_sweep(words: list[str]) -> None:
         if file.is_file()
         for path, values in (OmegaConf.select(OmegaConf.load(file), "hydra.sweeper.params") or {}).items()
     ]
-    parser = OverridesParser.create()
-    values: list[list[str]] = []
-    for word in [*given, *words]:
-        try:
-            parsed = parser.parse_overrides([word])[0]
-        except OverrideParseException:
-            raise ConfigError(
-                f"{word}: not readable as an option. Write path=value, and quote values with commas or spaces."
-            ) from None
-        path = parsed.get_key_element()
-        values.append([f"{path}={v}" for v in parsed.sweep_string_iterator()] if parsed.is_sweep_override() else [word])
+    values = [word.values for word in read([*given, *words], sweep=True) if not word.path.startswith(LAUNCHERS)]
+    if not given and not any(w.startswith("sweeps=") for w in words) and all(len(v) == 1 for v in values):
+        raise ConfigError(
+            "-m runs a sweep, and no option has several values. Write python src/train.py -m sweeps=compression, or "
+            "-m ae=kl_f4,kl_f8; for one run leave -m out."
+        )
     first = [v[0] for v in values]
     for i, choices in enumerate(values):
         for word in choices if len(choices) > 1 else []:
             load([*first[:i], word, *first[i + 1 :]])
     load(first)
+    return [word.text for word in read(words, sweep=True)]

@@ -1,4 +1,4 @@
-"""What a user may meet: one sentence each, printed without a traceback, exit code 1.
+"""Errors that a user can cause and mend: one sentence each, printed without a traceback, exit code 1.
 
 A message names the option's path (or the file), the rule, the value that came, and the way out.
 Anything that is not one of these classes is a bug of ours and keeps its traceback.
@@ -6,7 +6,7 @@ Anything that is not one of these classes is a bug of ours and keeps its traceba
 
 
 class UserError(Exception):
-    """Base of every complaint that is addressed to the person at the keyboard."""
+    """Base of every error that a user can cause and mend."""
 
 
 class ConfigError(UserError):

@@ -14,7 +14,7 @@ def kl(**options):
     return Autoencoder(ConvNetwork(channels_in=KL().channels_in, **options), KL())
 
 
-# millions, computed from the official architecture (shared/paper, derived.parameter_counts_millions), loss not counted.
+# millions, counted from the official configs apart from this code (docs/paper.md#first-stage-networks), loss not included
 # Without attention at the levels f=16 and f=32 would have 64.35 and 93.36.
 OFFICIAL = {
     "kl-f4": (55.31, None, dict(c=3, multipliers=[1, 2, 4])),

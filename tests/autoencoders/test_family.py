@@ -6,7 +6,7 @@ from ldmlab import build
 from ldmlab.autoencoders.autoencoder import Autoencoder
 from ldmlab.config.compose import load
 from ldmlab.pipeline.costs import parameters_of
-from ldmlab.pipeline.plan import options
+from ldmlab.pipeline.stage import plain
 
 # f, c, |Z|, million parameters of the official network without its loss (None: network never published)
 TABLE_8 = {
@@ -42,7 +42,7 @@ def test_networks_without_level_attention_are_the_round_numbers() -> None:
 
 @pytest.mark.parametrize("f", [2, 4, 8, 16, 32])
 def test_matched_pairs_differ_in_the_regulariser_alone(f: int) -> None:
-    kl, vq = (options(load([f"ae={name}_f{f}_matched"]).cfg.ae) for name in ("kl", "vq"))
+    kl, vq = (plain(load([f"ae={name}_f{f}_matched"]).cfg.ae) for name in ("kl", "vq"))
     regularisers = {side.pop("regulariser")["_target_"].rpartition(".")[2] for side in (kl, vq)}
     reductions = {side["loss"].pop("reduction") for side in (kl, vq)}
     assert regularisers == {"KL", "VQ"} and reductions == {"sum", "mean"}

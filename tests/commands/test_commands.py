@@ -250,7 +250,7 @@ def distance_moved(root: Path, stage: str, words: list[str]) -> tuple[float, flo
 
     composed = load([*TINY, *words, f"store={root / 'one'}"])
     ae = build.autoencoder(composed.cfg)
-    start = ae if stage == "autoencoder" else build.denoiser(composed.cfg, ae, prepare(composed)[2])
+    start = ae if stage == "autoencoder" else build.denoiser(composed.cfg, ae, prepare(composed).resolved.data)
     begun = dict(start.named_parameters())
     one, two = (load_file(sealed(root / side, stage) / "weights.safetensors") for side in ("one", "two"))
     apart = sum(float((two[k] - one[k]).square().sum()) for k in begun) ** 0.5

@@ -8,7 +8,7 @@ from test_commands_interop import TINY, only, run
 
 from ldmlab.config.compose import load
 from ldmlab.errors import UserError
-from ldmlab.interop.export_denoiser import export
+from ldmlab.pipeline.export import export_denoiser as export
 
 TRAINING = [
     "ae.fit.images=16", "ae.fit.warmup=0", "eval.samples=8", "eval.reference.images=16", "eval.metrics=[fid]", "sampler.guidance=2",

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from ldmlab.config.compose import load
 from ldmlab.errors import UserError
-from ldmlab.interop.export_first_stage import export
+from ldmlab.pipeline.export import export_first_stage as export
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [

@@ -10,7 +10,7 @@ import torch
 from ldmlab import build
 from ldmlab.config.compose import group_options, load
 from ldmlab.interop import weights
-from ldmlab.interop.export_first_stage import export
+from ldmlab.pipeline.export import export_first_stage as export
 from ldmlab.pipeline.run import execute
 from ldmlab.store.checkpoint import load_tensors
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ldmlab.conditioning.base import Cond
+from ldmlab.conditioning.base import Cond, Size
 from ldmlab.conditioning.class_label import ClassLabel, class_index
 from ldmlab.conditioning.compose import Compose
 from ldmlab.errors import ConfigError, DataError
@@ -25,7 +25,7 @@ class Given(nn.Module):
     def forward(self, batch: dict[str, torch.Tensor]) -> Cond:
         return self.cond
 
-    def null(self, batch_size: int, device: str) -> Cond:
+    def null(self, batch_size: int, size: Size, device: str) -> Cond:
         return Cond(*(None if p is None else torch.zeros_like(p) for p in self.cond._parts()))
 
 
@@ -60,13 +60,13 @@ def test_several_conditioners_join() -> None:
     assert torch.equal(cond.tokens_BLD, torch.cat([a.tokens_BLD, b.tokens_BLD], dim=1))  # type: ignore[list-item]
     assert torch.equal(cond.concat_BCHW, torch.cat([a.concat_BCHW, b.concat_BCHW], dim=1))  # type: ignore[list-item]
     assert torch.equal(cond.vector_BD, a.vector_BD + b.vector_BD)  # type: ignore[operator]
-    null = both.null(2, "cpu")
+    null = both.null(2, (4, 4), "cpu")
     assert null.tokens_BLD is not None and null.tokens_BLD.shape == cond.tokens_BLD.shape and not null.tokens_BLD.any()
 
 
 def test_no_conditioner_asks_for_nothing() -> None:
     none = Compose([])
-    assert none({}).empty and none.null(3, "cpu").empty
+    assert none({}).empty and none.null(3, (4, 4), "cpu").empty
     assert (none.needs, none.context_dim, none.concat_channels, none.vector_dim) == ((), None, 0, None)
     assert list(none.parameters()) == []
 
@@ -82,7 +82,7 @@ def test_class_label_is_one_learned_token_and_null_is_the_last_row() -> None:
     cond = label({"label": torch.tensor([3, 9])})
     assert cond.tokens_BLD is not None and cond.tokens_BLD.shape == (2, 1, 16)
     assert torch.equal(cond.tokens_BLD[:, 0], label.embedding.weight[[3, 9]])
-    null = label.null(2, "cpu")
+    null = label.null(2, (4, 4), "cpu")
     assert null.tokens_BLD is not None and torch.equal(null.tokens_BLD[1, 0], label.embedding.weight[10])
     assert (label.needs, label.context_dim, label.concat_channels, label.vector_dim) == (("label",), 16, 0, None)
 
@@ -122,4 +122,4 @@ def test_a_class_as_vector_joins_the_time_embedding() -> None:
     as_token, as_vector = token(batch), vector(batch)
     assert as_vector.tokens_BLD is None and as_token.vector_BD is None
     assert torch.equal(as_vector.vector_BD, as_token.tokens_BLD[:, 0])
-    assert torch.equal(vector.null(2, "cpu").vector_BD, vector.embedding.weight[3:].expand(2, -1))
+    assert torch.equal(vector.null(2, (4, 4), "cpu").vector_BD, vector.embedding.weight[3:].expand(2, -1))

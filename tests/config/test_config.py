@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from ldmlab import build
 from ldmlab.config.compose import CONF, ROOT, group_options, groups, load, misfit
+from ldmlab.data.fields import label
 from ldmlab.errors import ConfigError, DataError, UserError
 
 PICTURES = {"data=folder": "data.root=/nowhere", "data=shards": "data.root=/nowhere"}
@@ -69,7 +70,7 @@ def test_wrong_key_in_any_yaml_is_named_with_file_and_line(
     """The shipped file with one more key, in a copy of conf/."""
     import shutil
 
-    import ldmlab.config.compose as config
+    from ldmlab.config import search
 
     shutil.copytree(CONF, tmp_path / "conf")
     chosen = {"ae": "kl_f8", "ae/regulariser": "kl", "ae/loss": "kl_lpips_gan", "data": "shapes", "ldm": "unet_tiny",
@@ -77,8 +78,8 @@ def test_wrong_key_in_any_yaml_is_named_with_file_and_line(
     file = tmp_path / "conf" / group / f"{chosen}.yaml"
     file.write_text(file.read_text().rstrip("\n") + "\nwrnog_key: 3\n")
     line = file.read_text().splitlines().index("wrnog_key: 3") + 1
-    monkeypatch.setattr(config, "CONF", tmp_path / "conf")
-    monkeypatch.setattr(config, "ROOT", tmp_path)
+    monkeypatch.setattr(search, "CONF", tmp_path / "conf")
+    monkeypatch.setattr(search, "ROOT", tmp_path)
     words = [f"{group}={chosen}"] if "/" not in group else ["ae=kl_f8"]
     with pytest.raises(ConfigError, match="wrnog_key: no such option") as caught:
         load(words)
@@ -148,7 +149,7 @@ def test_every_option_composes_completes_and_instantiates(words: list[str]) -> N
         class Data:
             class_names = ("a", "b")
             resolution = h * ae.f
-            fields = ("label",)
+            fields, declared = ("label",), (label(2),)
 
         denoiser = build.denoiser(cfg, ae, Data())
         assert sum(p.numel() for p in denoiser.parameters()) > 1e5
@@ -202,12 +203,9 @@ CASES = {
 def test_parts_that_do_not_fit(words: str, tmp_path: Path) -> None:
     from ldmlab.pipeline.run import prepare
 
-    cfg = load(
-        _filled(words, tmp_path)
-        + [f"store={tmp_path / 'store'}", "data.resolution=32"][: 1 + ("data.resolution" not in words)]
-    )
+    resolution = [] if "data.resolution" in words else ["data.resolution=32"]
     with pytest.raises((ConfigError, DataError)) as caught:
-        prepare(cfg)
+        prepare(load([*_filled(words, tmp_path), f"store={tmp_path / 'store'}", *resolution]))
     for part in CASES[words]:
         assert part in str(caught.value), caught.value
 

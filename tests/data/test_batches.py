@@ -1,16 +1,20 @@
 """The order of training is a pure function of (seed, images seen); every split of the work sees the same images with the same flips."""
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
 
 from ldmlab.data.batches import Batches, Order, to_float, to_uint8
+from ldmlab.data.fields import Field, label
 
 
 class Numbers:
     """Image i is filled with i, its left half brighter by 100, so that a flip shows."""
 
     resolution, flip, fields, class_names = 4, True, ("label",), ("a", "b")
+    declared: ClassVar[tuple[Field, ...]] = (label(2),)
 
     def __init__(self, n: int, flip: bool = True):
         self.n, self.flip = n, flip

@@ -13,22 +13,28 @@ from ldmlab.autoencoders.regularisers.kl import KL
 from ldmlab.data import latent_cache as latents
 from ldmlab.data.batches import Batches
 from ldmlab.data.latent_cache import LatentCache, encode_all, verify
-from ldmlab.data.shapes import Shapes
+from ldmlab.data.shapes import FIELDS, FieldName, Shapes
 from ldmlab.errors import DataError
 from ldmlab.randomness import Draws
+from ldmlab.store.ranks import Ranks
 
 
 def make(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, dtype: str = "float16", ranks: int = 1, n: int = 70
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: str = "float16",
+    ranks: int = 1,
+    n: int = 70,
+    fields: tuple[FieldName, ...] = ("label",),
 ) -> tuple[LatentCache, Autoencoder]:
     monkeypatch.setattr(latents, "BLOCK", 32)
     torch.manual_seed(0)
     regulariser = KL()
     ae = Autoencoder(ConvNetwork(2, [1, 2], regulariser.channels_in, width=32, blocks=1), regulariser).eval()
-    data = Shapes(16, "train", train_images=n, flip=True, cached=False)
+    data = Shapes(16, "train", train_images=n, flip=True, cached=False, fields=list(fields))
     folder.mkdir(exist_ok=True)
     for rank in reversed(range(ranks)):  # the main rank last, as a barrier would have it
-        encode_all(data, ae.moments, folder, dtype, torch.device("cpu"), 20, rank, ranks, lambda: None, lambda n: None)
+        encode_all(data, ae.moments, folder, dtype, torch.device("cpu"), 20, Ranks(rank, ranks))
     return LatentCache(folder, data), ae
 
 
@@ -60,6 +66,22 @@ def test_training_on_the_cache_equals_training_on_the_fly(tmp_path: Path, monkey
         assert torch.allclose(z_a, z_b, atol=5e-3 * float(z_b.std()) + 2e-3)
         assert z_a.mean() == pytest.approx(float(z_b.mean()), abs=1e-3)
         assert z_a.std() == pytest.approx(float(z_b.std()), rel=1e-3)
+
+
+def test_every_field_comes_with_its_moments_and_is_mirrored_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Text, boxes and maps too: a step from the cache has the fields of a step from the images, bit for bit."""
+    cache, _ = make(tmp_path, monkeypatch, n=20, fields=FIELDS)
+    device = torch.device("cpu")
+    cached, direct = (Batches(d, 16, 16, 9, device).step(16)[0] for d in (cache, cache.dataset))
+    assert set(cached) == {"moments", "position", *FIELDS} and set(direct) == {"image", "position", *FIELDS}
+    for field in FIELDS:
+        assert (
+            torch.equal(torch.as_tensor(cached[field]), torch.as_tensor(direct[field]))
+            if field != "caption"
+            else (cached[field] == direct[field])
+        )
 
 
 def test_ranks_and_restarts_write_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,7 +146,7 @@ def test_the_index_is_remembered(root, tmp_path, monkeypatch):
     def never(file):
         raise AssertionError(f"{file} was read again")
 
-    monkeypatch.setattr(module, "sha256_of", never)
+    monkeypatch.setattr(module, "sha256_file", never)
     monkeypatch.setattr(module, "index_tar", never)
     again = Shards(str(root), 16, cache=cache)
     assert again.fingerprint() == first.fingerprint() and np.array_equal(again[17]["image"], first[17]["image"])

@@ -13,7 +13,7 @@ from ldmlab.diffusion.denoiser import Denoiser, denoise_with
 from ldmlab.diffusion.objectives import Objective, Prediction
 from ldmlab.diffusion.schedules import LinearSqrtBeta
 from ldmlab.errors import ConfigError
-from ldmlab.guidance.compose_denoise import guided
+from ldmlab.guidance.classifier_free import guided
 from ldmlab.networks.unet import UNet
 
 
@@ -36,7 +36,7 @@ def test_dropping_is_per_example() -> None:
     drop = torch.tensor([True, False, True, False])
     mixed = model(Z, T_B, BATCH, drop)
     kept = model(Z, T_B, BATCH)
-    null = model.network(Z, T_B, model.conditioner.null(4, "cpu"))
+    null = model.network(Z, T_B, model.conditioner.null(4, (8, 8), "cpu"))
     torch.testing.assert_close(mixed, torch.where(drop[:, None, None, None], null, kept), rtol=1e-9, atol=1e-9)
     assert not torch.allclose(kept, null)
 
@@ -70,7 +70,7 @@ def test_guidance_is_the_formula_in_one_call(scale: float) -> None:
         sizes.append(len(z))
         return plain(z, t, cond)
 
-    cond, null = model.condition(BATCH), model.conditioner.null(4, "cpu")
+    cond, null = model.condition(BATCH), model.conditioner.null(4, (8, 8), "cpu")
     out = guided(counted, scale, null)(Z, T_B, cond)
     assert sizes == [8]
     with_class, without = plain(Z, T_B, cond), plain(Z, T_B, null)
@@ -83,6 +83,6 @@ def test_scale_one_is_the_callable_itself_and_nonsense_is_refused() -> None:
     plain = denoise_with(denoiser(), Objective("eps", LinearSqrtBeta()))
     assert guided(plain, 1.0, Cond()) is plain
     with pytest.raises(ConfigError, match=r"sampler\.guidance=2.0 needs a condition"):
-        guided(plain, 2.0, Compose([]).null(4, "cpu"))
+        guided(plain, 2.0, Compose([]).null(4, (8, 8), "cpu"))
     with pytest.raises(ConfigError, match=r"sampler\.guidance must be at least 0"):
         guided(plain, -1.0, Cond(tokens_BLD=torch.zeros(4, 1, 8)))

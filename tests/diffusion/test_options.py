@@ -1,5 +1,8 @@
 """Every objective in conf/ builds and is what its name says; ids of older runs hold; mistakes are one line."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
@@ -7,7 +10,8 @@ from ldmlab import build
 from ldmlab.config.compose import Composed, group_options, load
 from ldmlab.diffusion.objectives import Objective
 from ldmlab.errors import ConfigError
-from ldmlab.pipeline.plan import _objective_options
+from ldmlab.pipeline.denoiser import DenoiserStage
+from ldmlab.pipeline.run import prepare
 
 BASE = ["data.train_images=64", "data.val_images=16", "data.cached=false"]
 
@@ -45,7 +49,7 @@ def test_every_part_goes_with_v(group: str, option: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "end"),  # ldm_paper.yaml, derived.terminal_signal: alpha_bar_999
+    ("option", "end"),  # docs/paper.md#noise-schedule: alpha_bar at t = 999
     [("eps_linear", 1.42e-4), ("eps_churches", 6.69e-4), ("eps_layout", 9.69e-5), ("eps_txt2img", 4.66e-3)],
 )
 def test_end_points_of_the_paper(option: str, end: float) -> None:
@@ -62,12 +66,16 @@ def test_the_shift_follows_the_latent() -> None:
         made("objective=flow_sd3", "+objective.schedule.latent_size=8")
 
 
-def test_parts_that_say_nothing_are_not_in_an_id() -> None:
-    plain = _objective_options(composed("objective=eps_linear").cfg)
-    assert sorted(plain) == ["_target_", "loss", "schedule", "target"]
-    told = _objective_options(composed("objective=eps_minsnr", "objective.stratified=true").cfg)
-    assert sorted(told) == ["_target_", "loss", "schedule", "stratified", "target", "weighting"]
-    assert "delta" in _objective_options(composed("objective.loss=huber").cfg)
+def test_delta_is_in_an_id_of_huber_alone(tmp_path: Path) -> None:
+    def own(*words: str) -> dict[str, Any]:
+        return prepare(composed(*words, f"store={tmp_path}")).stage(DenoiserStage).own()["objective"]
+
+    names = ["_target_", "loss", "schedule", "stratified", "target", "times", "weighting"]
+    plain = own("objective=eps_linear")
+    assert sorted(plain) == names and (plain["weighting"], plain["times"], plain["stratified"]) == (None, None, False)
+    told = own("objective=eps_minsnr", "objective.stratified=true")
+    assert sorted(told) == names and told["weighting"] is not None and told["stratified"] is True
+    assert "delta" in own("objective.loss=huber")
 
 
 @pytest.mark.parametrize(

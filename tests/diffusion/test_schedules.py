@@ -50,7 +50,7 @@ def test_tables_are_those_of_diffusers(diffusers: ModuleType, kind: str, schedul
 
 
 @pytest.mark.parametrize(
-    ("ends", "first", "middle", "last"),  # ldm_paper.yaml, derived.terminal_signal
+    ("ends", "first", "middle", "last"),  # docs/paper.md#noise-schedule; counted apart from this code
     [
         ((0.0015, 0.0195), 0.998500, 0.11584, 1.42e-4),
         ((0.0015, 0.0155), 0.998500, 0.15108, 6.69e-4),

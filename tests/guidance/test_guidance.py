@@ -11,8 +11,11 @@ from ldmlab.conditioning.base import Cond
 from ldmlab.diffusion.denoiser import Denoise
 from ldmlab.diffusion.objectives import Prediction
 from ldmlab.diffusion.schedules import Cosine
-from ldmlab.guidance.compose_denoise import as_asked, autoguided, guided, limited, rescaling, share_within
-from ldmlab.guidance.gradient import classifier_guided, image_guided, resembles
+from ldmlab.guidance.autoguidance import autoguided
+from ldmlab.guidance.classifier import classifier_guided
+from ldmlab.guidance.classifier_free import classifier_free, guided, rescaling
+from ldmlab.guidance.image import image_guided, resembles
+from ldmlab.guidance.interval import limited, share_within
 from ldmlab.samplers.ddim import DDIM
 
 SCHEDULE = Cosine()
@@ -226,17 +229,19 @@ def test_options_of_a_sampler_make_the_stack() -> None:
     sizes: list[int] = []
     plain = labelled(sizes)
     assert (
-        as_asked(plain, DDIM(guidance=1.0, guidance_interval=[0.0, 9.0], guidance_rescale=0.7), NULL, SCHEDULE) is plain
+        classifier_free(plain, DDIM(guidance=1.0, guidance_interval=[0.0, 9.0], guidance_rescale=0.7), NULL, SCHEDULE)
+        is plain
     )
     asked = DDIM(guidance=3.0, guidance_interval=[0.3, 2.0], guidance_rescale=0.7)
     by_hand = limited(guided(plain, 3.0, NULL, rescaling(0.7, SCHEDULE)), plain, [0.3, 2.0], SCHEDULE)
-    assert_same(as_asked(plain, asked, NULL, SCHEDULE)(Z, T_B, CLASS), by_hand(Z, T_B, CLASS))
+    assert_same(classifier_free(plain, asked, NULL, SCHEDULE)(Z, T_B, CLASS), by_hand(Z, T_B, CLASS))
     assert_same(
-        as_asked(plain, DDIM(guidance=3.0), NULL, SCHEDULE)(Z, T_B, CLASS), guided(plain, 3.0, NULL)(Z, T_B, CLASS)
+        classifier_free(plain, DDIM(guidance=3.0), NULL, SCHEDULE)(Z, T_B, CLASS),
+        guided(plain, 3.0, NULL)(Z, T_B, CLASS),
     )
     # Through a sampler: twice the images only at the times inside
     sampler = DDIM(10, guidance=3.0, guidance_interval=[0.3, 2.0])
     sizes.clear()
-    sampler(as_asked(plain, sampler, NULL, SCHEDULE), Z, SCHEDULE, CLASS, lambda: Z)
+    sampler(classifier_free(plain, sampler, NULL, SCHEDULE), Z, SCHEDULE, CLASS, lambda: Z)
     share = share_within(sampler.guidance_interval, SCHEDULE, sampler.times(SCHEDULE.T)[:-1])
     assert len(sizes) == 10 and 0 < share < 1 and sum(sizes) == pytest.approx(40 * (1 + share))

@@ -16,14 +16,15 @@ from ldmlab.diffusion.denoiser import Denoise, Denoiser
 from ldmlab.diffusion.objectives import Objective, Prediction
 from ldmlab.diffusion.schedules import Cosine, LinearSqrtBeta
 from ldmlab.errors import ConfigError
-from ldmlab.guidance.compose_denoise import as_asked, autoguided
-from ldmlab.guidance.gradient import classifier_guided, image_guided, resembles
+from ldmlab.guidance.autoguidance import Autoguidance, autoguided
+from ldmlab.guidance.base import Binding, Guidance, Model, ModelPair
+from ldmlab.guidance.classifier import ClassifierGuidance, classifier_guided
+from ldmlab.guidance.classifier_free import ClassifierFreeGuidance, classifier_free
+from ldmlab.guidance.image import ImageGuidance, image_guided, resembles
 from ldmlab.guidance.observations import Downsample, Mask
-from ldmlab.guidance.stack import Like, Towards, Twin, Weak, stacked
+from ldmlab.guidance.stack import Guided, stacked
 from ldmlab.networks.attention import TokenAttention
 from ldmlab.networks.unet import UNet
-from ldmlab.pipeline import guidance as makers
-from ldmlab.pipeline.guidance import Guide, Model
 from ldmlab.samplers.ddim import DDIM
 
 SCHEDULE = LinearSqrtBeta()
@@ -72,22 +73,38 @@ def of_class(z: Tensor, t_B: Tensor, cond: Any) -> Prediction:
     return Prediction((z - sigma * eps) / alpha, eps)
 
 
-def test_options_of_classifier_guidance_make_samples_of_the_class(monkeypatch: pytest.MonkeyPatch) -> None:
+class OneClassifier:
+    """Where guidance finds the exact classifier in the place of a trained one."""
+
+    resolution, device = 3, torch.device("cpu")
+
+    def stage(self, name: str) -> Any:
+        assert name == "noisy_classifier"
+        return Bayes()
+
+    def decode_with_slope(self, z_BCHW: Tensor) -> Tensor:
+        raise AssertionError("nothing is decoded here")
+
+
+def test_options_of_classifier_guidance_make_samples_of_the_class() -> None:
     """From words to samples: an exact mixture pushed by an exact classifier at scale 1 is the class itself, step by step."""
-    monkeypatch.setattr(makers, "make_noisy_classifier", lambda ctx: Bayes())
-    cfg, _ = load(["guidance=classifier", "guidance.classifier.scale=1", "cond=none", "sampler.steps=200"])
-    ctx: Any = SimpleNamespace(cfg=cfg, plan=SimpleNamespace(weak=None))
-    guide = makers.make_guide(ctx, Denoiser(Mixture(), Compose([])), None, None)  # type: ignore[arg-type]
-    bound = guide.bind(LABEL_B)
-    drawn = guide.sampler(bound.denoise, Z, SCHEDULE, bound.cond, lambda: Z)
-    known = guide.sampler(of_class, Z, SCHEDULE, None, lambda: Z)
+
+    def drawn_with(scale: float) -> tuple[Tensor, Tensor]:
+        words = ["guidance=classifier", f"guidance.classifier.scale={scale}", "cond=none", "sampler.steps=200"]
+        cfg, _ = load(words)
+        sampler = build.sampler(cfg)
+        kinds = tuple(kind.load(OneClassifier()) for kind in build.guidance(cfg, sampler))
+        model = Model(Denoiser(Mixture(), Compose([])), build.objective(cfg))
+        bound = Guided(model, kinds).bind({"label": LABEL_B}, len(Z), (3, 3), "cpu")
+        known = sampler(of_class, Z, SCHEDULE, None, lambda: Z)
+        return sampler(bound.denoise, Z, SCHEDULE, bound.cond, lambda: Z), known
+
+    drawn, known = drawn_with(1)
     torch.testing.assert_close(drawn, known, rtol=1e-8, atol=1e-8)
     # And that is what the class's Gaussian makes of z_T: mean + spread · z_T, up to the steps and the start's last signal
     exact = MEAN[LABEL_B][:, None, None, None] + SPREAD[LABEL_B][:, None, None, None] * Z
     torch.testing.assert_close(drawn, exact, rtol=0.05, atol=0.05)
-    off = load(["guidance=classifier", "guidance.classifier.scale=0.001", "cond=none", "sampler.steps=200"]).cfg
-    weak = makers.make_guide(SimpleNamespace(cfg=off, plan=ctx.plan), guide.model.denoiser, None, None).bind(LABEL_B)  # type: ignore
-    assert (guide.sampler(weak.denoise, Z, SCHEDULE, weak.cond, lambda: Z) - known).abs().max() > 0.3
+    assert (drawn_with(0.001)[0] - known).abs().max() > 0.3
 
 
 # ---- order ---------------------------------------------------------------------------------------------------------------
@@ -109,21 +126,39 @@ def vector(value: float, n: int = 6) -> Cond:
     return Cond(vector_BD=torch.full((n, 1), value, dtype=torch.float64))
 
 
+def auto_with(weak: Denoise, scale: float) -> Autoguidance:
+    return Autoguidance(scale, weak=SimpleNamespace(denoise=weak))  # type: ignore[arg-type]
+
+
+def like(log_p: Any, scale: float, interval: list[float] | None = None) -> ImageGuidance:
+    return ImageGuidance("not read here", scale, interval, log_p=log_p)
+
+
+def stack(denoise: Denoise, *kinds: Guidance, null: Any = None, both: Any = None) -> Denoise:
+    """`denoise` guided by these kinds, which are bound to the images of this file."""
+    binding = Binding({"label": LABEL_B}, null, both, SCHEDULE)
+    return stacked(denoise, [kind.bind(binding) for kind in kinds])
+
+
 def test_the_order_is_weak_model_null_classifier_image() -> None:
     strong, weak, log_p = softened(1.0), softened(0.4), resembles(torch.zeros_like(Z), lambda z: z.tanh())
-    cond, null = Twin(vector(0.3), vector(-0.2)), Twin(vector(0.0), vector(0.1))
-    both = Twin(cond.strong.cat(null.strong), cond.weak.cat(null.weak))
+    cond, null = ModelPair(vector(0.3), vector(-0.2)), ModelPair(vector(0.0), vector(0.1))
+    both = ModelPair(cond.strong.cat(null.strong), cond.weak.cat(null.weak))
     asked = DDIM(guidance=3.0, guidance_interval=[0.3, 4.0], guidance_rescale=0.5)
-    found = stacked(
-        strong, asked, SCHEDULE, null.strong, both, Weak(weak, 2.0), Towards(Bayes(), LABEL_B, 0.5), Like(log_p, 0.1)
-    )(Z, T_B, cond)
+    kinds = [
+        like(log_p, 0.1),
+        ClassifierGuidance(0.5, classifier=Bayes()),
+        ClassifierFreeGuidance(asked),
+        auto_with(weak, 2.0),
+    ]
+    found = stack(strong, *kinds, null=null.strong, both=both)(Z, T_B, cond)
 
-    def auto(z: Tensor, t_B: Tensor, twin: Twin) -> Prediction:
+    def auto(z: Tensor, t_B: Tensor, pair: ModelPair) -> Prediction:
         return autoguided(
             lambda z, t, c: strong(z, t, c.strong), lambda z, t, c: weak(z, t, c.weak), 2.0
-        )(z, t_B, twin)  # fmt: skip
+        )(z, t_B, pair)  # fmt: skip
 
-    by_hand = as_asked(auto, asked, null.strong, SCHEDULE, both)
+    by_hand = classifier_free(auto, asked, null.strong, SCHEDULE, both)
     by_hand = classifier_guided(by_hand, Bayes(), LABEL_B, 0.5, SCHEDULE)
     by_hand = image_guided(by_hand, log_p, 0.1, SCHEDULE)
     known = by_hand(Z, T_B, cond)
@@ -133,16 +168,17 @@ def test_the_order_is_weak_model_null_classifier_image() -> None:
 
 def test_each_part_alone_is_its_function_and_none_is_the_callable() -> None:
     strong, weak, plain = softened(1.0), softened(0.4), DDIM()
-    cond, twin = vector(0.3), Twin(vector(0.3), vector(-0.2))
+    cond, pair = vector(0.3), ModelPair(vector(0.3), vector(-0.2))
     log_p = resembles(torch.zeros_like(Z), lambda z: z)
-    assert stacked(strong, plain, SCHEDULE, vector(0.0)) is strong
+    assert stack(strong) is strong and stack(strong, ClassifierFreeGuidance(plain), null=vector(0.0)) is strong
+    assert build.guidance(load([]).cfg, plain) == ()
     pairs = [
-        (stacked(strong, plain, SCHEDULE, None, weak=Weak(weak, 3.0))(Z, T_B, twin).eps,
-         weak(Z, T_B, twin.weak).eps + 3 * (strong(Z, T_B, twin.strong).eps - weak(Z, T_B, twin.weak).eps)),
-        (stacked(strong, plain, SCHEDULE, None, weak=Weak(weak, 1.0))(Z, T_B, twin).eps, strong(Z, T_B, cond).eps),
-        (stacked(strong, plain, SCHEDULE, None, towards=Towards(Bayes(), LABEL_B, 2.0))(Z, T_B, cond).eps,
+        (stack(strong, auto_with(weak, 3.0))(Z, T_B, pair).eps,
+         weak(Z, T_B, pair.weak).eps + 3 * (strong(Z, T_B, pair.strong).eps - weak(Z, T_B, pair.weak).eps)),
+        (stack(strong, auto_with(weak, 1.0))(Z, T_B, pair).eps, strong(Z, T_B, cond).eps),
+        (stack(strong, ClassifierGuidance(2.0, classifier=Bayes()))(Z, T_B, cond).eps,
          classifier_guided(strong, Bayes(), LABEL_B, 2.0, SCHEDULE)(Z, T_B, cond).eps),
-        (stacked(strong, plain, SCHEDULE, None, like=Like(log_p, 0.1))(Z, T_B, cond).eps,
+        (stack(strong, like(log_p, 0.1))(Z, T_B, cond).eps,
          image_guided(strong, log_p, 0.1, SCHEDULE)(Z, T_B, cond).eps),
     ]  # fmt: skip
     for found, known in pairs:
@@ -156,13 +192,10 @@ def test_gradients_act_within_their_interval() -> None:
     inside = (sigma / alpha).flatten() <= 1.5
     assert inside.any() and not inside.all()
     for bounded, everywhere in (
-        (
-            {"towards": Towards(Bayes(), LABEL_B, 2.0, [0.0, 1.5])},
-            classifier_guided(strong, Bayes(), LABEL_B, 2.0, SCHEDULE),
-        ),
-        ({"like": Like(log_p, 0.1, [0.0, 1.5])}, image_guided(strong, log_p, 0.1, SCHEDULE)),
+        (ClassifierGuidance(2.0, [0.0, 1.5], Bayes()), classifier_guided(strong, Bayes(), LABEL_B, 2.0, SCHEDULE)),
+        (like(log_p, 0.1, [0.0, 1.5]), image_guided(strong, log_p, 0.1, SCHEDULE)),
     ):
-        found: Any = stacked(strong, DDIM(), SCHEDULE, None, **bounded)(Z, T_B, cond)  # type: ignore[arg-type]
+        found: Any = stack(strong, bounded)(Z, T_B, cond)
         pushed, plain = everywhere(Z, T_B, cond), strong(Z, T_B, cond)
         torch.testing.assert_close(found.z0[inside], pushed.z0[inside])
         assert torch.equal(found.z0[~inside], plain.z0[~inside])
@@ -173,11 +206,9 @@ def test_an_erring_gradient_at_t_T_ruins_only_what_is_pushed_there() -> None:
     schedule = Cosine()
     wrong = lambda z, t_B: 0.01 * torch.stack([z.flatten(1).sum(1), -z.flatten(1).sum(1)], 1)  # noqa: E731
     still = lambda z, t_B, cond: Prediction(torch.zeros_like(z), z)  # noqa: E731
-    t_B, label_B = torch.full((6,), 999), torch.zeros(6, dtype=torch.long)
+    t_B, binding = torch.full((6,), 999), Binding({"label": torch.zeros(6, dtype=torch.long)}, None, None, schedule)
     found = [
-        stacked(still, DDIM(), schedule, None, towards=Towards(wrong, label_B, 1.0, interval))(Z, t_B, None)
-        .z0.abs()
-        .max()
+        stacked(still, [ClassifierGuidance(1.0, interval, wrong).bind(binding)])(Z, t_B, None).z0.abs().max()
         for interval in (None, [0.0, 20.0])
     ]
     assert found[0] > 50 and found[1] == 0
@@ -206,14 +237,15 @@ def test_bound_samples_equal_those_of_conditions_made_in_each_step(auto: bool, i
         for module in model.denoiser.modules():
             if isinstance(module, TokenAttention):
                 module.to_v.register_forward_hook(lambda m, given, out: read.append(len(out)))
-    bound = Guide(strong, sampler, weak if auto else None, 1.5).bind(label_B)
+    kinds = (ClassifierFreeGuidance(sampler), *([Autoguidance(1.5, weak=weak)] if auto else []))
+    bound = Guided(strong, kinds).bind({"label": label_B}, 3, (4, 4), "cpu")
     once = len(read)
     found = sampler(bound.denoise, z, SCHEDULE, bound.cond, lambda: z)
     assert once == len(read) > 0 and set(read) == {3, 6}  # all of it before the first step
 
     ours, theirs = (m.denoiser.condition({"label": label_B}) for m in (strong, weak))
-    null = strong.denoiser.conditioner.null(3, "cpu")
-    null_weak = weak.denoiser.conditioner.null(3, "cpu")
+    null = strong.denoiser.conditioner.null(3, (4, 4), "cpu")
+    null_weak = weak.denoiser.conditioner.null(3, (4, 4), "cpu")
 
     def plain(z: Tensor, t_B: Tensor, cond: Cond) -> Prediction:
         if not auto:
@@ -221,7 +253,7 @@ def test_bound_samples_equal_those_of_conditions_made_in_each_step(auto: bool, i
         other = theirs if len(z) == 3 else theirs.cat(null_weak)
         return autoguided(strong.denoise, lambda z, t, c: weak.denoise(z, t, other), 1.5)(z, t_B, cond)
 
-    known = sampler(as_asked(plain, sampler, null, SCHEDULE), z, SCHEDULE, ours, lambda: z)
+    known = sampler(classifier_free(plain, sampler, null, SCHEDULE), z, SCHEDULE, ours, lambda: z)
     torch.testing.assert_close(found, known, rtol=1e-5, atol=1e-5)
 
 

@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ldmlab import build
-from ldmlab.config.compose import load
+from ldmlab.config.compose import load, with_values
 from ldmlab.errors import UserError
 from ldmlab.interop import denoisers, official_unet
-from ldmlab.interop import import_denoiser as imported_denoiser
 from ldmlab.interop.official_unet import Copies
+from ldmlab.pipeline import weights_denoiser
 from ldmlab.pipeline.plan import Plan
 from ldmlab.pipeline.run import prepare
 
@@ -26,7 +26,7 @@ Edit = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
 def plan_of(root: Path, *words: str) -> Plan:
-    return prepare(load([*BASE, f"store={root}", *words]))[0]
+    return prepare(load([*BASE, f"store={root}", *words]))
 
 
 def tensors(*words: str, seed: int = 0) -> tuple[dict[str, Tensor], Any]:
@@ -71,29 +71,33 @@ def test_id_is_of_the_tensors_and_of_what_matters(model: Path, tmp_path: Path) -
         ["eval.weights=raw", "sampler.steps=5", "cond.label=1"],
     ]  # fmt: skip
     for change in same:
-        assert plan_of(tmp_path, *words, *change).denoiser.id == first.denoiser.id, change
+        assert plan_of(tmp_path, *words, *change).address("denoiser").id == first.address("denoiser").id, change
     for change in (["seed=1"], ["data.seed=1"]):  # they are part of the first stage below it, which is trained
-        assert plan_of(tmp_path, *words, *change).denoiser.options == first.denoiser.options, change
+        assert plan_of(tmp_path, *words, *change).address("denoiser").options == first.address("denoiser").options, (
+            change
+        )
     other = write(tmp_path / "other.ckpt", seed=5)
     for change in ([f"ldm.weights={other}"], ["ldm.network.heads=2"], ["objective.target=v"]):
-        assert plan_of(tmp_path, *words, *change).denoiser.id != first.denoiser.id, change
-    assert plan_of(tmp_path).denoiser.id != first.denoiser.id
-    assert first.denoiser.upstream == {"autoencoder": first.autoencoder.id} and first.latents is None
-    ids = {plan_of(tmp_path, *words, f"eval.weights={w}").evaluations[0].samples.id for w in ("ema", "raw")}
+        assert plan_of(tmp_path, *words, *change).address("denoiser").id != first.address("denoiser").id, change
+    assert plan_of(tmp_path).address("denoiser").id != first.address("denoiser").id
+    assert first.address("denoiser").upstream == {"autoencoder": first.address("autoencoder").id} and not first.has(
+        "latents"
+    )
+    ids = {plan_of(tmp_path, *words, f"eval.weights={w}").address("samples").id for w in ("ema", "raw")}
     assert len(ids) == 2
 
 
 def test_trained_denoisers_keep_their_ids(tmp_path: Path) -> None:
     """The option that came later is in no id of a stage that is trained here."""
-    own = plan_of(tmp_path).denoiser.options["ldm"]
+    own = plan_of(tmp_path).address("denoiser").options["ldm"]
     assert set(own) == {"network", "fit"}
 
 
 def test_row_and_notes_say_what_it_is(model: Path, tmp_path: Path) -> None:
     plan = plan_of(tmp_path, f"ldm.weights={model}")
-    rows = {row.address.stage: row for row in plan.rows}
+    rows = {stage.name: row for stage, row in plan.rows}
     assert rows["denoiser"].what.endswith("imported from model.ckpt") and rows["denoiser"].images == 0
-    assert "after" not in rows["samples"].what and plan.evaluations[0].images == 0
+    assert "after" not in rows["samples"].what and plan.resolved.snapshots == [0]
     assert "computes with ldm.network.heads=1" in plan.notes[0] and len(plan.notes) == 1
 
 
@@ -111,21 +115,21 @@ def test_a_scale_that_is_measured_anew_is_noted(tmp_path: Path) -> None:
     assert any("measures the latent's scale" in note and "(0.25)" in note for note in plan_of(tmp_path, *given).notes)
     stored = plan_of(tmp_path, *given, "ae.latent_scale.mode=stored")
     assert not any("latent's scale" in note for note in stored.notes)
-    assert stored.autoencoder.options["latent_scale"]["scale"] == [0.25] * 4
+    assert stored.address("autoencoder").options["latent_scale"]["scale"] == [0.25] * 4
 
 
 def imported_groups(ae: Any) -> list[int]:
-    from ldmlab.interop import import_first_stage as imported
+    from ldmlab.pipeline import weights_first_stage
 
-    return imported.groups_of(ae)
+    return weights_first_stage.groups_of(ae)
 
 
 def test_both_copies_are_installed(model: Path, tmp_path: Path) -> None:
     """The averaged UNet with the conditioner as it is: what the official code samples with."""
     raw, cfg = tensors()
-    cfg.ldm.weights = str(model)
+    cfg = with_values(cfg, {"ldm.weights": str(model)})
     ae, data = build.autoencoder(cfg), build.dataset(cfg, "train", None)
-    imported_denoiser.install(cfg, build.denoiser(cfg, ae, data), tmp_path)
+    weights_denoiser.install(cfg, build.denoiser(cfg, ae, data), tmp_path)
     stored = {name: denoisers.read(tmp_path / f"{name}.safetensors").copies.raw for name in ("weights", "ema")}
     twin = tensors(seed=1)[0]
     for key, value in raw.items():
@@ -138,7 +142,7 @@ def test_half_precision_becomes_float32(tmp_path: Path) -> None:
     cfg = load([*BASE, f"ldm.weights={file}", "eval.weights=raw"]).cfg
     ae, data = build.autoencoder(cfg), build.dataset(cfg, "train", None)
     net = build.denoiser(cfg, ae, data)
-    imported_denoiser.install(cfg, net, tmp_path)
+    weights_denoiser.install(cfg, net, tmp_path)
     half = denoisers.read(file).copies.raw
     assert all(v.dtype == torch.float32 and torch.equal(v, half[k].float()) for k, v in net.state_dict().items())
 
@@ -153,7 +157,7 @@ def test_a_table_without_the_null_class(tmp_path: Path) -> None:
     plan_of(tmp_path, *words)
     cfg = load([*BASE, *words]).cfg
     net = build.denoiser(cfg, build.autoencoder(cfg), build.dataset(cfg, "train", None))
-    imported_denoiser.install(cfg, net, tmp_path)
+    weights_denoiser.install(cfg, net, tmp_path)
     table = net.state_dict()["conditioner.embedding.weight"]
     assert (
         torch.equal(table[:-1], denoisers.read(file).copies.raw["conditioner.embedding.weight"]) and not table[-1].any()
@@ -164,7 +168,7 @@ def test_a_network_of_another_shape_is_named_with_what_fits(model: Path, tmp_pat
     weight = f"ldm.weights={model}"
     cases = {
         ("ldm.network.multipliers=[1,3]",): "Its network is ldm=unet_tiny ldm.network.multipliers=[1,2];",
-        ("ldm.network.width=64",): "ldm=unet_tiny ldm.network.width=32; heads are in no tensor (D12)",
+        ("ldm.network.width=64",): "ldm=unet_tiny ldm.network.width=32; no tensor says how many heads",
         ("ldm.network.scale_shift_norm=true",): "ldm.network.scale_shift_norm=false",
         ("ldm.network.attention_factors=null", "ldm.network.attention_sizes=[16]"): "=[2] ldm.network.attention_sizes=null",
         ("cond=none",): "cond.conditioner.dim=32 (cond=class_label).",
@@ -188,7 +192,7 @@ def test_an_option_of_conf_is_named(tmp_path: Path) -> None:
     with build.shapes_only():
         data = build.dataset(composed.cfg, "train", None)
         net = build.denoiser(composed.cfg, build.autoencoder(composed.cfg), data).state_dict()
-    text = imported_denoiser._fitting(net, load(["ldm=unet_small", "cond=none"]).cfg, {"ldm": "unet_small"})
+    text = weights_denoiser._fitting(net, load(["ldm=unet_small", "cond=none"]).cfg, {"ldm": "unet_small"})
     assert text.startswith("Its network is ldm=bedrooms_f4;") and "cond=none" in text  # the same network as celebahq_f4
 
 
@@ -235,5 +239,5 @@ def test_heads_and_target_that_a_file_says(tmp_path: Path) -> None:
 
 def test_a_classifier_beside_an_imported_denoiser_is_of_the_data_it_learns_from(model: Path, tmp_path: Path) -> None:
     plan = plan_of(tmp_path, f"ldm.weights={model}", "guidance=classifier")
-    assert plan.denoiser.upstream.keys() == {"autoencoder"}
-    assert plan.noisy_classifier is not None and plan.noisy_classifier.upstream.keys() == {"autoencoder", "data"}
+    assert plan.address("denoiser").upstream.keys() == {"autoencoder"}
+    assert plan.address("noisy_classifier").upstream.keys() == {"autoencoder", "data"}

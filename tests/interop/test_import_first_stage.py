@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from ldmlab import build
 from ldmlab.config.compose import load
 from ldmlab.errors import UserError
 from ldmlab.interop import compvis, weights
-from ldmlab.interop import import_first_stage as imported
+from ldmlab.pipeline import weights_first_stage
 from ldmlab.pipeline.plan import Plan
 from ldmlab.pipeline.run import prepare
 
@@ -27,7 +28,7 @@ def write(folder: Path, *words: str, official: bool = True) -> Path:
     if official:
         torch.save({"state_dict": compvis.from_ours(ae.state_dict())}, folder / "model.ckpt")
     else:
-        weights.write(folder, weights.as_compvis(ae.state_dict(), imported.groups_of(ae)))
+        weights.write(folder, weights.as_compvis(ae.state_dict(), weights_first_stage.groups_of(ae)))
     return folder / "model.ckpt"
 
 
@@ -37,13 +38,18 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plan_of(root: Path, *words: str) -> Plan:
-    return prepare(load([*BASE, f"store={root}", *words]))[0]
+    return prepare(load([*BASE, f"store={root}", *words]))
+
+
+def shape_of(cfg: Any) -> Any:
+    with build.shapes_only():
+        return build.autoencoder(cfg)
 
 
 def refused(*words: str) -> str:
     with pytest.raises(UserError) as caught:
         composed = load([*BASE, *words])
-        imported.check(composed.cfg, composed.choices)
+        weights_first_stage.check(composed.cfg, composed.choices, shape_of(composed.cfg))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -58,22 +64,24 @@ def test_id_is_of_the_file_and_of_what_matters(small: Path, tmp_path: Path) -> N
         ["ae.latent_scale.images=7"], ["ae.network.checkpointing=true"],
     ]  # fmt: skip
     for change in same:
-        assert plan_of(tmp_path, *words, *change).autoencoder.id == first.autoencoder.id, change
+        assert plan_of(tmp_path, *words, *change).address("autoencoder").id == first.address("autoencoder").id, change
     other = write(tmp_path / "other", "ae=kl_f4_small", "seed=5", official=False)
     for change in ([f"ae.weights={other}"], ["ae.latent_scale.mode=none"], ["ae.latent_scale.mode=global"],
                    ["ae.latent_scale.mode=given", "ae.latent_scale.scale=0.6"]):  # fmt: skip
-        assert plan_of(tmp_path, *words, *change).autoencoder.id != first.autoencoder.id, change
-    assert plan_of(tmp_path).autoencoder.id != first.autoencoder.id
-    assert first.latents is not None  # a cache, as for a trained stage
+        assert plan_of(tmp_path, *words, *change).address("autoencoder").id != first.address("autoencoder").id, change
+    assert plan_of(tmp_path).address("autoencoder").id != first.address("autoencoder").id
+    assert first.has("latents")  # a cache, as for a trained stage
 
 
 def test_measured_scale_depends_on_the_data(small: Path, tmp_path: Path) -> None:
-    plans = [plan_of(tmp_path, f"ae.weights={small}", *w).autoencoder for w in ([], ["data.seed=1"], ["seed=1"])]
+    plans = [
+        plan_of(tmp_path, f"ae.weights={small}", *w).address("autoencoder") for w in ([], ["data.seed=1"], ["seed=1"])
+    ]
     assert len({p.id for p in plans}) == 3 and "data" in plans[0].upstream
 
 
 def test_row_says_imported_and_from_what(small: Path, tmp_path: Path) -> None:
-    rows = {row.address.stage: row for row in plan_of(tmp_path, f"ae.weights={small}").rows}
+    rows = {stage.name: row for stage, row in plan_of(tmp_path, f"ae.weights={small}").rows}
     assert rows["autoencoder"].what.endswith("imported from model.ckpt") and "682 k" in rows["autoencoder"].what
     assert rows["autoencoder"].images == 2048  # the images its scale is measured on
 
@@ -102,7 +110,7 @@ def test_mismatch_says_what_differs_and_what_fits(
 ) -> None:
     """Released architectures at true size, on the meta device."""
     with build.shapes_only():
-        found = imported.tensors_of(build.autoencoder(load(file_of).cfg))
+        found = weights_first_stage.tensors_of(build.autoencoder(load(file_of).cfg))
     file = tmp_path / "model.ckpt"
     monkeypatch.setattr(weights, "read", lambda path: weights.Imported(file, "CompVis", found, None, None, [32]))
     text = refused(*words, f"ae.weights={file}")
@@ -122,7 +130,7 @@ def test_refusals_before_anything_is_made(small: Path, tmp_path: Path) -> None:
     narrow = write(tmp_path / "narrow", "ae=kl_f4_small")
     nan = build.autoencoder(load([]).cfg)
     next(nan.parameters()).data.fill_(float("nan"))
-    weights.write(tmp_path / "nan", weights.as_compvis(nan.state_dict(), imported.groups_of(nan)))
+    weights.write(tmp_path / "nan", weights.as_compvis(nan.state_dict(), weights_first_stage.groups_of(nan)))
     cases = {
         ("ae.weights=/nowhere.ckpt",): "ae.weights=/nowhere.ckpt: no such file or folder",
         (f"ae.weights={narrow}",): "trained with 32 groups in its normalisations, ours has 4 and 8 and 16",
@@ -163,13 +171,13 @@ def test_stored_scale_that_is_not_there(tmp_path: Path) -> None:
 def test_scale_that_is_told(small: Path, words: list[str], scale: list[float], shift: list[float]) -> None:
     cfg = load([*BASE, f"ae.weights={small}", *words]).cfg
     ae = build.autoencoder(cfg)
-    assert imported.install(cfg, ae)["sha256"] == weights.sha256(small)
-    fixed = imported.fixed_scale(cfg)
+    assert weights_first_stage.install(cfg, ae)["sha256"] == weights.sha256(small)
+    fixed = weights_first_stage.fixed_scale(cfg)
     assert fixed is not None
     ae.set_scale(*fixed)
     assert torch.equal(ae.scale.flatten(), torch.tensor(scale).float().expand(4))
     assert torch.equal(ae.shift.flatten(), torch.tensor(shift).expand(4))
-    json.dumps(imported.options(cfg)[0]["latent_scale"])
+    json.dumps(weights_first_stage.options(cfg)[0]["latent_scale"])
 
 
 def test_half_precision_files_become_float32(small: Path, tmp_path: Path) -> None:
@@ -177,16 +185,18 @@ def test_half_precision_files_become_float32(small: Path, tmp_path: Path) -> Non
     half = {k: v.half() for k, v in weights.read(small).tensors.items()}
     save_file(half, tmp_path / "autoencoder.safetensors")
     cfg = load([*BASE, f"ae.weights={tmp_path}"]).cfg
-    imported.check(cfg, {"ae": "kl_f4_small"})
+    weights_first_stage.check(cfg, {"ae": "kl_f4_small"}, shape_of(cfg))
     ae = build.autoencoder(cfg)
-    imported.install(cfg, ae)
-    for name, tensor in imported.tensors_of(ae).items():
+    weights_first_stage.install(cfg, ae)
+    for name, tensor in weights_first_stage.tensors_of(ae).items():
         assert tensor.dtype == torch.float32 and torch.equal(tensor, half[name].float())
 
 
 def test_trained_stages_keep_their_ids(tmp_path: Path) -> None:
     """Options that came with ae.weights are in no id of a stage that is trained here, unless they are used."""
-    own = plan_of(tmp_path).autoencoder.options["ae"]
+    own = plan_of(tmp_path).address("autoencoder").options["ae"]
     assert "weights" not in own and own["latent_scale"] == {"mode": "global", "images": 2048}
-    given = plan_of(tmp_path, "ae.latent_scale.mode=given", "ae.latent_scale.scale=2").autoencoder.options["ae"]
+    given = (
+        plan_of(tmp_path, "ae.latent_scale.mode=given", "ae.latent_scale.scale=2").address("autoencoder").options["ae"]
+    )
     assert given["latent_scale"]["scale"] == 2

@@ -13,7 +13,7 @@ from ldmlab import build
 from ldmlab.autoencoders.autoencoder import Autoencoder
 from ldmlab.config.compose import load
 from ldmlab.interop import compvis, weights
-from ldmlab.interop import import_first_stage as imported
+from ldmlab.pipeline import weights_first_stage
 
 diffusers = pytest.importorskip("diffusers", reason="the oracle of these tests; pip install -e .[dev]")
 
@@ -52,7 +52,7 @@ def ours(*words: str, seed: int = 0) -> Autoencoder:
 
 
 def exported(ae: Autoencoder, folder: Path) -> Any:
-    weights.write(folder, weights.as_diffusers(ae.state_dict(), imported.groups_of(ae), 256))
+    weights.write(folder, weights.as_diffusers(ae.state_dict(), weights_first_stage.groups_of(ae), 256))
     cls = diffusers.VQModel if hasattr(ae.regulariser, "embedding") else diffusers.AutoencoderKL
     model, info = cls.from_pretrained(folder, output_loading_info=True)
     assert not any(info.values()), info
@@ -92,8 +92,9 @@ def test_true_size_both_directions(option: str, tmp_path: Path) -> None:
     randomise(model, 1)
     model.save_pretrained(tmp_path / "back")
     cfg = load([f"ae={option}", f"ae.weights={tmp_path / 'back'}", "ae.latent_scale.mode=stored"]).cfg
-    imported.check(cfg, {"ae": option})
-    assert imported.install(cfg, ae)["layout"] == "diffusers"
+    with build.shapes_only():
+        weights_first_stage.check(cfg, {"ae": option}, build.autoencoder(cfg))
+    assert weights_first_stage.install(cfg, ae)["layout"] == "diffusers"
     assert_same(ae, model, 32)
 
 
@@ -109,9 +110,9 @@ def test_every_layout_with_one_block_a_level(option: str, tmp_path: Path) -> Non
 
 def test_folder_goes_through_the_store_unchanged(tmp_path: Path) -> None:
     """A diffusers folder → ae.weights → the store → to=diffusers: the same tensors and the same scale; nothing trained."""
-    from ldmlab.interop.export_first_stage import export
     from ldmlab.pipeline.context import Context
-    from ldmlab.pipeline.first_stage import make_autoencoder
+    from ldmlab.pipeline.export import export_first_stage as export
+    from ldmlab.pipeline.first_stage import FirstStage
     from ldmlab.pipeline.launch import make_accelerator
     from ldmlab.pipeline.run import prepare
 
@@ -120,8 +121,8 @@ def test_folder_goes_through_the_store_unchanged(tmp_path: Path) -> None:
     words = [*shape, "data.resolution=16", "data.train_images=8", "data.val_images=8", "ldm.network.multipliers=[1,2]",
              f"ae.weights={tmp_path / 'theirs'}", "ae.latent_scale.mode=stored", f"store={tmp_path / 'store'}"]  # fmt: skip
     composed = load(words)
-    plan, store, data, val = prepare(composed)
-    made = make_autoencoder(Context(composed.cfg, composed.choices, plan, store, make_accelerator("cpu"), data, val))
+    plan = prepare(composed)
+    made = plan.stage(FirstStage).load(Context(composed.cfg, plan, make_accelerator("cpu")))
     assert made.scale.flatten().tolist() == [0.5] * 3
     export(composed, "diffusers", tmp_path / "again", "")
     again = diffusers.VQModel.from_pretrained(tmp_path / "again")

@@ -17,10 +17,10 @@ from ldmlab.diffusion.denoiser import Denoiser
 from ldmlab.diffusion.schedules import Cosine, Linear, LinearSqrtBeta
 from ldmlab.errors import WeightsError
 from ldmlab.interop import denoisers, diffusers_unet, official_unet, schedules
-from ldmlab.interop.import_denoiser import heads_of
 from ldmlab.interop.official_unet import Copies
 from ldmlab.networks.dit import DiT
 from ldmlab.networks.unet import UNet
+from ldmlab.pipeline.weights_denoiser import heads_of
 
 TOLERANCE = 1e-5  # relative to the largest value
 
@@ -143,7 +143,7 @@ def test_ours_computes_what_diffusers_does_from_its_files(name: str, tmp_path: P
 
 
 def test_heads_matter() -> None:
-    """The same tensors with other heads compute something else: what the checks of heads are for (D12)."""
+    """The same tensors with other heads compute something else: what the checks of heads are for (docs/paper.md#heads)."""
     z_BCHW, t_B = torch.randn(1, 4, 8, 8), torch.tensor([3])
     one, four = unet("one head"), unet("one head", heads=4)
     assert (one(z_BCHW, t_B, Cond()) - four(z_BCHW, t_B, Cond())).abs().max() > 1e-3
@@ -198,7 +198,7 @@ def test_qkv_by_heads_round_trip_and_order() -> None:
 @pytest.mark.parametrize("averaged", [False, True])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_official_to_ours_to_official_is_bit_identical(name: str, averaged: bool, tmp_path: Path) -> None:
-    """The names of protocol.md §8, written out by hand; what the official trainer keeps beside them is passed over."""
+    """The names of docs/paper.md#checkpoints, written out by hand; what the official trainer keeps beside them is passed over."""
     net = unet(name)
     official = {f"model.diffusion_model.{k}": v for k, v in net.state_dict().items()}
     if "context_dim" in NETWORKS[name]:

@@ -18,7 +18,7 @@ from ldmlab.autoencoders.autoencoder import Autoencoder
 from ldmlab.config.compose import group_options, load
 from ldmlab.errors import WeightsError
 from ldmlab.interop import compvis, diffusers, weights
-from ldmlab.interop import import_first_stage as imported
+from ldmlab.pipeline import weights_first_stage
 
 OPTIONS = [name for name in group_options("ae") if name != "identity" and "pca" not in name and "quick" not in name]
 
@@ -57,7 +57,7 @@ def test_round_trips_of_every_option_are_bit_identical(option: str, tmp_path: Pa
     found = weights.read(tmp_path / "model.ckpt")
     assert found.layout == "CompVis" and found.groups == [32] and found.scale is None
     assert equal(compvis.from_ours(found.tensors), first)  # the raw weights, not the averaged ones
-    assert weights.misfit(found.tensors, imported.tensors_of(network(option))) is None
+    assert weights.misfit(found.tensors, weights_first_stage.tensors_of(network(option))) is None
     if all(k == "quantize.embedding.weight" or not k.startswith("quantize.") for k in first):
         theirs = diffusers.from_official(first)
         assert equal(diffusers.to_official(theirs), first)
@@ -69,11 +69,11 @@ def test_round_trips_of_every_option_are_bit_identical(option: str, tmp_path: Pa
 def test_our_export_comes_back_bit_identical_with_its_scale(option: str, tmp_path: Path) -> None:
     ae = network(option)
     ae.set_scale(torch.rand(ae.c, 1, 1) + 0.5, torch.randn(ae.c, 1, 1))
-    files = weights.as_compvis(ae.state_dict(), imported.groups_of(ae))
-    assert files == weights.as_compvis(ae.state_dict(), imported.groups_of(ae))  # the same bytes each time
+    files = weights.as_compvis(ae.state_dict(), weights_first_stage.groups_of(ae))
+    assert files == weights.as_compvis(ae.state_dict(), weights_first_stage.groups_of(ae))  # the same bytes each time
     weights.write(tmp_path, files)
     found = weights.read(tmp_path)
-    assert found.groups == imported.groups_of(ae)
+    assert found.groups == weights_first_stage.groups_of(ae)
     assert found.scale is not None and found.shift is not None
     assert equal({**found.tensors, "scale": found.scale, "shift": found.shift}, ae.state_dict())
     plain = torch.load(tmp_path / "model.ckpt", weights_only=True)  # as the official init_from_ckpt reads it
@@ -86,7 +86,11 @@ def test_our_own_file_and_a_store_folder(tmp_path: Path) -> None:
     save_file(ae.state_dict(), tmp_path / "autoencoder.safetensors")
     for path in (tmp_path, tmp_path / "autoencoder.safetensors"):
         found = weights.read(path)
-        assert found.layout == "ldmlab" and found.groups is None and equal(found.tensors, imported.tensors_of(ae))
+        assert (
+            found.layout == "ldmlab"
+            and found.groups is None
+            and equal(found.tensors, weights_first_stage.tensors_of(ae))
+        )
         assert found.scale is not None and found.scale.flatten().tolist() == [2.0] * ae.c
 
 
@@ -248,7 +252,7 @@ def test_what_diffusers_cannot_express_is_refused(words: list[str], message: str
         ae = build.autoencoder(load([*words, "ae.network.blocks=1"]).cfg)
     tensors = {**ae.state_dict(), "scale": torch.ones(ae.c, 1, 1), "shift": torch.zeros(ae.c, 1, 1)}
     with pytest.raises(WeightsError, match=message):
-        weights.as_diffusers(tensors, imported.groups_of(ae), 256)
+        weights.as_diffusers(tensors, weights_first_stage.groups_of(ae), 256)
 
 
 def test_vq_model_knows_no_scale_per_channel() -> None:

@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 
 from ldmlab.errors import ConfigError
-from ldmlab.metrics.evaluate import METRICS, check_metrics, evaluate, label_agreement
+from ldmlab.metrics import evaluate as evaluation
 from ldmlab.metrics.features import FeatureSet
+from ldmlab.metrics.label_agreement import label_agreement
+from ldmlab.metrics.metric import Inputs
+from ldmlab.metrics.standard import standard
+
+METRICS = ("fid", "is", "kid", "precision", "recall")
 
 
 def feature_set(seed, n=120, shift=0.0):
@@ -15,6 +20,11 @@ def feature_set(seed, n=120, shift=0.0):
     return FeatureSet(
         (rng.standard_normal((n, 12)) + shift).astype(np.float32), rng.standard_normal((n, 4)).astype(np.float32)
     )
+
+
+def evaluate(samples, reference, names, bootstrap, seed):
+    inputs = Inputs(bootstrap=bootstrap, seed=seed, samples=samples, reference=reference)
+    return evaluation.evaluate(standard(names), inputs)
 
 
 def test_every_metric_with_its_interval():
@@ -51,7 +61,7 @@ def test_warnings_travel():
 )
 def test_metric_names(metrics, message):
     with pytest.raises(ConfigError, match=message):
-        check_metrics(metrics)
+        standard(metrics)
     with pytest.raises(ConfigError, match=message):
         evaluate(feature_set(0), feature_set(1), metrics, 30, 0)
 

@@ -61,3 +61,14 @@ def test_too_few_images():
         kid(x[:1], x)
     with pytest.raises(ConfigError, match=r"eval\.reference\.images=1"):
         kid(x, x[:1])
+
+
+def test_interval_of_a_handful_of_images_is_refused_not_nan():
+    """A resample of few images may hold copies of one alone, and then has no pair."""
+    x = np.random.default_rng(3).standard_normal((10, 4))
+    with pytest.raises(
+        ConfigError, match=r"eval\.samples=3: an interval of KID needs at least 10 images.*Set eval\.samples=10"
+    ):
+        kid_score(x[:3], x, 200, 0)
+    score = kid_score(x, x + 1, 200, 0)
+    assert np.isfinite([score.low, score.high]).all() and score.low < score.value < score.high

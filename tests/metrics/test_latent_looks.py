@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ldmlab.metrics import latents
-from ldmlab.metrics.reconstruction import psnr, to_uint8
+from ldmlab.metrics.reconstruction import psnr, rounded
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
@@ -67,16 +67,16 @@ def test_correlation() -> None:
 
 def test_noised_decoding_begins_at_the_reconstruction_and_ends_in_noise() -> None:
     z = torch.from_numpy(noise(4, 3, 16, 16)).float().clamp(-2, 2) / 2.2
-    image8 = to_uint8(z)
+    image8 = rounded(z)
 
     def decode(x: torch.Tensor) -> torch.Tensor:
         return x * 0.9  # a decoder that loses something
 
     n = torch.from_numpy(noise(4, 3, 16, 16, seed=1)).float()
     found = latents.noised(decode, z, image8, n, std=0.4)
-    reconstruction = psnr(image8, to_uint8(decode(z))).numpy()
+    reconstruction = psnr(image8, rounded(decode(z))).numpy()
     np.testing.assert_array_equal(found.additive_SN[0], reconstruction)  # σ = 0
     np.testing.assert_array_equal(found.preserving_SN[0], reconstruction)
     assert (np.diff(found.additive_SN.mean(axis=1)) < 0).all() and found.additive_SN.shape == (8, 4)
-    alone = psnr(image8, to_uint8(decode(0.4 * n))).numpy()  # σ = 1: nothing of z is left
+    alone = psnr(image8, rounded(decode(0.4 * n))).numpy()  # σ = 1: nothing of z is left
     np.testing.assert_array_equal(found.preserving_SN[-1], alone)

@@ -5,7 +5,9 @@ import json
 
 import pytest
 
-from ldmlab.metrics.protocol import ProtocolCard, comparable, count, protocol_differences
+from ldmlab.metrics.kid import KID
+from ldmlab.metrics.protocol import Protocol, ProtocolCard, comparable, count, protocol_differences
+from ldmlab.metrics.standard import standard
 
 CARD = ProtocolCard(
     reference="9f31c2",
@@ -17,13 +19,22 @@ CARD = ProtocolCard(
     sampler="ddim",
     steps=50,
     eta=0.0,
-    guidance=1.5,
     weights="ema",
     snapshot_images=400_000,
     extractor="shapes",
     extractor_hash="8c1d0123",
     resize="none",
+    guidance={"classifier_free": {"scale": 1.5}},
 )
+SETTINGS = {metric.name: metric.settings() for metric in standard(["fid", "kid"])}
+
+
+def guided(**own):
+    return {"classifier_free": {"scale": 1.5, **own}}
+
+
+def protocol(card, settings=SETTINGS):
+    return Protocol(card, settings)
 
 
 def test_short():
@@ -31,15 +42,22 @@ def test_short():
     assert (
         dataclasses.replace(CARD, weights="raw", samples=50_000).short().startswith("50k·ddim50·eta0·w1.5·uniform·raw·")
     )
-    limited = dataclasses.replace(CARD, guidance_interval=[0.3, 5.0], guidance_rescale=0.7)
+    limited = dataclasses.replace(CARD, guidance=guided(interval=[0.3, 5.0], rescale=0.7))
     assert limited.short() == "5k·ddim50·eta0·w1.5·in 0.3–5·rescale0.7·uniform·shapes-8c1d"
-    steered = dataclasses.replace(
-        CARD, autoguidance={"scale": 2.0}, image_guidance={"scale": 0.5}, churn={"s_churn": 10.0}
-    )
+    kinds = {
+        "autoguidance": {"weak": "own snapshot", "scale": 2.0},
+        "image": {"scale": 0.5},
+        "churn": {"s_churn": 10.0},
+    }
+    steered = dataclasses.replace(CARD, guidance=guided() | kinds)
     assert steered.short() == "5k·ddim50·eta0·w1.5·auto2·image0.5·churn10·uniform·shapes-8c1d"
-    assert not comparable(CARD, steered)
+    assert not comparable(protocol(CARD), protocol(steered), "fid")
+    outside = dataclasses.replace(
+        CARD, guidance={"mine": {"look": "left", "push": 3, "interval": [0.1, 2.0]}, "bare": {}}
+    )
+    assert outside.short() == "5k·ddim50·eta0·mine3·in 0.1–2·bare·uniform·shapes-8c1d"
     recon = dataclasses.replace(
-        CARD, sampler=None, steps=None, eta=None, guidance=None, label_mode=None, weights=None, samples=360
+        CARD, sampler=None, steps=None, eta=None, guidance={}, label_mode=None, weights=None, samples=360
     )
     assert recon.short() == "360·reconstruction·shapes-8c1d"
 
@@ -48,9 +66,10 @@ def test_short():
     ("change", "name"),
     [
         ({"steps": 100}, "steps"),
-        ({"guidance": 1.0}, "guidance"),
-        ({"guidance_interval": [0.3, 5.0]}, "guidance_interval"),
-        ({"guidance_rescale": 0.7}, "guidance_rescale"),
+        ({"guidance": {"classifier_free": {"scale": 1.0}}}, "guidance.classifier_free.scale"),
+        ({"guidance": guided(interval=[0.3, 5.0])}, "guidance.classifier_free.interval"),
+        ({"guidance": guided(rescale=0.7)}, "guidance.classifier_free.rescale"),
+        ({"guidance": guided() | {"image": {"scale": 0.5}}}, "guidance.image"),
         ({"evaluations": 99}, "evaluations"),
         ({"samples": 4_999}, "samples"),
         ({"weights": "raw"}, "weights"),
@@ -63,13 +82,34 @@ def test_short():
 def test_each_field_keeps_scores_apart(change, name):
     other = dataclasses.replace(CARD, **change)
     assert CARD.differences(other) == [name] == other.differences(CARD)
-    assert not comparable(CARD, other) and protocol_differences(CARD, other) == [name]
+    one, two = protocol(CARD), protocol(other)
+    assert not comparable(one, two, "fid") and protocol_differences(one, two, "fid") == [name]
 
 
 def test_snapshots_and_seeds_are_joined():
     other = dataclasses.replace(CARD, snapshot_images=20_000, seed=7)
     assert CARD.differences(other) == ["snapshot_images", "seed"]
-    assert comparable(CARD, other) and comparable(CARD, CARD)
+    assert comparable(protocol(CARD), protocol(other), "fid") and comparable(protocol(CARD), protocol(CARD), "fid")
+
+
+def test_settings_of_one_metric_keep_only_its_own_scores_apart():
+    fewer = protocol(CARD, SETTINGS | {"kid": KID(subsets=7).settings()})
+    assert comparable(protocol(CARD), fewer, "fid")
+    assert protocol_differences(protocol(CARD), fewer, "kid") == ["kid.subsets"]
+
+
+def test_adding_a_metric_leaves_older_scores_comparable():
+    older = protocol(CARD, {"fid": SETTINGS["fid"]})
+    newer = protocol(CARD, SETTINGS | {"mine": {"strength": 3}})
+    assert comparable(older, newer, "fid") and comparable(newer, older, "fid")
+    with pytest.raises(KeyError, match="mine"):
+        comparable(older, newer, "mine")
+
+
+def test_protocol_of_a_scores_file():
+    metrics = {metric.name: metric.declaration() for metric in standard(["fid", "kid"])}
+    row = json.loads(json.dumps({"scores": {}, "card": CARD.to_dict(), "metrics": metrics}))
+    assert Protocol.of(row) == protocol(CARD)
 
 
 def test_json_round_trip():

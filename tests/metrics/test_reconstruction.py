@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ldmlab.errors import ConfigError
-from ldmlab.metrics.reconstruction import Reconstruction, highest_psnr, psnr, ssim, to_uint8
+from ldmlab.metrics.reconstruction import ReconstructionError, highest_psnr, psnr, rounded, ssim
 
 
 class MeanDistance(nn.Module):
@@ -21,10 +21,10 @@ def images(n, side=16, seed=0):
     return torch.rand(n, 3, side, side, generator=g) * 2 - 1
 
 
-def test_to_uint8_is_nearest_and_clamped():
+def test_rounded_is_nearest_and_clamped():
     every = torch.arange(256, dtype=torch.float32)[None, None, None] / 127.5 - 1
-    assert (to_uint8(every).flatten() == torch.arange(256)).all()
-    assert to_uint8(torch.tensor([[[[-3.0, 3.0, 0.4999 / 127.5 - 1]]]])).flatten().tolist() == [0, 255, 0]
+    assert (rounded(every).flatten() == torch.arange(256)).all()
+    assert rounded(torch.tensor([[[[-3.0, 3.0, 0.4999 / 127.5 - 1]]]])).flatten().tolist() == [0, 255, 0]
 
 
 def test_psnr_closed_form_per_image():
@@ -43,7 +43,7 @@ def test_psnr_closed_form_per_image():
 def test_ssim_against_torchmetrics_and_limits():
     from torchmetrics.image import StructuralSimilarityIndexMeasure
 
-    a, b = to_uint8(images(3, 32)), to_uint8(images(3, 32) * 0.8)
+    a, b = rounded(images(3, 32)), rounded(images(3, 32) * 0.8)
     oracle = StructuralSimilarityIndexMeasure(data_range=255.0, reduction="none")
     np.testing.assert_allclose(ssim(a, b), oracle(b.float(), a.float()), rtol=1e-6)
     np.testing.assert_allclose(ssim(a, a), 1, atol=1e-6)
@@ -54,7 +54,7 @@ def test_ssim_against_torchmetrics_and_limits():
 
 def test_streaming_does_not_depend_on_batches():
     image, recon = images(10), images(10) * 0.7
-    whole, parts = Reconstruction(MeanDistance()), Reconstruction(MeanDistance())
+    whole, parts = ReconstructionError(MeanDistance()), ReconstructionError(MeanDistance())
     whole.update(image, recon)
     for rows in (slice(0, 1), slice(1, 7), slice(7, 10)):
         parts.update(image[rows], recon[rows])
@@ -63,22 +63,22 @@ def test_streaming_does_not_depend_on_batches():
         assert (other.value, other.low, other.high) == pytest.approx((score.value, score.low, score.high), rel=1e-6)
         assert score.low <= score.value <= score.high and score.n == 10
     assert list(whole.values()) == ["psnr", "ssim", "perceptual"]
-    mean = psnr(to_uint8(image), to_uint8(recon)).mean().item()  # of images, not the PSNR of a pooled error
+    mean = psnr(rounded(image), rounded(recon)).mean().item()  # of images, not the PSNR of a pooled error
     assert whole.compute(50, 0)["psnr"].value == pytest.approx(mean, rel=1e-12)
     assert "Gaussian window of 11" in whole.compute(50, 0)["ssim"].method
 
 
 def test_identical_images_stay_finite_and_are_told():
     image = images(4)
-    scores = Reconstruction()
+    scores = ReconstructionError()
     scores.update(image, torch.cat([image[:2], image[2:] * 0.9]))
     assert math.isfinite(scores.compute(20, 0)["psnr"].value)
     assert "2 of 4 reconstructions equal" in scores.warnings()[0]
-    assert Reconstruction().warnings() == []
+    assert ReconstructionError().warnings() == []
 
 
 def test_misuse():
     with pytest.raises(ValueError, match="no reconstruction"):
-        Reconstruction().compute(20, 0)
+        ReconstructionError().compute(20, 0)
     with pytest.raises(ValueError, match="images"):
-        Reconstruction().update(images(2), images(3))
+        ReconstructionError().update(images(2), images(3))

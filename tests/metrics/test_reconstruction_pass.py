@@ -13,7 +13,7 @@ from ldmlab.autoencoders.regularisers.none import NoRegulariser
 from ldmlab.autoencoders.regularisers.vq import VQ
 from ldmlab.data.batches import to_float
 from ldmlab.metrics.rate import kl_bits
-from ldmlab.metrics.reconstruction import psnr, to_uint8
+from ldmlab.metrics.reconstruction import psnr, rounded
 from ldmlab.metrics.reconstruction_pass import Pass, parameters
 
 N = 12
@@ -42,7 +42,7 @@ def test_scores_are_those_of_the_images(regulariser: Regulariser) -> None:
     found, ae = seen(regulariser), first_stage(regulariser)
     with torch.no_grad():
         x = to_float(IMAGES)
-        psnr_N = psnr(to_uint8(x), to_uint8(ae.decode(ae.encode(x)))).numpy()
+        psnr_N = psnr(rounded(x), rounded(ae.decode(ae.encode(x)))).numpy()
     np.testing.assert_allclose(found.per_image()["psnr"], psnr_N, atol=1e-3)  # (batches round differently)
     scores = found.scores(20, 0)
     assert scores["psnr"]["value"] == pytest.approx(psnr_N.mean(), abs=1e-3)

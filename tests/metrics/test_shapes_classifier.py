@@ -57,6 +57,8 @@ def test_pyramid_gives_gradients_to_the_image(net):
 
 
 def test_refusals(net):
+    with pytest.raises(ConfigError, match=r"eval\.extractor\.n_classes=0: must be at least 1"):
+        ShapesClassifier(n_classes=0)
     with pytest.raises(ConfigError, match=r"at least 16 pixels a side; data\.resolution=8"):
         net(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
     with pytest.raises(ConfigError, match=r"eval\.extractor\.width must be a positive multiple of 8; got 12"):

@@ -7,6 +7,7 @@ import pytest
 
 from ldmlab import build
 from ldmlab.config.compose import load
+from ldmlab.data.fields import label
 from ldmlab.errors import ConfigError
 from ldmlab.pipeline import budget
 from ldmlab.pipeline.costs import parameters_of
@@ -14,14 +15,14 @@ from ldmlab.pipeline.run import prepare
 
 
 class Data:
-    class_names = ("a", "b")
+    class_names, declared = ("a", "b"), (label(2),)
     resolution = 256
     fields = ("label",)
 
 
 def settled(*words: str) -> tuple[Any, str | None]:
     cfg = load(list(words)).cfg
-    return cfg, budget.choose_width(cfg, Data())
+    return budget.choose_width(cfg, Data())
 
 
 @pytest.mark.parametrize("target", [0.1, 1, 5, 6.2, 6.3, 36, 1e6])
@@ -89,7 +90,7 @@ def test_the_width_found_is_the_width_typed(tmp_path: Path) -> None:
         f"store={tmp_path}",
         "ldm.network.head_channels=32",
     ]
-    by_budget = prepare(load([*base, "ldm.budget.parameters=10e6", "ldm.budget.tolerance=0.4"]))[0]
-    by_width = prepare(load([*base, "ldm.network.width=64"]))[0]
-    assert by_budget.denoiser.id == by_width.denoiser.id
+    by_budget = prepare(load([*base, "ldm.budget.parameters=10e6", "ldm.budget.tolerance=0.4"]))
+    by_width = prepare(load([*base, "ldm.network.width=64"]))
+    assert by_budget.address("denoiser").id == by_width.address("denoiser").id
     assert len(by_budget.notes) == 1 and not by_width.notes

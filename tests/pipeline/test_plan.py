@@ -7,25 +7,23 @@ from omegaconf import OmegaConf
 
 from ldmlab.config.compose import load
 from ldmlab.errors import ConfigError
-from ldmlab.pipeline.forecast import table
-from ldmlab.pipeline.plan import Plan, sample_options
+from ldmlab.pipeline.plan import KINDS, Plan, table
 from ldmlab.pipeline.run import prepare
-from ldmlab.store.store import Store
+from ldmlab.pipeline.samples import sampler_options
+from ldmlab.pipeline.stage import plain
 from ldmlab.training.tracking import as_text
 
 BASE = ["data.train_images=64", "data.val_images=16", "data.cached=false", "ldm.fit.snapshots=[0.5]"]
 
 
 def plan_of(*words: str, root: Path) -> Plan:
-    return prepare(load([*BASE, f"store={root}", *words]))[0]
+    return prepare(load([*BASE, f"store={root}", *words]))
 
 
 def ids(plan: Plan) -> dict[str, str]:
-    return {
-        "data": plan.data.id, "extractor": plan.extractor.id if plan.extractor else "", "autoencoder": plan.autoencoder.id,
-        "latents": plan.latents.id if plan.latents else "", "denoiser": plan.denoiser.id,
-        "samples": plan.evaluations[-1].samples.id, "scores": plan.evaluations[-1].scores.id, "reference": plan.reference.id,
-    }  # fmt: skip
+    """Of every stage that the composition has, whether this command would make it or not; "" for one it has not."""
+    has = {kind.name for kind in KINDS if kind.of(plan)}
+    return {name: plan.named(name).address.id if name in has else "" for name in sorted(ALL)}
 
 
 ALL = {"data", "extractor", "autoencoder", "latents", "denoiser", "samples", "scores", "reference"}
@@ -90,27 +88,27 @@ def test_moving_a_folder_of_pictures_changes_no_id(tmp_path: Path) -> None:
             noise = np.random.default_rng(i).integers(0, 255, (40, 50, 3), np.uint8)
             Image.fromarray(noise).save(tmp_path / "a" / name / f"{i}.png")
     words = ["data=folder", "data.resolution=32", f"store={tmp_path / 'store'}", "ae=kl_f4_small"]
-    before = prepare(load([*words, f"data.root={tmp_path / 'a'}"]))[0]
+    before = prepare(load([*words, f"data.root={tmp_path / 'a'}"]))
     shutil.move(tmp_path / "a", tmp_path / "b")
-    after = prepare(load([*words, f"data.root={tmp_path / 'b'}"]))[0]
+    after = prepare(load([*words, f"data.root={tmp_path / 'b'}"]))
     assert ids(before) == ids(after)
     Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(tmp_path / "b" / "cat" / "0.png")
-    assert ids(prepare(load([*words, f"data.root={tmp_path / 'b'}"]))[0])["data"] != ids(before)["data"]
+    assert ids(prepare(load([*words, f"data.root={tmp_path / 'b'}"])))["data"] != ids(before)["data"]
 
 
-def test_identity_trains_on_images_and_text_fields_go_past_the_cache(tmp_path: Path) -> None:
-    assert plan_of("ae=identity", root=tmp_path).latents is None
-    assert plan_of("data.fields=[label,caption]", root=tmp_path).latents is None
-    assert plan_of("latents.cache=never", root=tmp_path).latents is None
-    assert plan_of(root=tmp_path).latents is not None
+def test_identity_trains_on_images_and_any_field_goes_through_the_cache(tmp_path: Path) -> None:
+    assert not plan_of("ae=identity", root=tmp_path).has("latents")
+    assert plan_of("data.fields=[label,caption]", root=tmp_path).has("latents")
+    assert not plan_of("latents.cache=never", root=tmp_path).has("latents")
+    assert plan_of(root=tmp_path).has("latents")
 
 
 def test_table_names_every_stage_with_state_and_cost(tmp_path: Path) -> None:
     plan = plan_of("eval.at=[0.5,1.0]", "dry_run=true", root=tmp_path)
-    store = Store(tmp_path)
-    with store.building(plan.autoencoder):
-        store.seal(plan.autoencoder, 1.0)
-    lines = table(plan, store, costs=True)
+    first = plan.address("autoencoder")
+    with plan.store.building(first):
+        plan.store.seal(first, 1.0)
+    lines = table(plan, costs=True)
     stages = [line[0] for line in lines[1:]]
     assert stages == [
         "data",
@@ -136,9 +134,9 @@ def test_parameters_of_the_plan_are_those_of_the_paper(tmp_path: Path) -> None:
         "dry_run=true",
     ]
     plan = plan_of("ldm.fit.snapshots=[1.0]", *words, root=tmp_path)
-    rows = {row.address.stage: row for row in plan.rows}
+    rows = {stage.name: row for stage, row in plan.rows}
     assert "395.0 M" in rows["denoiser"].what and "67.7 M" in rows["autoencoder"].what
-    # performance.md: LDM-8 at 256² takes 114 GFLOP forward per image
+    # docs/paper.md#sizes-of-the-networks: LDM-8 at 256² takes 114 GFLOP forward per image
     assert rows["denoiser"].flops / 3 == pytest.approx(114e9, rel=0.03)
 
 
@@ -149,13 +147,13 @@ def test_config_saved_is_the_whole_experiment(tmp_path: Path) -> None:
 
 
 def test_options_of_guidance_enter_an_id_only_where_they_act(tmp_path: Path) -> None:
-    """Samples made before these options existed keep their address."""
+    """Without guidance, its interval and its rescaling decide nothing."""
 
     def samples(*words: str) -> str:
         return ids(plan_of(*words, root=tmp_path))["samples"]
 
     cfg = load([*BASE, f"store={tmp_path}"])[0]
-    assert sample_options(cfg, 1)["sampler"] == {
+    assert sampler_options(plain(cfg.sampler)) == {
         "_target_": "ldmlab.samplers.ddim.DDIM", "steps": 50, "eta": 0.0, "grid": "trailing", "guidance": 1.0,
     }  # fmt: skip
     interval, rescale = "sampler.guidance_interval=[0.3,5]", "sampler.guidance_rescale=0.7"
@@ -173,4 +171,4 @@ def test_an_interval_beside_all_times_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("words,said", [("plms", "plms 50 (51 evaluations)"), ("dpmpp_2m_sde", "dpmpp_2m_sde 50 ·")])
 def test_the_plan_counts_evaluations(words: str, said: str, tmp_path: Path) -> None:
-    assert said in plan_of(f"sampler={words}", "until=samples", root=tmp_path).rows[-1].what
+    assert said in plan_of(f"sampler={words}", "until=samples", root=tmp_path).rows[-1][1].what

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from ldmlab.conditioning.source import labels_for
 from ldmlab.diffusion.objectives import Prediction
 from ldmlab.diffusion.schedules import Cosine
 from ldmlab.pipeline import sampling
-from ldmlab.pipeline.sampling import contact_sheet, image_seed, labels_for, sample_all
+from ldmlab.pipeline.sampling import contact_sheet, image_seed, sample_all
 from ldmlab.samplers.heun import Heun
 
 

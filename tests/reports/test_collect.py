@@ -7,7 +7,8 @@ import pytest
 from conftest import CARD, FakeStore, write_rows
 
 from ldmlab.errors import DataError
-from ldmlab.reports.collect import Score, flatten, read_rows, read_run, read_runs, varied
+from ldmlab.reports.collect import read_rows, read_run, read_runs
+from ldmlab.reports.records import Estimate, flatten, varied
 
 
 def test_a_finished_run_is_read_whole(fake_store: FakeStore) -> None:
@@ -23,8 +24,8 @@ def test_a_finished_run_is_read_whole(fake_store: FakeStore) -> None:
     assert [stage.place for stage in run.stages][:2] == ["autoencoder/kl_f4-4ab07e11", "denoiser/unet_tiny-c01fe9aa"]
     autoencoder = run.stage("autoencoder")
     assert autoencoder is not None
-    assert autoencoder.scores["psnr"] == Score(28.412, 28.412 - 0.081, 28.412 + 0.081)
-    assert autoencoder.scores["kl_bits"] == Score(2.7183)
+    assert autoencoder.scores["psnr"] == Estimate(28.412, 28.412 - 0.081, 28.412 + 0.081)
+    assert autoencoder.scores["kl_bits"] == Estimate(2.7183)
     assert "card" not in autoencoder.scores and autoencoder.card["extractor"] == "shapes"
     assert len(autoencoder.curve("psnr", "val").values) == 6
     assert autoencoder.curve("psnr", "train").values == []
@@ -158,6 +159,6 @@ def test_varied_names_exactly_the_options_that_differ(fake_store: FakeStore) -> 
 
 
 def test_overlap_of_intervals() -> None:
-    assert Score(1, 0, 2).overlaps(Score(2.5, 2, 3)) and Score(2.5, 2, 3).overlaps(Score(1, 0, 2))
-    assert not Score(1, 0, 1.9).overlaps(Score(2.5, 2, 3))
-    assert Score(2.0).overlaps(Score(2.5, 2, 3)) and not Score(1.9).overlaps(Score(2.5, 2, 3))
+    assert Estimate(1, 0, 2).overlaps(Estimate(2.5, 2, 3)) and Estimate(2.5, 2, 3).overlaps(Estimate(1, 0, 2))
+    assert not Estimate(1, 0, 1.9).overlaps(Estimate(2.5, 2, 3))
+    assert Estimate(2.0).overlaps(Estimate(2.5, 2, 3)) and not Estimate(1.9).overlaps(Estimate(2.5, 2, 3))

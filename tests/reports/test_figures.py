@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 from conftest import FakeStore
 
-from ldmlab.reports import figures
-from ldmlab.reports.collect import Run, read_runs
-from ldmlab.reports.figures import Figure, data_csv, logged, over_training, png, smooth, svg
-from ldmlab.reports.tables import SAMPLE_METRICS
+from ldmlab.reports import drawing
+from ldmlab.reports.collect import read_runs
+from ldmlab.reports.drawing import png, smooth, svg
+from ldmlab.reports.figures import Figure, data_csv, logged, over_training
+from ldmlab.reports.numbers import SAMPLE_METRICS
+from ldmlab.reports.records import Run
 
 FID = SAMPLE_METRICS[0]
 
@@ -101,7 +103,7 @@ def test_smoothing_keeps_constants_lines_and_the_first_value() -> None:
 
 
 def test_line_names_do_not_touch() -> None:
-    placed = figures._spread([50.0, 50.5, 51.0, 10.0], gap=12, low=0, high=100)
+    placed = drawing._spread([50.0, 50.5, 51.0, 10.0], gap=12, low=0, high=100)
     assert sorted(range(4), key=placed.__getitem__) == [3, 0, 1, 2]
     ordered = sorted(placed)
     assert all(b - a >= 12 - 1e-9 for a, b in pairwise(ordered))

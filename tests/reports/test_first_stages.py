@@ -14,10 +14,11 @@ from conftest import FakeStore, little_pictures, write_json
 from ldmlab.errors import DataError
 from ldmlab.metrics import latents
 from ldmlab.metrics.intervals import mean_score
-from ldmlab.reports import comparisons, first_stage_figures, first_stage_pictures, first_stages
-from ldmlab.reports.cells import read_cells
+from ldmlab.reports import first_stage_cells, first_stage_figures, first_stages
 from ldmlab.reports.collect import read_runs
-from ldmlab.reports.figures import data_csv, svg
+from ldmlab.reports.drawing import svg
+from ldmlab.reports.figures import data_csv
+from ldmlab.reports.first_stage_cells import read_cells
 from ldmlab.reports.paper import table_8
 from ldmlab.reports.publish import find_runs, make_report, missing_cells
 
@@ -134,18 +135,18 @@ def test_equal_runs_give_equal_bytes(study: list[Path], tmp_path: Path) -> None:
 
 def test_steps_and_ties_come_from_paired_images(study: list[Path]) -> None:
     cells = read_cells(read_runs(study))
-    assert comparisons.verdicts(cells) == [
+    assert first_stage_cells.verdicts(cells) == [
         "KL: PSNR falls at f 2 → 4; cannot be told apart at f 4 → 8.",
         "KL: rFID rises with f at every step, f = 2 … 8.",
         "VQ: PSNR falls with f at every step, f = 2 … 4.",
         "VQ: rFID rises with f at every step, f = 2 … 4.",
     ]
-    at_2 = comparisons.at_equal_f(cells)[0]
+    at_2 = first_stage_cells.at_equal_f(cells)[0]
     assert at_2.title == "KL f=2 → VQ f=2"
-    step = at_2.differences["psnr"]
+    step = at_2.differences["psnr"].score
     assert step.low is not None and step.high is not None
     assert step.low < -1.7 and step.high - step.low < 0.4  # unpaired, the images' 3 dB would make it four times as wide
-    ties = {m.key: [(a.label, b.label) for a, b in pairs] for m, pairs in comparisons.indistinct(cells)}
+    ties = {m.key: [(a.label, b.label) for a, b in pairs] for m, pairs in first_stage_cells.all_indistinct(cells)}
     assert ties == {"psnr": [("KL f=4", "KL f=8")]}
 
 
@@ -156,7 +157,7 @@ def test_unequal_protocols_are_marked_and_not_joined(study: list[Path], fake_sto
     assert figure is not None
     drawn = list(csv.DictReader(io.StringIO(data_csv(figure))))
     assert [r["other_protocol"] for r in drawn if r["run"] == "KL"] == ["no", "no", "no", "yes"]
-    assert not any(16 in (pair.a.f, pair.b.f) for pair in comparisons.along_f(cells))
+    assert not any(16 in (pair.a.f, pair.b.f) for pair in first_stage_cells.along_f(cells))
     html = first_stages.report([*study[2:4], other], tmp_path / "page", "first_stages", []).read_text()
     assert "data: flowers-1 (others: shapes-90ca4d67c6dd)" in html
 
@@ -166,7 +167,8 @@ def test_a_latent_of_two_or_one_positions_can_be_drawn(f: int, fake_store: FakeS
     (found,) = read_cells(read_runs([cell(fake_store, "KL", f, 20.0, 9.0)]))
     histogram, spectrum = first_stage_figures.latent_figures(found)
     assert len(histogram.series) == 3 and [s.name for s in spectrum.series] == ["images", "latent"][: 3 - f // 16]
-    assert svg(spectrum).count("<svg") == 1 and first_stage_pictures.latent_maps(found).width > 700
+    maps = first_stages.latent_maps(found)
+    assert svg(spectrum).count("<svg") == 1 and maps.cell * maps.columns > 700
 
 
 def test_labels_tell_cells_apart(study: list[Path], fake_store: FakeStore) -> None:
@@ -185,15 +187,15 @@ def test_codebooks_have_a_second_line_over_bits(study: list[Path]) -> None:
 def test_crops_lie_where_the_detail_is() -> None:
     images = np.full((3, 64, 64, 3), 100, np.uint8)
     images[1, 40:48, 8:16] = np.indices((8, 8)).sum(0)[..., None] % 2 * 155 + 100  # a checkerboard
-    (crop,) = first_stage_pictures.find_crops(images, n=1)
+    (crop,) = first_stages.find_crops(images, n=1)
     assert crop.image == 1 and crop.side == 16
     assert crop.y <= 40 and crop.y + 16 >= 48 and crop.x <= 8 and crop.x + 16 >= 16
-    assert first_stage_pictures.cut(images, [crop]).std() > 0
+    assert first_stages.cut(images, [crop]).std() > 0
 
 
 def test_error_map_is_four_times_the_difference() -> None:
     a, b = np.full((1, 2, 2, 3), 10, np.uint8), np.full((1, 2, 2, 3), 13, np.uint8)
-    assert (first_stage_pictures.error_map(a, b) == 12).all() and (first_stage_pictures.error_map(b, a) == 12).all()
+    assert (first_stages.error_map(a, b) == 12).all() and (first_stages.error_map(b, a) == 12).all()
 
 
 def test_a_study_is_the_runs_that_its_sweep_made(study: list[Path], fake_store: FakeStore, tmp_path: Path) -> None:

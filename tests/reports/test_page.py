@@ -10,9 +10,11 @@ from conftest import CLASSES, WARNING, FakeStore, little_pictures
 
 from ldmlab.errors import DataError
 from ldmlab.reports.collect import read_runs
-from ldmlab.reports.page import report, seconds, write_all
+from ldmlab.reports.document import write
+from ldmlab.reports.numbers import seconds, shown
 from ldmlab.reports.pictures import by_class, same_seeds
-from ldmlab.reports.tables import samples_table, shown
+from ldmlab.reports.run import report
+from ldmlab.reports.tables import samples_table
 
 VOID = {"meta", "link", "img", "br", "hr", "source", "input"}
 
@@ -143,9 +145,9 @@ def test_nothing_is_written_when_a_result_is_missing(fake_store: FakeStore, tmp_
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    write_all(tmp_path, {"index.html": b"old"}, "index.html")
+    write(tmp_path, {"index.html": b"old"}, "index.html")
     with pytest.raises(TypeError):
-        write_all(tmp_path, {"index.html": None}, "index.html")  # type: ignore[dict-item]
+        write(tmp_path, {"index.html": None}, "index.html")  # type: ignore[dict-item]
     assert (tmp_path / "index.html").read_bytes() == b"old" and not list(tmp_path.glob(".index*"))
 
 
@@ -243,12 +245,12 @@ def test_pictures_are_the_stored_ones_bit_for_bit(fake_store: FakeStore) -> None
     samples = run.stage("samples")
     assert samples is not None
     grid = by_class(samples.pictures, "s")
-    assert [strip.caption for strip in grid.strips] == CLASSES and grid.cell == 96 and grid.pixelated
-    for strip in grid.strips:
+    assert [strip.label for strip in grid.rows] == CLASSES and grid.cell == 96 and grid.pixelated
+    for strip in grid.rows:
         for tile in strip.tiles:
             shown_HWC = np.asarray(Image.open(BytesIO(base64.b64decode(tile.uri.split(",")[1]))))
             assert np.array_equal(shown_HWC, samples.pictures.images_NHWC[tile.index])
-            assert samples.pictures.class_name(samples.pictures.labels[tile.index]) == strip.caption
+            assert samples.pictures.class_name(samples.pictures.labels[tile.index]) == strip.label
 
 
 def test_large_pictures_are_averaged_down_and_the_page_says_so(fake_store: FakeStore, tmp_path: Path) -> None:
@@ -269,7 +271,7 @@ def test_same_seeds_joins_by_seed_and_label_not_by_place(fake_store: FakeStore, 
     entries = [(run.label, run.stages[0].pictures, run.label) for run in read_runs([a, b])]
     grid = same_seeds(entries)
     assert grid is not None
-    first, second = grid.strips
+    first, second = grid.rows
     assert [t.seed for t in first.tiles] == [t.seed for t in second.tiles] == list(range(8))
     assert [t.index for t in second.tiles] == [79 - i for i in range(8)]
     assert same_seeds(entries[:1]) is None

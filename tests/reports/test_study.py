@@ -12,12 +12,14 @@ from conftest import FakeStore, little_pictures, write_json, write_rows
 
 from ldmlab.errors import DataError
 from ldmlab.metrics.intervals import mean_score
-from ldmlab.reports import study_cells, study_figures, study_page, study_pictures, study_tables
+from ldmlab.reports import numbers, study_cells, study_text
+from ldmlab.reports import study as study_page
 from ldmlab.reports.collect import read_runs
-from ldmlab.reports.figures import data_csv, svg
+from ldmlab.reports.drawing import svg
+from ldmlab.reports.figures import data_csv
 from ldmlab.reports.publish import make_report
+from ldmlab.reports.study import Counted
 from ldmlab.reports.study_cells import Study, read_study
-from ldmlab.reports.study_page import Counted, Work
 
 N = 60
 PICTURES = little_pictures(30, seed=5)
@@ -150,6 +152,28 @@ def test_a_cell_without_guidance_begins_every_line_of_guidance(fake_store: FakeS
     assert len(study.cells) == 5 and study.cells[0].label == "guidance 1"
 
 
+def test_guidance_by_kind_gives_the_same_knobs(fake_store: FakeStore) -> None:
+    """A card holds {kind: its options} of the kinds that act: no entry is no guidance."""
+    cards: list[dict[str, Any]] = [
+        {},
+        *(
+            {"classifier_free": {"scale": w, **({"interval": i} if i else {})}}
+            for i in (None, [0.5, 5.0])
+            for w in (2.0, 5.0)
+        ),
+    ]
+    study = study_of([cell(fake_store, f"k{n}", 10.0 + n, guidance=card) for n, card in enumerate(cards)])
+    assert study.axis is not None and study.axis.knob == "guidance"
+    assert [(line.label, [c.knobs["guidance"] for c in line.cells]) for line in study.lines] == [
+        ("everywhere", [1, 2, 5]), ("in 0.5–5", [1, 2, 5]),
+    ]  # fmt: skip
+    auto = [cell(fake_store, f"a{w}", 9.0, guidance={"autoguidance": {"scale": w, "weak": "d2"}}) for w in (1.5, 3.0)]
+    study = study_of(auto)
+    assert study.knobs == ("autoguidance.scale",) and [c.label for c in study.cells] == [
+        "autoguidance 1.5", "autoguidance 3",
+    ]  # fmt: skip
+
+
 def test_a_choice_of_a_group_speaks_for_its_options(fake_store: FakeStore) -> None:
     study = study_of(of_objectives(fake_store))
     assert study.knobs == ("objective",) and study.axis is None and len(study.denoisers) == 4
@@ -193,8 +217,8 @@ def test_a_run_from_before_choices_were_recorded_is_read_from_its_command(fake_s
 
 def test_fewer_evaluations_are_held_against_the_paper_s_sampler(fake_store: FakeStore) -> None:
     study = study_of(of_samplers(fake_store))
-    assert study_tables.baseline(study).label == "ddim at 50 evaluations"
-    lead, good, bad = study_tables.verdicts(study)
+    assert study_text.baseline(study).label == "ddim at 50 evaluations"
+    lead, good, bad = study_text.verdicts(study)
     assert lead.startswith("Lowest FID: heun at 99 evaluations, 9.00 [")
     assert good.startswith("At 20 evaluations or fewer not worse than ddim at 50 evaluations (FID 10.00 [")
     assert "dpmpp_2m at 20 evaluations (10.0 [" in good and "heun" not in good
@@ -202,7 +226,7 @@ def test_fewer_evaluations_are_held_against_the_paper_s_sampler(fake_store: Fake
 
 
 def test_guidance_says_where_the_score_is_least_and_what_the_others_do(fake_store: FakeStore) -> None:
-    said = "\n".join(study_tables.verdicts(study_of(of_guidance(fake_store))))
+    said = "\n".join(study_text.verdicts(study_of(of_guidance(fake_store))))
     assert "Everywhere: FID is least at 2, 15.0 [" in said and "better than no guidance (−5.0" in said
     assert "Everywhere: from 1 to 5 precision rises (+0.1" in said
     assert "In 0.5–5: FID is least at 5, 12.0 [" in said
@@ -211,14 +235,14 @@ def test_guidance_says_where_the_score_is_least_and_what_the_others_do(fake_stor
 
 def test_cells_without_order_are_held_against_the_paper_s_choice_and_each_other(fake_store: FakeStore) -> None:
     study = study_of(of_objectives(fake_store))
-    assert study_tables.baseline(study).label == "eps_linear"  # though it was not the first to run
-    lead, against = study_tables.verdicts(study)
+    assert study_text.baseline(study).label == "eps_linear"  # though it was not the first to run
+    lead, against = study_text.verdicts(study)
     assert lead.endswith("not distinguishable from it: flow.")
     assert "better: v_linear (−3.00 [" in against and "worse: edm (+15.0 [" in against
-    (fid, precision) = study_tables.ties(study)
-    assert fid == f"Not distinguishable in FID by {study_tables.PAIRED}: v_linear and flow."
+    (fid, precision) = study_text.ties(study)
+    assert fid == f"Not distinguishable in FID by {numbers.PAIRED}: v_linear and flow."
     assert precision.count(" and ") == 6  # all pairs: the same numbers
-    table = study_tables.score_table(study, [c.run for c in study.cells])
+    table = study_page.score_table(study, [c.run for c in study.cells])
     column = {row.label: row.cells[0] for row in table.rows}
     assert [name for name, c in column.items() if c.tied] == ["v_linear", "flow"] and not any(
         c.best for c in column.values()
@@ -228,7 +252,7 @@ def test_cells_without_order_are_held_against_the_paper_s_choice_and_each_other(
 def test_the_best_is_bold_only_where_it_is_told_from_all_others(fake_store: FakeStore) -> None:
     folders = of_objectives(fake_store)
     study = study_of([folders[1], folders[2], folders[3]])
-    table = study_tables.score_table(study, [c.run for c in study.cells])
+    table = study_page.score_table(study, [c.run for c in study.cells])
     assert [row.label for row in table.rows if row.cells[0].best] == ["flow"]
     assert all(row.cells[1].tied for row in table.rows)
 
@@ -237,7 +261,7 @@ def test_pairing_is_what_tells_cells_apart(fake_store: FakeStore) -> None:
     """Unpaired, each FID has an interval of about ±0.8: ±0.1 of the difference is what the shared images leave."""
     study = study_of([cell(fake_store, "a", 10.0, "a", {"ldm": "a"}), cell(fake_store, "b", 10.5, "b", {"ldm": "b"})])
     one, two = study.cells
-    found = study_tables.difference(one, two, study_tables.LEADING)
+    found = study_text.difference(one, two, study.leading)
     assert found is not None and found.told and found.verdict == "worse" and found.score.low is not None
     assert 0.3 < found.score.low < 0.5 and one.scores.scores["fid"].overlaps(two.scores.scores["fid"])
 
@@ -246,10 +270,10 @@ def test_another_protocol_is_not_compared(fake_store: FakeStore, tmp_path: Path)
     folders = of_samplers(fake_store)[:2]
     odd = cell(fake_store, "odd", 1.0, sampler="unipc", steps=20, reference="r2")
     study = study_of([*folders, odd])
-    assert all("unipc" not in text.partition(": ")[2] for text in study_tables.ties(study))
+    assert all("unipc" not in text.partition(": ")[2] for text in study_text.ties(study))
     html = study_page.report([*folders, odd], tmp_path / "page", "some", [], NOTHING).read_text()
     assert "reference: r2 (others: r1)" in html
-    drawn = list(csv.DictReader(io.StringIO(data_csv(study_figures.score_figures(study)[0]))))
+    drawn = list(csv.DictReader(io.StringIO(data_csv(study_page.score_figures(study)[0]))))
     assert [row["run"] for row in drawn if row["other_protocol"] == "yes"] == ["unipc"]
 
 
@@ -257,7 +281,7 @@ def test_another_protocol_is_not_compared(fake_store: FakeStore, tmp_path: Path)
 
 
 def test_lines_that_lie_on_each_other_are_drawn_once(fake_store: FakeStore) -> None:
-    figures = study_figures.score_figures(study_of(of_samplers(fake_store)))
+    figures = study_page.score_figures(study_of(of_samplers(fake_store)))
     fid = figures[0]
     assert [s.name for s in fid.series] == ["ddim, euler", "heun", "dpmpp_2m"]
     assert fid.series[1].images == [9, 19, 99] and fid.series[1].values == pytest.approx([60, 14, 9])
@@ -266,7 +290,7 @@ def test_lines_that_lie_on_each_other_are_drawn_once(fake_store: FakeStore) -> N
 
 
 def test_cells_without_order_are_rows(fake_store: FakeStore) -> None:
-    fid = study_figures.score_figures(study_of(of_objectives(fake_store)))[0]
+    fid = study_page.score_figures(study_of(of_objectives(fake_store)))[0]
     assert [(s.name, round(s.values[0])) for s in fid.series] == [
         ("v_linear", 12),
         ("eps_linear", 15),
@@ -278,21 +302,22 @@ def test_cells_without_order_are_rows(fake_store: FakeStore) -> None:
 
 
 def test_losses_by_noise_level_are_those_of_validation(fake_store: FakeStore) -> None:
-    found = study_figures.loss_figures(study_of(of_objectives(fake_store)))
+    found = study_page.loss_figures(study_of(of_objectives(fake_store)))
     assert [f.title for f in found] == ["loss", "loss, least noise", "loss, most noise"]
     assert [s.name for s in found[1].series] == ["v_linear", "eps_linear", "flow", "edm"]
     assert found[1].series[0].values == [3 / 5, 3 / 10]
-    assert study_figures.loss_figures(study_of(of_samplers(fake_store))) == []  # one denoiser: nothing to compare
+    assert study_page.loss_figures(study_of(of_samplers(fake_store))) == []  # one denoiser: nothing to compare
 
 
 def test_pictures_side_by_side_share_seed_and_class(fake_store: FakeStore) -> None:
     study = study_of(of_guidance(fake_store))
-    everywhere, limited = study_pictures.side_by_side(study)
-    assert [label for label, _ in limited.cells] == ["1", "2", "5"] and everywhere.title == "everywhere"
+    (title, everywhere), (_, limited) = study_page.side_by_side(study)
+    assert [row.label for row in limited.rows] == ["1", "2", "5"] and title == "everywhere"
     pictures = study.cells[0].samples.pictures
-    assert [pictures.labels[i] for i in everywhere.places[0]] == list(range(10))
-    assert (everywhere.images[1][1] == PICTURES[list(everywhere.places[1])]).all()
-    said = study_pictures.columns_said(study, [everywhere])
+    assert [pictures.labels[tile.index] for tile in everywhere.rows[0].tiles] == list(range(10))
+    second = everywhere.rows[1].tiles
+    assert (np.stack([t.image_HWC for t in second]) == PICTURES[[t.index for t in second]]).all()
+    said = study_page.columns_said(study, everywhere)
     assert "one class (a, b, c" in said and "guidance scale at the left" in said
 
 
@@ -301,7 +326,7 @@ def test_pictures_side_by_side_share_seed_and_class(fake_store: FakeStore) -> No
 
 def test_the_page_has_every_cell_its_command_and_its_files(fake_store: FakeStore, tmp_path: Path) -> None:
     folders, out = of_objectives(fake_store), tmp_path / "page"
-    counted = Counted({"dflow": Work(2_600_000, 3.19e8), "dedm": Work(1_800_000, 3.32e8)}, {"dv_linear": "too old"})
+    counted = Counted({"dflow": (2_600_000, 3.19e8), "dedm": (1_800_000, 3.32e8)}, {"dv_linear": "too old"})
     html = study_page.report(
         folders, out, "some", [("objective=z0", "exit code 1, see job-4.log")], counted
     ).read_text()

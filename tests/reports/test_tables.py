@@ -9,18 +9,11 @@ import pytest
 from conftest import WARNING, FakeStore, score
 
 from ldmlab.metrics import intervals
-from ldmlab.reports.collect import Run, Score, read_runs
-from ldmlab.reports.tables import (
-    count,
-    distinguishable,
-    first_stage_table,
-    markdown,
-    number,
-    paired,
-    samples_table,
-    shown,
-    write_csv,
-)
+from ldmlab.reports.collect import read_runs
+from ldmlab.reports.document import Note, csv_text
+from ldmlab.reports.numbers import count, distinguishable, number, paired, shown
+from ldmlab.reports.records import Estimate, Run
+from ldmlab.reports.tables import csv_rows, first_stage_table, samples_table, shown_table
 
 
 def study(store: FakeStore, fids: tuple[float, ...], **last: object) -> list[Run]:
@@ -35,21 +28,21 @@ def study(store: FakeStore, fids: tuple[float, ...], **last: object) -> list[Run
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        (Score(12.834, 12.41, 13.27), ("12.8", "[12.4, 13.3]")),
-        (Score(26.34, 26.31, 26.37), ("26.34", "[26.31, 26.37]")),  # one digit would collapse the interval
-        (Score(1234.5, 1200.0, 1300.0), ("1\u202f234", "[1\u202f200, 1\u202f300]")),
-        (Score(-0.00312), ("−0.00312", "")),
-        (Score(0.0, 0.0, 0.0), ("0.00", "[0.00, 0.00]")),
-        (Score(math.inf), ("∞", "")),
-        (Score(math.nan, math.nan, math.nan), ("not a number", "[not a number, not a number]")),
+        (Estimate(12.834, 12.41, 13.27), ("12.8", "[12.4, 13.3]")),
+        (Estimate(26.34, 26.31, 26.37), ("26.34", "[26.31, 26.37]")),  # one digit would collapse the interval
+        (Estimate(1234.5, 1200.0, 1300.0), ("1\u202f234", "[1\u202f200, 1\u202f300]")),
+        (Estimate(-0.00312), ("−0.00312", "")),
+        (Estimate(0.0, 0.0, 0.0), ("0.00", "[0.00, 0.00]")),
+        (Estimate(math.inf), ("∞", "")),
+        (Estimate(math.nan, math.nan, math.nan), ("not a number", "[not a number, not a number]")),
     ],
 )
-def test_rounding(given: Score, expected: tuple[str, str]) -> None:
+def test_rounding(given: Estimate, expected: tuple[str, str]) -> None:
     assert shown(given) == expected
 
 
 def test_percent_and_counts() -> None:
-    assert shown(Score(0.7254, 0.714, 0.737), 100.0) == ("72.5", "[71.4, 73.7]")
+    assert shown(Estimate(0.7254, 0.714, 0.737), 100.0) == ("72.5", "[71.4, 73.7]")
     assert count(40000) == "40\u202f000"
     assert number(-0.0001, 2) == "0.00"
 
@@ -64,7 +57,7 @@ def test_every_number_of_the_store_is_in_the_table(fake_store: FakeStore) -> Non
         assert row.source is not None
         for metric, cell in zip(table.metrics, row.cells, strict=True):
             assert cell.score == row.source.scores[metric.key]
-    assert ("", WARNING + ".") in table.notes
+    assert Note("warning", WARNING + ".") in table.notes
     assert not any(cell.best for row in table.rows for cell in row.cells)  # one run: nothing to rank
 
 
@@ -80,10 +73,8 @@ def test_a_differing_card_is_marked_with_its_field_and_never_best(fake_store: Fa
     table = samples_table(study(fake_store, (20.0, 30.0, 5.0), steps=20, weights="raw"))
     assert table is not None
     assert [row.cells[0].note for row in table.rows] == ["", "", "a"]
-    assert (
-        "a",
-        "Not comparable with the other rows. steps: 20 (others: 50); weights: raw (others: ema).",
-    ) in table.notes
+    text = "Not comparable with the other rows. steps: 20 (others: 50); weights: raw (others: ema)."
+    assert Note("comparability", text, "a") in table.notes
     assert [row.cells[0].best for row in table.rows] == [True, False, False]
 
 
@@ -96,13 +87,13 @@ def test_a_library_is_named_alone_and_the_seed_may_differ(fake_store: FakeStore)
     versions = {"torch": "2.14.0", "ldmlab": "0.1.0"}
     table = samples_table(study(fake_store, (20.0, 30.0, 5.0), versions=versions, seed=7))
     assert table is not None
-    assert table.notes[0][1].endswith("rows. versions.torch: 2.14.0 (others: 2.15.0).")
+    assert table.notes[0].text.endswith("rows. versions.torch: 2.14.0 (others: 2.15.0).")
 
 
 def test_runs_whose_intervals_overlap_are_not_distinguishable(fake_store: FakeStore) -> None:
     table = samples_table(study(fake_store, (20.0, 20.5)))
     assert table is not None and not any(row.cells[0].best for row in table.rows)
-    note = next(text for _, text in table.notes if "Not distinguishable" in text)
+    note = next(text for text in (note.text for note in table.notes) if "Not distinguishable" in text)
     assert "run0 and run1 in FID" in note and "without stored replicates" in note
 
 
@@ -115,13 +106,13 @@ def test_paired_difference_equals_that_of_the_metrics(n: int, gap: float) -> Non
     oracle = intervals.paired_interval(
         *(intervals.Score(v, v - 2, v + 2, 500, "", 0, tuple(r)) for v, r in ((20.0, a), (20.0 + gap, b)))
     )
-    one = Score(20.0, 18.0, 22.0, "", tuple(a))
-    other = Score(20.0 + gap, 18.0 + gap, 22.0 + gap, "", tuple(b))
+    one = Estimate(20.0, 18.0, 22.0, "", tuple(a))
+    other = Estimate(20.0 + gap, 18.0 + gap, 22.0 + gap, "", tuple(b))
     got = paired(one, other)
     assert got is not None and got.low is not None and got.high is not None
     assert (got.value, got.low, got.high) == pytest.approx((oracle.value, oracle.low, oracle.high))
     assert distinguishable(one, other) is oracle.distinguishable is (gap == 0.5)
-    assert not distinguishable(Score(20.0, 18.0, 22.0), other)  # without replicates: the intervals overlap
+    assert not distinguishable(Estimate(20.0, 18.0, 22.0), other)  # without replicates: the intervals overlap
 
 
 def test_a_paired_interval_decides_where_replicates_are_stored(
@@ -136,7 +127,7 @@ def test_a_paired_interval_decides_where_replicates_are_stored(
         )
     table = samples_table(read_runs([fake_store.root / "runs" / f"run-id{i}" for i in range(2)]))
     assert table is not None and table.rows[0].cells[0].best
-    assert any("paired 95 % interval" in text and "Bold" in text for _, text in table.notes)
+    assert any("paired 95 % interval" in text and "Bold" in text for text in (note.text for note in table.notes))
 
 
 def test_higher_is_better_where_it_is(fake_store: FakeStore) -> None:
@@ -164,7 +155,7 @@ def test_markdown_is_a_valid_table_whatever_the_names(fake_store: FakeStore) -> 
     stages = fake_store.snapshot("a", 2000, 90.0)
     table = samples_table(read_runs([fake_store.run(stages, name="a|b `c`\n<script>")]))
     assert table is not None
-    lines = [line for line in markdown(table).splitlines() if line.startswith("|")]
+    lines = [line for line in shown_table(table).markdown() if line.startswith("|")]
     assert len(lines) == 2 + len(table.rows)
     cells = [len(re.findall(r"(?<!\\)\|", line)) for line in lines]
     assert set(cells) == {3 + len(table.metrics) + 1}
@@ -175,7 +166,7 @@ def test_markdown_is_a_valid_table_whatever_the_names(fake_store: FakeStore) -> 
 def test_csv_gives_every_number_back_in_full(fake_store: FakeStore) -> None:
     runs = study(fake_store, (20.0, 30.0), steps=20)
     tables = [table for table in (samples_table(runs), first_stage_table(runs)) if table is not None]
-    lines = list(csv.DictReader(io.StringIO(write_csv(tables))))
+    lines = list(csv.DictReader(io.StringIO(csv_text(csv_rows(tables)))))
     assert len(lines) == sum(len(table.rows) for table in tables)
     rows = [(table, row) for table in tables for row in table.rows]
     for line, (table, row) in zip(lines, rows, strict=True):

@@ -1,4 +1,4 @@
-"""Time grids: the reference file's examples, diffusers' trailing rule, and the steps that are refused."""
+"""Time grids: the official rule's examples, diffusers' trailing rule, and the steps that are refused."""
 
 import itertools
 
@@ -8,11 +8,11 @@ import pytest
 from ldmlab.errors import ConfigError
 from ldmlab.samplers.grid import times
 
-EXACT = [1, 2, 4, 5, 8, 10, 20, 25, 40, 50, 100, 125, 200, 250, 500]  # ldm_paper.yaml, derived.ddim_timesteps.exact_S
+EXACT = [1, 2, 4, 5, 8, 10, 20, 25, 40, 50, 100, 125, 200, 250, 500]  # docs/paper.md#sampling-times
 
 
 @pytest.mark.parametrize(
-    ("steps", "first", "last"),  # ldm_paper.yaml, derived.ddim_timesteps.examples that give what was asked for
+    ("steps", "first", "last"),  # the official rule by hand, where it gives as many as asked for
     [(10, 901, 1), (50, 981, 1), (100, 991, 1), (200, 996, 1), (250, 997, 1), (500, 999, 1)],
 )
 def test_official_examples(steps: int, first: int, last: int) -> None:

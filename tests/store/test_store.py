@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from ldmlab.errors import DataError
-from ldmlab.store.store import Address, Store, atomic, make_id, read_json, write_json
+from ldmlab.store.files import atomic, read_json, write_json
+from ldmlab.store.store import Address, Store, make_id
 
 
 def address(**options: object) -> Address:
@@ -96,7 +97,7 @@ def test_second_process_waits_and_says_for_whom(tmp_path: Path) -> None:
 def test_a_killed_writer_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:
     """kill -9 at random moments while a file is rewritten over and over."""
     code = (
-        "import sys, itertools; from pathlib import Path; from ldmlab.store.store import write_json\n"
+        "import sys, itertools; from pathlib import Path; from ldmlab.store.files import write_json\n"
         "for i in itertools.count(): write_json(Path(sys.argv[1]), {'i': i, 'fill': 'x' * 20000})"
     )
     path = tmp_path / "a.json"

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ldmlab.config.compose import Fit
+from ldmlab.config.schema import Fit
 from ldmlab.data.batches import Batches
 from ldmlab.diffusion.objectives import Objective
 from ldmlab.diffusion.schedules import LinearSqrtBeta

@@ -44,7 +44,8 @@ class ProcessesLauncher(Launcher):
         from ldmlab.errors import UserError
 
         os.environ["LDMLAB_SWEEP_CHILD"] = "1"
-        jobs = [list(filter_overrides(list(overrides))) for overrides in job_overrides]
+        outside = [f"hydra.searchpath={list(self.config.hydra.searchpath)}"] if self.config.hydra.searchpath else []
+        jobs = [[*outside, *filter_overrides(list(overrides))] for overrides in job_overrides]
         for words in jobs:
             try:
                 load(words)
@@ -89,7 +90,7 @@ class ProcessesLauncher(Launcher):
 
 def _record(logs: Path, study: str | None, results: list[tuple[list[str], int, Path]]) -> None:
     """`jobs.json`: what the last sweep of this study ran, and how it ended. A report tells from it what is missing."""
-    from ldmlab.store.store import write_json
+    from ldmlab.store.files import write_json
 
     jobs = [{"words": words, "exit_code": code, "log": log.name} for words, code, log in results]
     write_json(logs / "jobs.json", {"study": study, "jobs": jobs})

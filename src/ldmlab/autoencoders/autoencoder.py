@@ -80,7 +80,7 @@ class Autoencoder(nn.Module):
         return self.c, resolution // self.f, resolution // self.f
 
     def moments(self, image_BCHW: Tensor) -> Tensor:
-        """What the encoder says: KL mean and log-variance (2c), VQ vectors not yet quantised, identity the image."""
+        """The encoder's output: KL mean and log-variance (2c), VQ vectors not yet quantised, identity the image."""
         if self.tile is None or self.training:
             return self.network.encode(image_BCHW)
         return tiled(self.network.encode, image_BCHW, self.tile, self.tile // 4, 1 / self.f)

@@ -9,6 +9,7 @@ Shape letters: B batch, C channels, H W space, N = H·W positions.
 
 from collections.abc import Callable, Iterator
 from itertools import chain
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from ldmlab.autoencoders.network import Network
 from ldmlab.autoencoders.norm import NormSwish, group_norm
 from ldmlab.errors import ConfigError
+from ldmlab.ranges import Depth, Given, Multipliers, Sizes, Width
 
 IMAGE_CHANNELS = 3
 
@@ -42,12 +44,12 @@ class ConvNetwork(Network):
 
     def __init__(
         self,
-        c: int,
-        multipliers: list[int],
-        channels_in: Callable[[int], int],
-        width: int = 128,
-        blocks: int = 2,
-        attention_factors: list[int] | None = None,
+        c: Width,
+        multipliers: Multipliers,
+        channels_in: Annotated[Callable[[int], int], Given],
+        width: Width = 128,
+        blocks: Depth = 2,
+        attention_factors: Sizes | None = None,
         middle_attention: bool = True,
         checkpointing: bool = False,
     ):

@@ -7,11 +7,14 @@ here.
 Shape letters: B batch, C channels, H W space, G groups.
 """
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldmlab.errors import ConfigError
+from ldmlab.ranges import Range, Width
 
 
 class GroupedBatchNorm(nn.Module):
@@ -44,7 +47,7 @@ class PatchGAN(nn.Module):
     width    filters of the first convolution; doubled per layer up to eight times
     """
 
-    def __init__(self, layers: int = 3, width: int = 64):
+    def __init__(self, layers: Annotated[int, Range(at_least=1, at_most=12)] = 3, width: Width = 64):
         super().__init__()
         for name, value in {"layers": layers, "width": width}.items():
             if value < 1:

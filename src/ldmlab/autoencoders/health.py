@@ -1,4 +1,4 @@
-"""What goes wrong silently when a first stage trains, said in one line each: what is seen, the probable cause, the option to turn.
+"""Failures of a first stage's training that raise no error. Each is one line: the symptom, the probable cause, the option to change.
 
 Looks at the rows of the training log (means since the row before). It stops nothing: a run may recover, and a non-finite
 number stops it anyway (`loop`).
@@ -125,7 +125,7 @@ GUARDS = (
 
 @dataclass
 class Health:
-    """Each guard speaks once, and again only after it has been well in between."""
+    """Each guard gives its message once, and again only after its symptom was gone in between."""
 
     guards: tuple[Guard, ...] = GUARDS
     rows: list[Row] = field(default_factory=list)

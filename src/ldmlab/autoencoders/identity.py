@@ -4,11 +4,13 @@ Shape letters: B batch, C channels, H W space.
 """
 
 from collections.abc import Callable
+from typing import Annotated
 
 from torch import Tensor
 
 from ldmlab.autoencoders.network import Network
 from ldmlab.errors import ConfigError
+from ldmlab.ranges import Given, Width
 
 
 class IdentityNetwork(Network):
@@ -19,7 +21,7 @@ class IdentityNetwork(Network):
 
     f = 1
 
-    def __init__(self, channels_in: Callable[[int], int], c: int = 3):
+    def __init__(self, channels_in: Annotated[Callable[[int], int], Given], c: Width = 3):
         super().__init__()
         if c != 3:
             raise ConfigError(f"ae.network.c={c}: the latent of ae=identity is the image, so c is 3.")

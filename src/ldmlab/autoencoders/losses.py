@@ -18,6 +18,7 @@ from torch.nn.grad import conv2d_weight
 from ldmlab.autoencoders.autoencoder import Reconstruction
 from ldmlab.autoencoders.discriminator import PatchGAN
 from ldmlab.errors import ConfigError
+from ldmlab.ranges import Batch, MaybeImages, Weight
 
 ADAPTIVE_EPS = 1e-4
 ADAPTIVE_MAX = 1e4
@@ -54,11 +55,11 @@ class FirstStageLoss(nn.Module):
         reduction: Literal["sum", "mean"],
         pixel: Literal["l1", "l2"] = "l1",
         perceptual: nn.Module | None = None,
-        perceptual_weight: float = 1.0,
+        perceptual_weight: Weight = 1.0,
         discriminator: PatchGAN | None = None,
-        disc_weight: float = 0.5,
-        disc_start: int = 0,
-        norm_images: int = 8,
+        disc_weight: Weight = 0.5,
+        disc_start: MaybeImages = 0,
+        norm_images: Batch = 8,
         adaptive: bool = True,
     ):
         super().__init__()

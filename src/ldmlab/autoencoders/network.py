@@ -1,4 +1,4 @@
-"""What the autoencoder asks of its network.
+"""What the autoencoder needs of its network.
 
 Shape letters: B batch, C channels, H W space.
 """

@@ -9,7 +9,7 @@ Shape letters: B batch, C channels, H W space.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Annotated, Protocol, cast
 from urllib.error import URLError
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldmlab.errors import WeightsError
+from ldmlab.ranges import File, Given
 
 VGG16_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
 VGG16_TAPS = (3, 8, 15, 22, 29)  # relu1_2, 2_2, 3_3, 4_3, 5_3
@@ -96,7 +97,7 @@ class LPIPS(_Distance):
     network.
     """
 
-    def __init__(self, weights: str | None = None):
+    def __init__(self, weights: File | None = None):
         super().__init__()
         import torchmetrics
         from torchvision.models import vgg16
@@ -125,7 +126,7 @@ class SqueezeNetDistance(_Distance):
     The sum over seven layers lies in [0, 14], typically below 4. Images should be at least 32 px. Raises WeightsError.
     """
 
-    def __init__(self, weights: str):
+    def __init__(self, weights: File):
         super().__init__()
         from torchvision.models import squeezenet1_1
 
@@ -145,7 +146,7 @@ class ShapesDistance(_Distance):
     classifier  a module with `feature_maps(image_BCHW in [-1, 1]) → maps` (passed by build, not an option)
     """
 
-    def __init__(self, classifier: nn.Module):
+    def __init__(self, classifier: Annotated[nn.Module, Given]):
         super().__init__()
         self.classifier = classifier
         self.freeze()

@@ -64,7 +64,7 @@ class LatentStatistics:
         return float((square - self.mean**2).clamp_min(0).sqrt())
 
     def scale(self, mode: Literal["global", "per_channel"]) -> Scale:
-        """Raises TrainingError when a spread is zero or not finite: such a latent holds nothing to diffuse."""
+        """Raises TrainingError when a spread is zero or not finite: such a latent holds no information."""
         c = self.sums_3C.shape[1]
         std_C = self.std_C if mode == "per_channel" else torch.full((c,), self.std, dtype=torch.float64)
         shift_C = self.mean_C if mode == "per_channel" else torch.zeros(c, dtype=torch.float64)

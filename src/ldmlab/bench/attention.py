@@ -1,6 +1,6 @@
 """`compare=attention`: PyTorch's fused attention beside two matrix products, over dtypes, lengths and head sizes.
 
-What `networks.attention.attend` chooses is chosen by this table; run it on a machine that the choice was not made on.
+The thresholds in `networks.attention.attend` come from this table; run it again on another kind of machine.
 
 Shape letters: B batch, N heads, L positions, D features of a head.
 """

@@ -13,6 +13,7 @@ from ldmlab.bench import record, work
 from ldmlab.bench.memory import no_numbers, peak_bytes, tensors_of
 from ldmlab.bench.official import OfficialStep, official_layers
 from ldmlab.bench.timing import clock_for, interleave, speed_ratio
+from ldmlab.config.compose import with_values
 from ldmlab.errors import ConfigError
 from ldmlab.pipeline.costs import flops_of, parameters_of
 from ldmlab.pipeline.launch import make_accelerator
@@ -92,8 +93,7 @@ def compare_autoencoder(cfg: DictConfig, words: list[str], device: torch.device)
 
 def _parts(cfg: DictConfig, name: str) -> tuple[Any, Any]:
     """Autoencoder and loss with their numbers, on the CPU."""
-    cfg = cfg.copy()
-    cfg.ae.network.checkpointing = name == CHECKPOINTING
+    cfg = with_values(cfg, {"ae.network.checkpointing": name == CHECKPOINTING})
     ae = build.autoencoder(cfg)
     return (official_layers(ae) if name == OFFICIAL else ae), build.first_stage_loss(cfg, None)
 

@@ -1,5 +1,6 @@
-"""`python src/bench.py` without `compare`: how fast each part of the composed run is, and how near to the machine's peak."""
+"""`python src/bench.py` without `compare`: the speed of each part of a run, and its share of the machine's peak."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,11 +12,11 @@ from ldmlab.bench.memory import peak_bytes
 from ldmlab.bench.peak import Peak, peak_of
 from ldmlab.bench.timing import clock_for, interleave
 from ldmlab.pipeline import budget
-from ldmlab.pipeline.checks import check_fit
 from ldmlab.pipeline.context import frozen
 from ldmlab.pipeline.costs import flops_of
+from ldmlab.pipeline.latents import reads_cache
 from ldmlab.pipeline.launch import make_accelerator
-from ldmlab.pipeline.plan import caches
+from ldmlab.pipeline.resolved import resolve
 
 COLUMNS = [
     record.Column("what", "what"),
@@ -33,8 +34,8 @@ COLUMNS = [
 def measure_composed(cfg: DictConfig, words: list[str], device: torch.device) -> record.Report:
     """Rows: encode, decode, first stage's step, denoiser's step, sampler's step; real images, the loader not included."""
     data, val = build.dataset(cfg, "train", None), build.dataset(cfg, "val", None)
-    budget.choose_width(cfg, data)
-    check_fit(cfg, data, val)
+    cfg, _ = budget.choose_width(cfg, data)
+    resolve(cfg, {}, data, val, Path())
     report = record.Report("composed", COLUMNS)
     peaks: dict[str, Peak] = {}
     with work.any_weights(cfg) as note:
@@ -67,7 +68,7 @@ def measure(made: work.Work, rounds: int, device: torch.device) -> dict[str, Any
 
 
 def _works(cfg: DictConfig, data: Any, device: torch.device) -> Any:
-    """(name, precision, work), each made when it is asked for, so that the networks of the one before are gone."""
+    """(name, precision, work), each made when its turn comes, so that the networks of the one before are gone."""
     accelerator = make_accelerator(device.type)
     ae = build.autoencoder(cfg).to(device)
 
@@ -92,7 +93,7 @@ def _works(cfg: DictConfig, data: Any, device: torch.device) -> Any:
     denoiser = build.denoiser(cfg, ae, data).to(device)
     if cfg.ldm.fit is not None:
         few = batch_of(build.micro_batch(cfg, cfg.ldm.fit))
-        cached = caches(cfg, data)
+        cached = reads_cache(cfg, ae)
         if cached:
             with torch.no_grad():
                 few["moments"] = ae.moments(few.pop("image"))

@@ -1,6 +1,7 @@
 """`compare=compression`: what one image costs the paper's ImageNet denoisers at f = 1 … 32 (Table 13), beside its FLOPs.
 
-A study of compression reasons in FLOPs; it may, where time follows them. Time over FLOPs, worst f over best, says how far it does.
+A study of compression compares FLOPs, which is fair only where time is proportional to them: time over FLOPs, worst f
+over best, measures that.
 
 Shape letters: B batch, C channels, H W space.
 """
@@ -88,7 +89,7 @@ def _flops(cfg: DictConfig, data: Any) -> float:
             "compare=compression needs data.resolution=128 or 256 (the paper's)."
         )
     z, t = torch.empty(1, c, height, width, device="meta"), torch.zeros(1, dtype=torch.long, device="meta")
-    return flops_of(lambda: model.network(z, t, model.conditioner.null(1, "meta")))
+    return flops_of(lambda: model.network(z, t, model.null(1, (height, width), "meta")))
 
 
 def _row(cfg: DictConfig, data: Any, part: str, images: int, device: torch.device) -> dict[str, Any]:

@@ -49,10 +49,10 @@ class Contender:
             return
         if cfg.runtime.channels_last:
             self.ae.to(memory_format=torch.channels_last)
-        self.stage = AutoencoderLoss(self.ae, build.first_stage_loss(cfg, None).to(device), Draws(cfg.seed))
+        self.stage = AutoencoderLoss(self.ae, build.first_stage_loss(cfg, None).to(device), Draws(cfg.ae.seed))
         self.optimizers = {name: build.optimizer(module, self.fit) for name, module in self.stage.modules.items()}
         micro = build.micro_batch(cfg, self.fit, build.group_of(cfg))
-        self.batches = Batches(data, self.fit.batch_size, micro, cfg.seed, device)
+        self.batches = Batches(data, self.fit.batch_size, micro, cfg.ae.seed, device)
         self.end = total_steps(self.fit) * self.fit.batch_size
 
     def _training_images(self) -> Iterator[Tensor]:

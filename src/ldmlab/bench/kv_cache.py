@@ -15,8 +15,9 @@ from ldmlab.bench import record
 from ldmlab.bench.timing import clock_for, interleave, speed_ratio
 from ldmlab.bench.unet import GUIDANCE, SHAPES
 from ldmlab.conditioning.base import Cond
+from ldmlab.conditioning.compose import Compose
 from ldmlab.diffusion.denoiser import Denoiser, denoise_with
-from ldmlab.guidance.compose_denoise import guided
+from ldmlab.guidance.classifier_free import guided
 from ldmlab.networks.dit import DiT
 from ldmlab.networks.unet import UNet
 
@@ -48,9 +49,9 @@ def compare_keys(cfg: DictConfig, words: list[str], device: torch.device) -> rec
     for name, (make, channels, size) in NETWORKS.items():
         torch.manual_seed(0)
         network = make().to(device).eval().requires_grad_(False)
-        for parameter in network.parameters():  # zero-initialised layers too, so that every branch speaks
+        for parameter in network.parameters():  # zero-initialised layers too, so that every branch contributes
             parameter.copy_(torch.randn_like(parameter) * 0.02 + (parameter == 1))
-        denoise = denoise_with(Denoiser(network, nn.Identity()), objective)
+        denoise = denoise_with(Denoiser(network, Compose([])), objective)
         z = torch.randn(batch, channels, size, size, device=device)
         for length in TOKENS:
             record.announce(f"{name}, {length} tokens")

@@ -121,7 +121,7 @@ class OfficialStep:
 def distance(perceptual: nn.Module, image_BCHW: Tensor, recon_BCHW: Tensor) -> Tensor:
     """taming's LPIPS.forward, [B, 1, 1, 1]: all maps of both images, then their differences, then the heads.
 
-    Left out: the heads' dropout, which is active in official training (protocol.md §2) and would hold more. Other
+    Left out: the heads' dropout, which is active in official training (docs/paper.md#first-stage-losses) and would hold more. Other
     distances than LPIPS have no official code; ours is taken.
     """
     if not isinstance(perceptual, LPIPS):

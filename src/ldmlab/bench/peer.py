@@ -20,7 +20,7 @@ from ldmlab.networks.unet import UNet
 
 
 def import_diffusers() -> Any:
-    """The library, or a UserError that says how to get it."""
+    """The library, or a UserError with the command that installs it."""
     try:
         import diffusers
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""What a measurement leaves behind: an aligned table on the terminal, and JSON lines that say where, when and how."""
+"""How a measurement is reported: an aligned table on the terminal, and JSON lines with machine, time and command."""
 
 import json
 import sys

@@ -16,8 +16,8 @@ from ldmlab.bench.timing import clock_for
 from ldmlab.data.base import to_batch
 from ldmlab.data.batches import to_float, to_uint8
 from ldmlab.errors import ConfigError
-from ldmlab.interop import import_first_stage as imported
 from ldmlab.metrics.reconstruction import psnr
+from ldmlab.pipeline import weights_first_stage
 
 SHARES = (1, 2, 4)  # the tile is the image's side over these
 
@@ -48,7 +48,7 @@ def compare_tiles(cfg: DictConfig, words: list[str], device: torch.device) -> re
     image_BHWC = to_batch([val[i] for i in range(count)])["image"]
     image_BCHW = to_float(image_BHWC.to(device))
     ae = build.autoencoder(cfg).to(device).eval().requires_grad_(False)
-    source = imported.install(cfg, ae)
+    source = weights_first_stage.install(cfg, ae)
     side = image_BCHW.shape[-1]
     sizes = dict.fromkeys([side // share for share in SHARES] + [cfg.ae.tile or side])
     report = record.Report("tiles", COLUMNS)

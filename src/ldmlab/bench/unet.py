@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldmlab import build
 from ldmlab.bench import record
@@ -17,9 +17,10 @@ from ldmlab.bench.memory import peak_bytes, tensors_of
 from ldmlab.bench.peer import call_peer, peer_of, peer_scheduler
 from ldmlab.bench.timing import Clock, clock_for, interleave, speed_ratio
 from ldmlab.conditioning.base import Cond
+from ldmlab.conditioning.compose import Compose
 from ldmlab.diffusion.denoiser import Denoiser, denoise_with
 from ldmlab.errors import ConfigError
-from ldmlab.guidance.compose_denoise import guided
+from ldmlab.guidance.classifier_free import guided
 from ldmlab.networks.unet import UNet
 from ldmlab.pipeline.costs import flops_of, parameters_of
 from ldmlab.samplers.ddim import ddim
@@ -29,7 +30,7 @@ GUIDANCE = 2.0
 
 @dataclass(frozen=True)
 class Shape:
-    """A network and what it is fed. `design/performance.md` names the three; what it leaves open is filled in here."""
+    """A network and the size and number of its inputs."""
 
     options: dict[str, Any]  # UNet's
     size: int  # of the latent
@@ -76,7 +77,7 @@ class Pair:
         generator = torch.Generator().manual_seed(0)
         net = UNet(**shape.options)
         with torch.no_grad():
-            for parameter in net.parameters():  # zero-initialised layers too, so that every branch speaks
+            for parameter in net.parameters():  # zero-initialised layers too, so that every branch contributes
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02 + (parameter == 1))
         self.modules = {"ours": net.to(device), "peer": peer_of(net, shape.options, shape.size).to(device)}
         channels = shape.options["in_channels"]
@@ -111,7 +112,7 @@ class Pair:
 
     def ddim_ours(self, scale: float) -> None:
         """One step of our sampler on our network."""
-        denoise = denoise_with(Denoiser(self.modules["ours"], nn.Identity()), self.objective)
+        denoise = denoise_with(Denoiser(self.modules["ours"], Compose([])), self.objective)
         cond = Cond(tokens_BLD=self.tokens_BLD)
         if scale != 1:
             denoise = guided(denoise, scale, cond)  # which tokens stand for "nothing" does not change the work

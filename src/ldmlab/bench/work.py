@@ -20,7 +20,7 @@ from ldmlab.bench.memory import tensors_of
 from ldmlab.data.base import to_batch
 from ldmlab.data.batches import to_float
 from ldmlab.diffusion.denoiser import Denoiser, denoise_with
-from ldmlab.guidance.compose_denoise import as_asked
+from ldmlab.guidance.classifier_free import classifier_free
 from ldmlab.randomness import Draws
 from ldmlab.training.autoencoder_loss import AutoencoderLoss
 from ldmlab.training.diffusion_loss import DiffusionLoss
@@ -136,14 +136,14 @@ def _training(fit: DictConfig, stage: Any, batch: dict[str, Any], accelerator: A
 
 def sampler_step(cfg: DictConfig, denoiser: Denoiser, batch: dict[str, Any], shape: tuple[int, int, int]) -> Work:
     """Evaluations of the composition's sampler with its guidance, in `SAMPLER_STEPS` steps, the decoder not included."""
-    sampler, objective = dataclasses.replace(build.sampler(cfg), steps=SAMPLER_STEPS), build.objective(cfg)
+    sampler, objective = dataclasses.replace(build.sampler(cfg), steps=SAMPLER_STEPS), build.objective(cfg)  # type: ignore[call-arg]
     images, device = len(batch["position"]), next(denoiser.parameters()).device
     zT_BCHW = torch.randn(images, *shape, device=device)
 
     @torch.no_grad()
     def run() -> None:
-        null = denoiser.conditioner.null(images, device)
-        denoise = as_asked(denoise_with(denoiser, objective), sampler, null, objective.schedule)
+        null = denoiser.null(images, shape[1:], device)
+        denoise = classifier_free(denoise_with(denoiser, objective), sampler, null, objective.schedule)
         noise = lambda: torch.randn_like(zT_BCHW)  # noqa: E731
         sampler(denoise, zT_BCHW, objective.schedule, denoiser.condition(batch), noise)
 

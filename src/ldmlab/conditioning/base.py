@@ -3,12 +3,14 @@
 Shape letters: B batch, L tokens, D features, C channels, H W space.
 """
 
+import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Cond:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing is asked."""
+        """Whether there is no condition."""
         return self.tokens_BLD is None and self.concat_BCHW is None and self.vector_BD is None
 
     def cat(self, other: "Cond") -> "Cond":
@@ -70,6 +72,10 @@ def _both(mine: Tensor | None, theirs: Tensor | None, combine: Callable[[Tensor,
     return combine(mine, theirs)
 
 
+Size = tuple[int, int]
+"""Height and width of the latents, which a concatenated condition has too."""
+
+
 class Conditioner(Protocol):
     """What each conditioner (an nn.Module) offers.
 
@@ -83,9 +89,62 @@ class Conditioner(Protocol):
     vector_dim: int | None
 
     def __call__(self, batch: dict[str, Any]) -> Cond:
-        """The condition of each example of a batch."""
+        """The condition of each example of a batch: a tensor [B, ...] or a list of B per field (`ConditionSource.batch`)."""
         ...
 
-    def null(self, batch_size: int, device: torch.device | str) -> Cond:
-        """The condition "nothing asked", in the same form as `forward`'s."""
+    def null(self, batch_size: int, size: Size, device: torch.device | str) -> Cond:
+        """The null condition ("no condition"), in the same form as `forward`'s, for latents of `size`."""
         ...
+
+
+# ---- what a conditioner is built from ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What follows from the data and the first stage. A conditioner's constructor names those that it wants.
+
+    vocabulary: per field of the data set, how many numbers a label, class map or box class can be; None for fields without
+    such numbers. first_stage: image [B, 3, H, W] in [-1, 1] → standardised latents [B, c, h, w], without gradients;
+    None where there is no trained first stage (plans, costs).
+    """
+
+    n_classes: int
+    class_names: tuple[str, ...]
+    latent_shape: tuple[int, int, int]
+    resolution: int
+    vocabulary: dict[str, int | None]
+    first_stage: Callable[[Tensor], Tensor] | None = None
+
+
+FACTS = tuple(field.name for field in fields(Facts))
+
+
+def facts_wanted(part: Any) -> tuple[str, ...]:
+    """The facts that a constructor names among its parameters; of a `partial` also those of the parts in its arguments."""
+    if isinstance(part, list):
+        return tuple(dict.fromkeys(name for each in part for name in facts_wanted(each)))
+    if isinstance(part, partial):
+        inner = facts_wanted(list(part.keywords.values()))
+        return tuple(dict.fromkeys([*(n for n in facts_wanted(part.func) if n not in part.keywords), *inner]))
+    if not callable(part) or isinstance(part, nn.Module):
+        return ()
+    return tuple(name for name in inspect.signature(part).parameters if name in FACTS)
+
+
+def given(signature: inspect.Signature, facts: Facts) -> dict[str, Any]:
+    """The facts that a signature names."""
+    return {name: getattr(facts, name) for name in signature.parameters if name in FACTS}
+
+
+def built(part: Any, facts: Facts) -> Any:
+    """A part made from its `partial`, with the facts that its constructor names; so are the parts in its arguments.
+
+    What is no partial comes back as it is.
+    """
+    if isinstance(part, list):
+        return [built(each, facts) for each in part]
+    if not isinstance(part, partial):
+        return part
+    options = {name: built(value, facts) for name, value in part.keywords.items()}
+    return part.func(**{**given(inspect.signature(part.func), facts), **options})

@@ -5,13 +5,14 @@ Shape letters: B batch, L tokens, D features.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ldmlab.conditioning.base import Cond
+from ldmlab.conditioning.base import Cond, Size
 from ldmlab.errors import ConfigError, DataError
+from ldmlab.ranges import Given, Width
 
 
 class ClassLabel(nn.Module):
@@ -23,13 +24,13 @@ class ClassLabel(nn.Module):
         form: "token", [B, 1, dim] for cross-attention, as the paper; "vector", [B, dim], which reaches every residual
             block through the time embedding (Dhariwal & Nichol 2021) and builds a network without cross-attention.
 
-    The official guided model counts its null row the same way (1001 rows, row 1000; protocol.md §4).
+    The official guided model counts its null row the same way (1001 rows, row 1000; docs/paper.md#conditioning).
     """
 
     needs = ("label",)
     concat_channels = 0
 
-    def __init__(self, n_classes: int, dim: int = 512, form: Literal["token", "vector"] = "token"):
+    def __init__(self, n_classes: Annotated[int, Given], dim: Width = 512, form: Literal["token", "vector"] = "token"):
         super().__init__()
         if n_classes < 1:
             raise ConfigError(
@@ -59,7 +60,7 @@ class ClassLabel(nn.Module):
                 )
         return self._cond(label_B)
 
-    def null(self, batch_size: int, device: torch.device | str) -> Cond:
+    def null(self, batch_size: int, size: Size, device: torch.device | str) -> Cond:
         """The learned null embedding for each example."""
         null_B = torch.full((batch_size,), self.n_classes, dtype=torch.int64, device=device)
         return self._cond(null_B)

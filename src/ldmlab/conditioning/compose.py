@@ -3,12 +3,13 @@
 Shape letters: B batch, L tokens, D features, C channels, H W space.
 """
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-from ldmlab.conditioning.base import Cond
+from ldmlab.conditioning.base import Cond, Conditioner, Size
 from ldmlab.errors import ConfigError
 
 
@@ -16,14 +17,15 @@ class Compose(nn.Module):
     """Conditioners side by side: tokens concatenate along L, concatenated inputs along C, vectors add.
 
     Args:
-        parts: conditioners; [] asks for nothing (`cond=none`).
+        parts: conditioners; [] is the unconditional model (`cond=none`). An example that trains without its condition
+            loses all of them together.
 
     Raises ConfigError when two parts have tokens, or vectors, of different widths.
     """
 
-    def __init__(self, parts: list[Any]):
+    def __init__(self, parts: Sequence[Conditioner]):
         super().__init__()
-        self.parts: Any = nn.ModuleList(parts)
+        self.parts = nn.ModuleList(cast(Sequence[nn.Module], parts))
         self.needs: tuple[str, ...] = tuple(dict.fromkeys(field for part in parts for field in part.needs))
         self.context_dim: int | None = common([part.context_dim for part in parts], "tokens")
         self.vector_dim: int | None = common([part.vector_dim for part in parts], "vectors")
@@ -32,16 +34,19 @@ class Compose(nn.Module):
     def forward(self, batch: dict[str, Any]) -> Cond:
         """The joined conditions of a batch."""
         cond = Cond()
-        for part in self.parts:
+        for part in self._conditioners():
             cond = cond.join(part(batch))
         return cond
 
-    def null(self, batch_size: int, device: torch.device | str) -> Cond:
+    def null(self, batch_size: int, size: Size, device: torch.device | str) -> Cond:
         """The joined null conditions."""
         cond = Cond()
-        for part in self.parts:
-            cond = cond.join(part.null(batch_size, device))
+        for part in self._conditioners():
+            cond = cond.join(part.null(batch_size, size, device))
         return cond
+
+    def _conditioners(self) -> Iterator[Conditioner]:
+        return cast(Iterator[Conditioner], iter(self.parts))
 
 
 def common(widths: list[Any], what: str) -> int | None:

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldmlab.data.fields import Field
+
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
@@ -29,6 +31,7 @@ class ImageDataset(Protocol):
     resolution: int
     flip: bool
     fields: tuple[str, ...]  # beside "image", which is always there
+    declared: tuple[Field, ...]  # what each of them is, and what a mirror image and a crop do to it
     class_names: tuple[str, ...]  # () without labels
 
     def __len__(self) -> int: ...
@@ -43,8 +46,26 @@ class ImageDataset(Protocol):
         """int64 [N], without decoding an image; DataError when there are none."""
         ...
 
+    def split_record(self) -> dict[str, object]:
+        """How the splits were made, for cards."""
+        ...
+
     def fingerprint(self) -> str:
         """sha256 (hex) over everything that decides the images, and nothing about where they lie."""
+        ...
+
+
+class Examples(Protocol):
+    """What training reads, by index: an `ImageDataset`, or its cached latents."""
+
+    flip: bool
+    fields: tuple[str, ...]
+    declared: tuple[Field, ...]
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, indices: list[int]) -> list[Sample] | dict[str, Any]:
+        """Samples, or the whole batch as it is."""
         ...
 
 

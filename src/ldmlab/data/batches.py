@@ -6,14 +6,16 @@ and these into micro-batches, so that no split of the work changes which image m
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ldmlab.data.base import to_batch
+from ldmlab.data.base import Examples, to_batch
+from ldmlab.data.fields import check_mirrors, mirror_some
 from ldmlab.randomness import Draws, seed_of
 
 
@@ -58,12 +60,15 @@ class Batches:
     """Batches by images seen. `step(n)` gives this rank's micro-batches of the step that starts at position n.
 
     `micro` divides batch_size / ranks. Images come as float32 BCHW in [-1, 1] on `device`, mirrored with probability 1/2
-    when the data set says `flip`; cached moments come with both mirrors and one is chosen by the same draw.
+    when the data set says `flip`, and every field with its image, as the field declares (`data.fields`); cached moments
+    come with both mirrors and one is chosen by the same draw.
+
+    Raises ConfigError where the data set says `flip` and one of its fields does not declare what a mirror image does to it.
     """
 
     def __init__(
         self,
-        dataset: Any,
+        dataset: Examples,
         batch_size: int,
         micro: int,
         seed: int,
@@ -74,6 +79,8 @@ class Batches:
     ):
         if batch_size % ranks or (batch_size // ranks) % micro:
             raise ValueError(f"batch {batch_size} does not split into {ranks} ranks and micro-batches of {micro}")
+        if dataset.flip:
+            check_mirrors(dataset.fields, dataset.declared)
         self.dataset, self.batch_size, self.micro = dataset, batch_size, micro
         self.rank, self.ranks, self.workers, self.device = rank, ranks, workers, device
         self.order, self.draws = Order(len(dataset), seed), Draws(seed)
@@ -94,7 +101,7 @@ class Batches:
 
     def _open(self, images_seen: int) -> None:
         spans = _Spans(self.order, images_seen, self.batch_size, self.micro, self.rank, self.ranks)
-        dataset: Dataset[Any] = self.dataset
+        dataset = cast(Dataset[Any], self.dataset)
         self._source = iter(
             DataLoader(
                 dataset,
@@ -110,7 +117,9 @@ class Batches:
         batch = {k: v.to(self.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in samples.items()}
         mirror_B = None
         if self.dataset.flip:
-            mirror_B = self.draws.rand("flip", position_B, (), "cpu").to(self.device) < 0.5
+            drawn_B = self.draws.rand("flip", position_B, (), "cpu") < 0.5
+            batch |= mirror_some(batch, self.dataset.declared, drawn_B)
+            mirror_B = drawn_B.to(self.device)
         if "moments" in batch:  # B 2 C H W: as it is, mirrored
             both = batch["moments"]
             chosen = (
@@ -128,9 +137,10 @@ class Batches:
 
 def to_float(image_BHWC: Tensor) -> Tensor:
     """uint8 BHWC in 0…255 → float32 BCHW in [-1, 1]."""
-    return image_BHWC.permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
+    return rearrange(image_BHWC, "b h w c -> b c h w").float().div(127.5).sub(1).contiguous()
 
 
 def to_uint8(image_BCHW: Tensor) -> Tensor:
-    """float BCHW in [-1, 1], clamped → uint8 BHWC. Rounds to nearest; the official script truncates (protocol §5)."""
-    return image_BCHW.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    """float BCHW in [-1, 1], clamped → uint8 BHWC. Rounds to nearest; the official script truncates."""
+    eight_bits_BCHW = image_BCHW.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+    return rearrange(eight_bits_BCHW, "b c h w -> b h w c").contiguous()

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from ldmlab.data.address import address_of, fetch_manifest, open_stream
 from ldmlab.data.base import Split
-from ldmlab.data.files import sha256_of
 from ldmlab.data.manifest import NAME, Manifest
 from ldmlab.data.progress import progress
-from ldmlab.data.remote import address_of, fetch_manifest, open_stream
 from ldmlab.errors import DataError
+from ldmlab.store.files import sha256_file
 
 BLOCK = 1 << 20
 
@@ -54,7 +54,7 @@ def _fetch_all(root: str, manifest: Manifest, split: Split, folder: Path) -> Non
                         file.write(block)
             except Exception as error:
                 raise DataError(f"{address} cannot be read: {error}. Check the address and the connection.") from error
-            if beside.stat().st_size != shard.bytes or sha256_of(beside) != shard.sha256:
+            if beside.stat().st_size != shard.bytes or sha256_file(beside) != shard.sha256:
                 size = beside.stat().st_size
                 beside.unlink()
                 raise DataError(

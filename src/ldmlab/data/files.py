@@ -21,6 +21,7 @@ from PIL import UnidentifiedImageError
 from ldmlab.data.progress import progress
 from ldmlab.data.transforms import read_rgb
 from ldmlab.errors import DataError
+from ldmlab.store import files as store_files
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # in any case
 _SAVE_EVERY = 20_000  # files between two saves of a survey
@@ -56,21 +57,9 @@ def list_pictures(root: Path) -> list[str]:
     return sorted(found)
 
 
-def sha256_of(file: Path) -> str:
-    """sha256 (hex) of a file's content."""
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
 def write_json(file: Path, value: object) -> None:
-    """JSON with sorted keys, through a temporary file: readers see the old or the new one, never a part."""
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    with open(part, "w", encoding="ascii") as out:
-        json.dump(value, out, sort_keys=True, separators=(",", ":"))
-        out.write("\n")
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(part, file)
+    """Equal values are equal bytes: what is written here takes part in ids."""
+    store_files.write_json(file, value, compact=True)
 
 
 def workers(limit: int = 16) -> int:

@@ -9,14 +9,16 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
 from ldmlab.data.base import SPLITS, Sample, Split, digest
+from ldmlab.data.fields import label
 from ldmlab.data.files import SUFFIXES, Survey, list_pictures, readable
 from ldmlab.data.transforms import CROP_RULE, center_crop, read_rgb
 from ldmlab.errors import ConfigError, DataError
+from ldmlab.ranges import File, Given, MaybeImages, Pixels, Share
 
 log = logging.getLogger(__name__)
 
@@ -179,15 +181,15 @@ class Folder:
 
     def __init__(
         self,
-        root: str,
-        resolution: int,
-        split: Split = "train",
-        val_fraction: float = 0.1,
-        test_fraction: float = 0.0,
+        root: File,
+        resolution: Pixels,
+        split: Annotated[Split, Given] = "train",
+        val_fraction: Share = 0.1,
+        test_fraction: Share = 0.0,
         labels: Labels = "auto",
-        max_unreadable: int = 0,
+        max_unreadable: MaybeImages = 0,
         flip: bool = True,
-        cache: Path | None = None,
+        cache: Annotated[Path | None, Given] = None,
     ):
         if resolution < 1:
             raise ConfigError(f"data.resolution={resolution} must be 1 or more.")
@@ -205,7 +207,8 @@ class Folder:
         self.split = split
         self.flip = flip
         self.class_names = listing.class_names
-        self.fields: tuple[str, ...] = ("label",) if listing.class_of is not None else ()
+        self.declared = (label(len(self.class_names)),) if listing.class_of is not None else ()
+        self.fields: tuple[str, ...] = tuple(field.name for field in self.declared)
         self._labels = np.array(listing.labels(self._paths), dtype=np.int64)
 
     def __len__(self) -> int:

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldmlab.data.base import to_batch
+from ldmlab.data.base import ImageDataset, to_batch
 from ldmlab.data.batches import to_float
 from ldmlab.errors import DataError
-from ldmlab.store.store import atomic, read_json, write_json
+from ldmlab.store.files import atomic, read_array, read_json, write_json
+from ldmlab.store.ranks import Ranks
 
 BLOCK = 2048
 CERTIFIED = 64
@@ -26,13 +27,17 @@ TOLERANCE = {"float16": 2e-3, "float32": 1e-4}
 
 
 class LatentCache:
-    """A map-style data set of moments; the other fields come from the data set that was encoded."""
+    """A map-style data set of moments; every field comes, by index, from the data set that was encoded.
 
-    def __init__(self, folder: Path, dataset: Any):
+    Labels come without looking at an image. Other fields are read with their image, which is not encoded again.
+    """
+
+    def __init__(self, folder: Path, dataset: ImageDataset):
         self.folder, self.dataset = folder, dataset
         self.card: dict[str, Any] = read_json(folder / "latents.json")
         self.flip: bool = dataset.flip
-        self.resolution, self.fields, self.class_names = dataset.resolution, dataset.fields, dataset.class_names
+        self.resolution, self.class_names = dataset.resolution, dataset.class_names
+        self.fields, self.declared = dataset.fields, dataset.declared
         self.starts: list[int] = self.card["starts"]
         self._blocks: dict[int, np.ndarray] = {}
         self._labels = dataset.labels() if "label" in dataset.fields else None
@@ -46,17 +51,20 @@ class LatentCache:
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {k: v[0] for k, v in self.__getitems__([index]).items()}
 
-    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
-        """A whole batch: {"moments": B M C H W in the stored type, "label": B}."""
-        batch = {"moments": torch.from_numpy(np.stack([self._row(i) for i in indices]))}
-        if self._labels is not None:
+    def __getitems__(self, indices: list[int]) -> dict[str, Any]:
+        """A whole batch: {"moments": B M C H W in the stored type} and the fields of the data set, not mirrored."""
+        batch: dict[str, Any] = {"moments": torch.from_numpy(np.stack([self._row(i) for i in indices]))}
+        if set(self.fields) - {"label"}:
+            samples = to_batch(self.dataset.__getitems__(indices))
+            batch |= {field: samples[field] for field in self.fields}
+        elif self._labels is not None:
             batch["label"] = torch.from_numpy(self._labels[np.asarray(indices)])
         return batch
 
     def _row(self, index: int) -> np.ndarray:
         block = bisect.bisect_right(self.starts, index) - 1
         if block not in self._blocks:
-            self._blocks[block] = np.load(block_path(self.folder, block), mmap_mode="r")
+            self._blocks[block] = read_array(block_path(self.folder, block))
         row: np.ndarray = self._blocks[block][index - self.starts[block]]
         return row
 
@@ -65,31 +73,23 @@ def block_path(folder: Path, block: int) -> Path:
     return folder / f"moments-{block:05d}.npy"
 
 
-def unsupported_fields(dataset: Any) -> list[str]:
-    """Fields of the data set that the cache does not carry (it carries labels)."""
-    return [field for field in dataset.fields if field != "label"]
-
-
 @torch.no_grad()
 def encode_all(
-    dataset: Any,
+    dataset: ImageDataset,
     moments: Callable[[Tensor], Tensor],
     folder: Path,
     dtype: str,
     device: torch.device,
     batch_size: int,
-    rank: int,
-    ranks: int,
-    barrier: Callable[[], None],
-    progress: Callable[[int], None],
+    ranks: Ranks,
 ) -> None:
     """Write every missing block; blocks are dealt to ranks in turn, and finished ones of an earlier attempt stay.
 
     Raises DataError when a value does not fit into `dtype`.
     """
     starts = list(range(0, len(dataset), BLOCK))
-    mine = starts[rank::ranks]
-    for start in mine:
+    advance = ranks.progress("latents", len(dataset))
+    for start in starts[ranks.rank :: ranks.count]:
         path = block_path(folder, start // BLOCK)
         stop = min(start + BLOCK, len(dataset))
         if not path.exists():
@@ -101,9 +101,9 @@ def encode_all(
             _fits(block, dtype)
             with atomic(path) as beside, beside.open("wb") as file:
                 np.save(file, block.astype(dtype))
-        progress(stop - start)
-    barrier()
-    if rank == 0:
+        advance(stop - start)
+    ranks.barrier()
+    if ranks.main:
         indices = np.linspace(0, len(dataset) - 1, min(CERTIFIED, len(dataset))).astype(int).tolist()
         certificate = encode(dataset, indices, moments, device)
         with atomic(folder / "certificate.npy") as beside, beside.open("wb") as file:
@@ -116,11 +116,13 @@ def encode_all(
                 "mean": certificate.mean(axis=(0, 1, 3, 4)).tolist(), "std": certificate.std(axis=(0, 1, 3, 4)).tolist(),
             },
         )  # fmt: skip
-    barrier()
+    ranks.barrier()
 
 
 @torch.no_grad()
-def encode(dataset: Any, indices: list[int], moments: Callable[[Tensor], Tensor], device: torch.device) -> np.ndarray:
+def encode(
+    dataset: ImageDataset, indices: list[int], moments: Callable[[Tensor], Tensor], device: torch.device
+) -> np.ndarray:
     """Moments of some images, float32 [N, M, C, H, W]."""
     image_BCHW = to_float(to_batch(dataset.__getitems__(indices))["image"].to(device))
     mirrors = [image_BCHW, image_BCHW.flip(3)] if dataset.flip else [image_BCHW]
@@ -136,7 +138,7 @@ def verify(cache: LatentCache, moments: Callable[[Tensor], Tensor], device: torc
     fresh = encode(cache.dataset, indices, moments, device)
     spread = fresh.std(axis=(0, 1, 3, 4), keepdims=True) + 1e-6
     stored = cache.__getitems__(indices)["moments"].float().numpy()
-    written = np.load(cache.folder / "certificate.npy")
+    written = read_array(cache.folder / "certificate.npy")
     worst = 0.0
     for name, other in (("moments", stored), ("certificate", written)):
         difference = float((np.abs(other - fresh) / spread).max())

@@ -23,13 +23,14 @@ from filelock import FileLock, Timeout
 from PIL import Image, features
 
 from ldmlab.data.base import SPLITS, Split, digest
-from ldmlab.data.files import Found, Survey, in_order, readable, sha256_of, workers, write_json
+from ldmlab.data.files import Found, Survey, in_order, readable, workers, write_json
 from ldmlab.data.folder import Labels, Listing, list_folder
 from ldmlab.data.manifest import NAME, Manifest, ShardRecord, parse_manifest
 from ldmlab.data.progress import progress
 from ldmlab.data.tarindex import index_tar
 from ldmlab.data.transforms import CROP_RULE, center_crop, read_rgb
 from ldmlab.errors import ConfigError, DataError
+from ldmlab.store.files import sha256_file
 
 log = logging.getLogger(__name__)
 
@@ -190,7 +191,7 @@ def _check_target(out: Path) -> None:
 
 
 def _finished(out: Path, draft: Manifest) -> Manifest | None:
-    """The manifest in `out` when it is the one asked for; None when there is none yet."""
+    """The manifest in `out` when it was made by the same options; None when there is none yet."""
     file = out / NAME
     if not file.exists():
         return None
@@ -248,12 +249,14 @@ class _ShardMaker:
         file, note = self.out / f"{name}.tar", self.out / _WORK / f"{name}.json"
         if file.exists() and note.exists():
             record = ShardRecord(**json.loads(note.read_text()))
-            if record.bytes == file.stat().st_size and record.sha256 == sha256_of(file):
+            if record.bytes == file.stat().st_size and record.sha256 == sha256_file(file):
                 advance(len(paths))
                 return record
         self._write(file, name.split("-")[0], paths, first, advance)
         index = index_tar(file)
-        record = ShardRecord(file.name, file.stat().st_size, sha256_of(file), index.offsets, index.sizes, index.labels)
+        record = ShardRecord(
+            file.name, file.stat().st_size, sha256_file(file), index.offsets, index.sizes, index.labels
+        )
         write_json(note, asdict(record))
         return record
 
@@ -323,7 +326,7 @@ def _problem(folder: Path, record: ShardRecord, manifest: Manifest) -> str | Non
         return "missing"
     if (size := file.stat().st_size) != record.bytes:
         return f"{size} bytes instead of {record.bytes}"
-    if sha256_of(file) != record.sha256:
+    if sha256_file(file) != record.sha256:
         return "altered: its sha256 is another one"
     index = index_tar(file)
     if (index.offsets, index.sizes, index.labels) != (record.offsets, record.sizes, record.labels):

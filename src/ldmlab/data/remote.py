@@ -7,14 +7,14 @@ shards once (`fetch.py`). This is the stream, for sets that fit on no disk, in o
 import hashlib
 import random
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Protocol
 
 from torch.utils.data import IterableDataset, get_worker_info
 
+from ldmlab.data.address import REMOTE, address_of, fetch_manifest, open_stream
 from ldmlab.data.base import Sample, Split, digest
-from ldmlab.data.manifest import Manifest, ShardRecord, parse_manifest
-from ldmlab.data.shards import REMOTE
+from ldmlab.data.fields import label
+from ldmlab.data.manifest import ShardRecord
 from ldmlab.data.tarindex import PICTURES
 from ldmlab.data.transforms import CROP_RULE, center_crop, read_rgb
 from ldmlab.errors import ConfigError, DataError
@@ -67,6 +67,7 @@ class RemoteShards(IterableDataset[Sample]):
         labelled = all(shard.labels is not None for shard in self._shards)
         self.fields: tuple[str, ...] = ("label",) if labelled else ()
         self.class_names = tuple(self.manifest.class_names)
+        self.declared = (label(len(self.class_names)),) if labelled else ()
         self.epoch, self.skip_shards = 0, 0
 
     def set_epoch(self, epoch: int, skip_shards: int = 0) -> None:
@@ -150,36 +151,3 @@ class _Hashed:
         self.sha256.update(content)
         self.count += len(content)
         return content
-
-
-def address_of(root: str, name: str) -> str:
-    """Where a file of the set is: `name` in the place of `{shard}`, else after a slash."""
-    if "{shard}" in root:
-        return root.replace("{shard}", name)
-    return f"{root.rstrip('/')}/{name}"
-
-
-def open_stream(url: str) -> Any:
-    """A readable stream, to be used as a context."""
-    from webdataset import gopen
-
-    if url.startswith("s3://"):
-        return gopen(f"pipe:aws s3 cp '{url}' -")
-    return gopen(url)
-
-
-def fetch_manifest(manifest: str) -> tuple[Manifest, str]:
-    """A manifest and its text, from a path or an address. Raises DataError."""
-    if str(manifest).startswith(REMOTE):
-        try:
-            with open_stream(manifest) as stream:
-                text = stream.read().decode()
-        except Exception as error:
-            raise DataError(f"manifest={manifest} cannot be read: {error}.") from error
-    else:
-        if not Path(manifest).is_file():
-            raise DataError(
-                f"manifest={manifest}: no such file. Give the manifest.json that prepare wrote beside the shards."
-            )
-        text = Path(manifest).read_text()
-    return parse_manifest(text, manifest), text

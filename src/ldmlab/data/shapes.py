@@ -7,20 +7,31 @@ Shape letters: B images, H W pixels, N images of the split.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
+from ldmlab.data import fields as declare
 from ldmlab.data.base import SPLITS, Sample, Split, digest
 from ldmlab.data.drawing import Drawing, draw
 from ldmlab.data.painted import Painted
 from ldmlab.data.scene import KINDS, OBJECTS, VERSION, Scenes, caption, main_kind, scenes, stream
 from ldmlab.errors import ConfigError
+from ldmlab.ranges import Given, Items, Range, Seed
 
-Field = Literal["label", "caption", "boxes", "segmentation", "depth", "mask", "low_res"]
-FIELDS: tuple[Field, ...] = ("label", "caption", "boxes", "segmentation", "depth", "mask", "low_res")
+FieldName = Literal["label", "caption", "boxes", "segmentation", "depth", "mask", "low_res"]
+FIELDS: tuple[FieldName, ...] = ("label", "caption", "boxes", "segmentation", "depth", "mask", "low_res")
+DECLARED = {
+    field.name: field
+    for field in (
+        declare.label(len(KINDS)), declare.text("caption"), declare.boxes("boxes", len(KINDS)),
+        declare.class_map("segmentation", 1 + len(KINDS)), declare.float_map("depth"), declare.class_map("mask", 2),
+        declare.picture("low_res"),
+    )
+}  # fmt: skip
 DRAWN = frozenset({"boxes", "segmentation", "depth", "mask"})  # fields that need the painting's owner map
 LOW_RES_FACTOR = 4
+Generated = Annotated[int, Range(at_least=2, at_most=10**9)]  # images of a split
 _PIXELS_AT_ONCE = 1 << 16  # images are painted in groups of about this many pixels, which stay in the processor's cache
 
 
@@ -41,21 +52,21 @@ class Shapes:
     processes); None, or `cached=False`, paints on every access.
     """
 
-    class_names = KINDS
+    class_names: tuple[str, ...] = KINDS
 
     def __init__(
         self,
-        resolution: int = 32,
-        split: Split = "train",
-        train_images: int = 50_000,
-        val_images: int = 2_000,
-        test_images: int = 2_000,
-        seed: int = 0,
-        objects: int = OBJECTS,
-        fields: list[Field] = ["label"],  # noqa: B006 - read only; a list because that is what an option can be
+        resolution: Annotated[int, Range(at_least=16, at_most=4_096)] = 32,
+        split: Annotated[Split, Given] = "train",
+        train_images: Generated = 50_000,
+        val_images: Generated = 2_000,
+        test_images: Generated = 2_000,
+        seed: Seed = 0,
+        objects: Annotated[int, Range(at_least=1, at_most=OBJECTS)] = OBJECTS,
+        fields: Annotated[list[FieldName], Items(distinct=True)] = ["label"],  # noqa: B006 - read only; a list because that is what an option can be
         cached: bool = True,
         flip: bool = False,
-        cache: Path | None = None,
+        cache: Annotated[Path | None, Given] = None,
     ):
         counts = {"train": train_images, "val": val_images, "test": test_images}
         _check(resolution, split, counts, fields)
@@ -64,7 +75,8 @@ class Shapes:
         self.resolution = resolution
         self.split = split
         self.flip = flip
-        self.fields = tuple(dict.fromkeys(fields))
+        self.fields: tuple[str, ...] = tuple(dict.fromkeys(fields))
+        self.declared = tuple(DECLARED[name] for name in self.fields)
         self.seed = seed
         self.objects = objects
         self._count = counts[split]
@@ -149,9 +161,11 @@ class Shapes:
         return self._draw(index_B).image_BHW3
 
 
-def _check(resolution: int, split: str, counts: dict[str, int], fields: list[Field]) -> None:
+def _check(resolution: int, split: str, counts: dict[str, int], fields: list[FieldName]) -> None:
     if resolution < 16:
-        raise ConfigError(f"data.resolution={resolution}: shapes can be told apart from 16 pixels up; set 16 or more.")
+        raise ConfigError(
+            f"data.resolution={resolution}: the kinds of shapes are recognisable from 16 pixels up; set 16 or more."
+        )
     if split not in SPLITS:
         raise ConfigError(f"split must be one of {', '.join(SPLITS)}; got {split!r}.")
     for name, count in counts.items():

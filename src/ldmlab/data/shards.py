@@ -11,20 +11,23 @@ import threading
 from collections import OrderedDict
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from filelock import FileLock
 
+from ldmlab.data.address import REMOTE
 from ldmlab.data.base import SPLITS, Sample, Split, digest
-from ldmlab.data.files import in_order, sha256_of, workers, write_json
+from ldmlab.data.fetch import local_copy
+from ldmlab.data.fields import label
+from ldmlab.data.files import in_order, workers, write_json
 from ldmlab.data.manifest import NAME, Manifest, ShardRecord, parse_manifest
 from ldmlab.data.progress import progress
 from ldmlab.data.tarindex import index_tar
 from ldmlab.data.transforms import CROP_RULE, center_crop, read_rgb
 from ldmlab.errors import ConfigError, DataError
-
-REMOTE = ("pipe:", "http://", "https://", "s3://")
+from ldmlab.ranges import File, Given, Pixels
+from ldmlab.store.files import sha256_file
 
 
 class Shards:
@@ -42,7 +45,12 @@ class Shards:
     """
 
     def __init__(
-        self, root: str, resolution: int, split: Split = "train", flip: bool = True, cache: Path | None = None
+        self,
+        root: File,
+        resolution: Pixels,
+        split: Annotated[Split, Given] = "train",
+        flip: bool = True,
+        cache: Annotated[Path | None, Given] = None,
     ):
         if resolution < 1:
             raise ConfigError(f"data.resolution={resolution} must be 1 or more.")
@@ -68,6 +76,7 @@ class Shards:
         self._size = np.concatenate([np.array(shard.sizes, dtype=np.int64) for shard in shards])
         self._labels = np.concatenate([np.array(shard.labels or [], dtype=np.int64) for shard in shards])
         self.class_names = _class_names(self.root, manifest, self._labels) if self.fields else ()
+        self.declared = (label(len(self.class_names)),) if self.fields else ()
         self._files = _OpenFiles()
 
     def __len__(self) -> int:
@@ -192,7 +201,7 @@ class _Check:
             raise DataError(f"{file} {how}: {stamp[0]} bytes instead of {wanted.bytes}. {self._accept()}")
         if known is not None and known["stamp"] == stamp and before is not None and before == wanted:
             return before
-        sha256 = sha256_of(file)
+        sha256 = sha256_file(file)
         if wanted is not None and sha256 != wanted.sha256:
             raise DataError(
                 f"{file} was altered: its sha256 is {sha256[:16]}…, not {wanted.sha256[:16]}…. {self._accept()}"
@@ -242,8 +251,6 @@ def _folder(root: str, split: Split, cache: Path | None) -> Path:
     if str(root).startswith(REMOTE):
         if cache is None:
             raise DataError(f"data.root={root} is remote and needs a folder to be copied to (cache).")
-        from ldmlab.data.fetch import local_copy
-
         return local_copy(str(root), split, Path(cache))
     place = Path(root).expanduser()
     if not place.is_dir():

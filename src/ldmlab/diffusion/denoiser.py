@@ -1,4 +1,4 @@
-"""Network and conditioner as the one module that is trained, and the callable that samplers speak to.
+"""Network and conditioner as the one module that is trained, and the callable that samplers call.
 
 Shape letters: B batch, C channels, H W space.
 """
@@ -6,8 +6,10 @@ Shape letters: B batch, C channels, H W space.
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from ldmlab.conditioning.base import Cond, Conditioner, Size
 from ldmlab.diffusion.objectives import Objective, Prediction
 
 Denoise = Callable[[Tensor, Tensor, Any], Prediction]  # (z_t [B, C, H, W], t_B whole times, condition) → Prediction
@@ -18,35 +20,45 @@ class Denoiser(nn.Module):
 
     Args:
         network: `forward(z_BCHW, t_B, cond) -> out_BCHW`.
-        conditioner: `forward(batch) -> cond`, `null(batch_size, device) -> cond` (ldmlab.conditioning.base).
+        conditioner: `forward(batch) -> cond`, `null(batch_size, size, device) -> cond` (ldmlab.conditioning.base).
     """
 
-    def __init__(self, network: nn.Module, conditioner: nn.Module):
+    def __init__(self, network: nn.Module, conditioner: Conditioner):
         super().__init__()
         self.network = network
-        self.conditioner: Any = conditioner
+        self.conditioner = conditioner
 
     def forward(self, zt_BCHW: Tensor, t_B: Tensor, batch: dict[str, Any], drop_B: Tensor | None = None) -> Tensor:
-        """The network's answer for z_t under the batch's condition; the null one where `drop_B` (bool) is true.
+        """The network's answer for z_t under the batch's condition; the null one where `drop_B` (bool) is true, as guidance
+        training needs (Ho & Salimans 2022).
 
         z_t and t as the objective shows them (`Objective.inputs`).
         """
-        return self.network(zt_BCHW, t_B, self.condition(batch, drop_B))
+        cond = self.condition(batch)
+        if drop_B is not None:
+            cond = cond.select(drop_B, self.null(len(drop_B), size_of(zt_BCHW), drop_B.device))
+        return self.network(zt_BCHW, t_B, cond)
 
-    def condition(self, batch: dict[str, Any], drop_B: Tensor | None = None) -> Any:
-        """The condition of a batch (`Cond`); dropped per example, as guidance training needs (Ho & Salimans 2022)."""
-        cond = self.conditioner(batch)
-        if drop_B is None:
-            return cond
-        return cond.select(drop_B, self.conditioner.null(len(drop_B), drop_B.device))
+    def condition(self, batch: dict[str, Any]) -> Cond:
+        """The condition of a batch."""
+        return self.conditioner(batch)
+
+    def null(self, batch_size: int, size: Size, device: torch.device | str) -> Cond:
+        """The condition "nothing asked" for latents of `size` (height, width)."""
+        return self.conditioner.null(batch_size, size, device)
 
     def prepared(self, cond: Any) -> Any:
         """A condition for many calls: its tokens are read by the network once. For weights that stay."""
         return self.network.prepared(cond)  # type: ignore[operator]
 
 
+def size_of(z_BCHW: Tensor) -> Size:
+    """Height and width."""
+    return z_BCHW.shape[2], z_BCHW.shape[3]
+
+
 def denoise_with(denoiser: Denoiser, objective: Objective) -> Denoise:
-    """The callable every sampler and guidance speaks: `denoise(z_t, t_B, cond) -> Prediction(z0, eps)`.
+    """The callable that every sampler and guidance takes: `denoise(z_t, t_B, cond) -> Prediction(z0, eps)`.
 
     It takes a ready condition, so that a fixed one is encoded once per image and not once per step.
     """

@@ -15,6 +15,7 @@ from ldmlab.diffusion.timestep_distribution import Times, Uniform
 from ldmlab.diffusion.weightings import Weighting
 from ldmlab.errors import ConfigError
 from ldmlab.randomness import Draws, stratified
+from ldmlab.ranges import Positive
 
 __all__ = ["Objective", "Prediction"]
 
@@ -25,7 +26,7 @@ class Objective:
     Args:
         target: "eps" (the paper), "v", "z0", "flow", or a part such as targets.EDM.
         schedule: alpha and sigma of t.
-        loss: "l2" (squared error), "l1" (absolute error; churches, inpainting and layout models, D11) or "huber" (half the
+        loss: "l2" (squared error), "l1" (absolute error; the configs of docs/paper.md#noise-schedule) or "huber" (half the
             squared error up to `delta`, delta · (absolute error - delta / 2) beyond).
         weighting: of each noise level; None is weight 1 on the target's own error ("simple", Ho et al. 2020, eq. 14; the
             paper's eq. 2 and 3).
@@ -44,7 +45,7 @@ class Objective:
         weighting: Weighting | None = None,
         times: Times | None = None,
         stratified: bool = False,
-        delta: float = 1.0,
+        delta: Positive = 1.0,
     ):
         if not delta > 0:
             raise ConfigError(f"objective.delta must be greater than 0; got {delta}.")

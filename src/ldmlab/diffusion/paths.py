@@ -3,10 +3,15 @@
 Both are kept in the form of schedules.py, z divided by its scale √(a² + s²): a sampler needs the ratio s / a alone.
 """
 
+from typing import Annotated
+
 import torch
 
 from ldmlab.diffusion.schedules import Schedule, check_steps
 from ldmlab.errors import ConfigError
+from ldmlab.ranges import Range, Steps
+
+Sigma = Annotated[float, Range(at_least=1e-6, at_most=1e6)]
 
 
 class Flow(Schedule):
@@ -15,7 +20,7 @@ class Flow(Schedule):
     Whole time t is τ = (t + 1) / T, so that -1 is the data and T-1 is noise alone. Divided by √((1-τ)² + τ²).
     """
 
-    def __init__(self, T: int = 1000):
+    def __init__(self, T: Steps = 1000):
         check_steps(T)
         tau_T = torch.arange(1, T + 1, dtype=torch.float64) / T
         super().__init__((1 - tau_T) ** 2 / ((1 - tau_T) ** 2 + tau_T**2))
@@ -28,7 +33,13 @@ class Karras(Schedule):
     rounding to whole times. Raises ConfigError unless 0 < sigma_min < sigma_max and rho > 0.
     """
 
-    def __init__(self, T: int = 1000, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0):
+    def __init__(
+        self,
+        T: Steps = 1000,
+        sigma_min: Sigma = 0.002,
+        sigma_max: Sigma = 80.0,
+        rho: Annotated[float, Range(above=0, at_most=1_000)] = 7.0,
+    ):
         check_steps(T)
         if not 0 < sigma_min < sigma_max or rho <= 0:
             raise ConfigError(

@@ -1,7 +1,10 @@
 """Schedules made of other schedules: no signal at the end, and more noise for larger latents."""
 
+from typing import Annotated
+
 from ldmlab.diffusion.schedules import Schedule
 from ldmlab.errors import ConfigError
+from ldmlab.ranges import Given, Pixels, Range
 
 
 class ZeroTerminalSNR(Schedule):
@@ -39,7 +42,13 @@ class Shifted(Schedule):
     Raises ConfigError when both or neither are given, and for values that are not positive.
     """
 
-    def __init__(self, schedule: Schedule, latent_size: int, base_size: int | None = None, factor: float | None = None):
+    def __init__(
+        self,
+        schedule: Schedule,
+        latent_size: Annotated[int, Given],
+        base_size: Pixels | None = None,
+        factor: Annotated[float, Range(above=0, at_most=1_000)] | None = None,
+    ):
         check_whole(schedule)
         if (base_size is None) == (factor is None):
             raise ConfigError(

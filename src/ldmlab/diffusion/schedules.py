@@ -2,18 +2,21 @@
 
 Times are whole: t = 0 … T-1 are the noisy ones, and t = -1 is the data itself (alpha 1, sigma 0). Tables are float64.
 Any path from data to noise, z = a z_0 + s eps, is in here divided by √(a² + s²), so that samplers meet one kind of
-schedule; what the network sees is the target's business (targets.py). alpha may be 0 at T-1 and nowhere else.
+schedule; targets.py says what the network receives. alpha may be 0 at T-1 and nowhere else.
 
 Shape letters: B batch, C channels, H W space, T steps.
 """
 
 import math
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ldmlab.errors import ConfigError
+from ldmlab.ranges import Range, Steps
+
+Beta = Annotated[float, Range(above=0, below=1)]
 
 
 class Level(NamedTuple):
@@ -79,23 +82,23 @@ def of_betas(beta_T: Tensor) -> Tensor:
 class LinearSqrtBeta(Schedule):
     """Betas that are the squares of a linear ramp between √beta_start and √beta_end: the paper's schedule.
 
-    The official code calls it "linear" (make_beta_schedule of ldm/modules/diffusionmodules/util.py; ldm_paper.yaml
-    D16), diffusers "scaled_linear". Raises ConfigError unless 0 < beta_start <= beta_end < 1.
+    The official code calls it "linear" (make_beta_schedule of ldm/modules/diffusionmodules/util.py;
+    docs/paper.md#noise-schedule), diffusers "scaled_linear". Raises ConfigError unless 0 < beta_start <= beta_end < 1.
     """
 
-    def __init__(self, T: int = 1000, beta_start: float = 0.0015, beta_end: float = 0.0195):
+    def __init__(self, T: Steps = 1000, beta_start: Beta = 0.0015, beta_end: Beta = 0.0195):
         check_steps(T)
         check_betas(beta_start, beta_end)
         super().__init__(of_betas(torch.linspace(beta_start**0.5, beta_end**0.5, T, dtype=torch.float64) ** 2))
 
 
 class Linear(Schedule):
-    """Betas that rise linearly (Ho et al. 2020, §4). The official LDM code calls this "sqrt_linear" (D16).
+    """Betas that rise linearly (Ho et al. 2020, §4). The official LDM code calls this "sqrt_linear".
 
     Raises ConfigError unless 0 < beta_start <= beta_end < 1.
     """
 
-    def __init__(self, T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02):
+    def __init__(self, T: Steps = 1000, beta_start: Beta = 1e-4, beta_end: Beta = 0.02):
         check_steps(T)
         check_betas(beta_start, beta_end)
         super().__init__(of_betas(torch.linspace(beta_start, beta_end, T, dtype=torch.float64)))
@@ -107,7 +110,9 @@ class Cosine(Schedule):
     Raises ConfigError unless s >= 0 and 0 < max_beta < 1.
     """
 
-    def __init__(self, T: int = 1000, s: float = 0.008, max_beta: float = 0.999):
+    def __init__(
+        self, T: Steps = 1000, s: Annotated[float, Range(at_least=0, at_most=1)] = 0.008, max_beta: Beta = 0.999
+    ):
         check_steps(T)
         if s < 0 or not 0 < max_beta < 1:
             raise ConfigError(f"objective.schedule needs s >= 0 and 0 < max_beta < 1; got s={s}, max_beta={max_beta}.")

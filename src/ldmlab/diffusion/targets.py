@@ -1,4 +1,4 @@
-"""What a network may be asked to answer, and what its answer says of z_0 and eps.
+"""What a network can be trained to predict, and how z_0 and eps follow from its prediction.
 
 Every target is a · z0 + b · eps with a, b of (alpha, sigma). With z_t = alpha z0 + sigma eps that gives z0 and eps back
 unless the two equations are the same, det = alpha b - sigma a = 0. An error e of the answer is an error
@@ -10,18 +10,19 @@ All letters are those of schedules.py: alpha² + sigma² = 1. A network that is 
 Shape letters: B batch, C channels, H W space, T steps.
 """
 
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from torch import Tensor
 
 from ldmlab.diffusion.schedules import Schedule
 from ldmlab.errors import ConfigError
+from ldmlab.ranges import Range
 
 Word = Literal["eps", "v", "z0", "flow"]
 
 
 class Prediction(NamedTuple):
-    """What a denoiser believes of z_t = alpha z0 + sigma eps: the clean latent and the noise, both [B, C, H, W]."""
+    """What a denoiser predicts from z_t = alpha z0 + sigma eps: the clean latent and the noise, both [B, C, H, W]."""
 
     z0: Tensor
     eps: Tensor
@@ -31,7 +32,7 @@ class Target:
     """One thing to predict. `alpha` and `sigma` come in any shape that broadcasts: [B, 1, 1, 1], or [T] for tables."""
 
     def of(self, z0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """The right answer."""
+        """The training target."""
         raise NotImplementedError
 
     def read(self, out: Tensor, zt: Tensor, alpha: Tensor, sigma: Tensor) -> Prediction:
@@ -129,7 +130,7 @@ class EDM(Target):
     Raises ConfigError unless sigma_data > 0.
     """
 
-    def __init__(self, sigma_data: float = 1.0):
+    def __init__(self, sigma_data: Annotated[float, Range(above=0, at_most=1_000)] = 1.0):
         if not sigma_data > 0:
             raise ConfigError(f"objective.target.sigma_data must be greater than 0; got {sigma_data}.")
         self.sigma_data = sigma_data

@@ -3,11 +3,17 @@
 Shape letters: B batch.
 """
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
 from ldmlab.diffusion.schedules import Schedule
 from ldmlab.errors import ConfigError
+from ldmlab.ranges import Range
+
+Mean = Annotated[float, Range(at_least=-50, at_most=50)]
+Spread = Annotated[float, Range(above=0, at_most=50)]
 
 
 class Times:
@@ -31,7 +37,7 @@ class LogitNormal(Times):
     Raises ConfigError unless std > 0.
     """
 
-    def __init__(self, mean: float = 0.0, std: float = 1.0):
+    def __init__(self, mean: Mean = 0.0, std: Spread = 1.0):
         check_std(std)
         self.mean = mean
         self.std = std
@@ -47,7 +53,7 @@ class LogNormal(Times):
     What lies beyond the schedule's ends goes to the ends. Raises ConfigError unless std > 0.
     """
 
-    def __init__(self, mean: float = -1.2, std: float = 1.2):
+    def __init__(self, mean: Mean = -1.2, std: Spread = 1.2):
         check_std(std)
         self.mean = mean
         self.std = std

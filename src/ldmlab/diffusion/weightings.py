@@ -8,10 +8,13 @@ No weighting (null) is weight 1 on the target's own error, "simple" (Ho et al. 2
 Shape letters: T steps.
 """
 
+from typing import Annotated
+
 from torch import Tensor
 
 from ldmlab.diffusion.targets import WORDS, Word
 from ldmlab.errors import ConfigError
+from ldmlab.ranges import Range
 
 
 class Weighting:
@@ -28,7 +31,7 @@ class MinSNR(Weighting):
     Raises ConfigError unless gamma > 0.
     """
 
-    def __init__(self, gamma: float = 5.0):
+    def __init__(self, gamma: Annotated[float, Range(above=0, at_most=1e6)] = 5.0):
         if not gamma > 0:
             raise ConfigError(f"objective.weighting.gamma must be greater than 0; got {gamma}.")
         self.gamma = gamma
@@ -43,7 +46,11 @@ class P2(Weighting):
     Raises ConfigError unless gamma >= 0 and k > 0.
     """
 
-    def __init__(self, gamma: float = 1.0, k: float = 1.0):
+    def __init__(
+        self,
+        gamma: Annotated[float, Range(at_least=0, at_most=100)] = 1.0,
+        k: Annotated[float, Range(above=0, at_most=1e6)] = 1.0,
+    ):
         if gamma < 0 or not k > 0:
             raise ConfigError(f"objective.weighting needs gamma >= 0 and k > 0; got gamma={gamma}, k={k}.")
         self.gamma = gamma
@@ -61,7 +68,7 @@ class EDM(Weighting):
     Raises ConfigError unless sigma_data > 0.
     """
 
-    def __init__(self, sigma_data: float = 1.0):
+    def __init__(self, sigma_data: Annotated[float, Range(above=0, at_most=1_000)] = 1.0):
         if not sigma_data > 0:
             raise ConfigError(f"objective.weighting.sigma_data must be greater than 0; got {sigma_data}.")
         self.sigma_data = sigma_data
@@ -73,7 +80,7 @@ class EDM(Weighting):
 class SimpleOf(Weighting):
     """What "simple" is for another target: `target=v` with `SimpleOf("eps")` has the loss of eps prediction.
 
-    Separates what the network answers from what counts.
+    Separates what the network predicts from how its error is weighted.
     """
 
     def __init__(self, target: Word):

@@ -3,13 +3,14 @@
 Each is differentiable in the image. Shape letters: B batch, C channels, H W space.
 """
 
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ldmlab.errors import ConfigError
+from ldmlab.ranges import Fraction, Items, Range
 
 PATH = "guidance.image.transform"  # of the options, in messages
 
@@ -33,7 +34,7 @@ class Downsample:
     Raises ConfigError for a factor below 2; `check`, unless it divides the resolution.
     """
 
-    def __init__(self, factor: int = 2):
+    def __init__(self, factor: Annotated[int, Range(at_least=2, at_most=16_384)] = 2):
         if factor < 2:
             raise ConfigError(
                 f"{PATH}.factor must be at least 2; got {factor}. The image as it is: guidance/transform=none."
@@ -54,7 +55,7 @@ class Downsample:
 
 
 class Mask:
-    """All but a rectangular hole, of which nothing is asked: inpainting by guidance.
+    """The image outside a rectangular hole: inpainting by guidance.
 
     Args:
         hole: [top, left, bottom, right] in fractions of the side, 0 … 1.
@@ -62,7 +63,7 @@ class Mask:
     Raises ConfigError for a hole without area; `check`, when whole pixels leave none of it, or nothing but it.
     """
 
-    def __init__(self, hole: list[float] | None = None):
+    def __init__(self, hole: Annotated[list[Fraction], Items(4, 4)] | None = None):
         self.hole = [0.25, 0.25, 0.75, 0.75] if hole is None else hole
         ok = len(self.hole) == 4 and all(0 <= v <= 1 for v in self.hole)
         if not ok or not (self.hole[0] < self.hole[2] and self.hole[1] < self.hole[3]):

@@ -18,9 +18,9 @@ from torch import Tensor
 from ldmlab.errors import WeightsError
 from ldmlab.interop import diffusers_unet, official_unet, schedules, weights
 from ldmlab.interop.compvis import FIRST_STAGE, from_ours, some
-from ldmlab.interop.official_unet import Copies, UNetLayout
+from ldmlab.interop.official_unet import Average, Copies, UNetLayout
 
-VERSION = 1
+VERSION = 2
 """Of the conversions: grows when the same file would give other weights."""
 
 THEIRS = "diffusion_pytorch_model"
@@ -39,6 +39,7 @@ class Source(NamedTuple):
     alpha_bar_T: Tensor | None  # alphas_cumprod it was trained with; None: the file does not say
     target: str | None  # word of `objective.target`
     scale: Tensor | None  # of the latents it was trained on
+    average: Average | None = None  # how the averaged copy was made; None: the file does not say
 
 
 def read(path: Path) -> Source:
@@ -135,7 +136,7 @@ def _official(file: Path, found: Mapping[str, Tensor], note: Mapping[str, Any]) 
     scale = note.get("scale", found.get("scale_factor"))
     return Source(
         file, "CompVis", copies, note.get("heads"), note.get("alphas_cumprod", found.get("alphas_cumprod")),
-        note.get("target"), scale,
+        note.get("target"), scale, official_unet.read_average(found),
     )  # fmt: skip
 
 
@@ -171,6 +172,10 @@ class Facts(NamedTuple):
     alpha_bar_T: Tensor  # float64
     target: str | None  # word of `objective.target`; None: a target without a word
     size: int  # height of the latent
+    average: Average | None = None  # of the averaged copy; None: not known
+    scale_by_std: bool = (
+        True  # the latent's scale was measured on data; otherwise it is an option of the official model
+    )
 
 
 def as_compvis(copies: Copies, facts: Facts, first_stage: Mapping[str, Tensor], groups: list[int]) -> dict[str, bytes]:
@@ -182,16 +187,16 @@ def as_compvis(copies: Copies, facts: Facts, first_stage: Mapping[str, Tensor], 
     """
     official = official_unet.from_ours(copies)
     official |= {FIRST_STAGE + name: tensor for name, tensor in from_ours(first_stage).items()}
-    alpha_bar_T = facts.alpha_bar_T
-    before_T = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar_T[:-1]])
-    official |= {"betas": (1 - alpha_bar_T / before_T).float(), "alphas_cumprod": alpha_bar_T.float()}
+    official |= schedules.official_buffers(facts.alpha_bar_T)
     scale = first_stage["scale"].flatten()
-    if (scale == scale[0]).all():
+    if facts.scale_by_std and (scale == scale[0]).all():
         official["scale_factor"] = scale[0].clone()
+    if copies.ema is not None and facts.average is not None:
+        official |= official_unet.average_buffers(facts.average)
     averaged = {k: v.contiguous() for k, v in (copies.ema or {}).items() if k.startswith("conditioner.")}
     note = {
         "scale": first_stage["scale"], "shift": first_stage["shift"], "groups": groups, "heads": dict(facts.heads),
-        "alphas_cumprod": alpha_bar_T, "averaged_conditioner": averaged, "target": facts.target,
+        "alphas_cumprod": facts.alpha_bar_T, "averaged_conditioner": averaged, "target": facts.target,
     }  # fmt: skip
     return {"model.ckpt": weights.checkpoint(official, note)}
 
@@ -219,6 +224,27 @@ def as_diffusers(tensors: Mapping[str, Tensor], facts: Facts) -> dict[str, bytes
     if facts.target in schedules.PREDICTS:
         files["scheduler/scheduler_config.json"] = _text(schedules.make_scheduler(facts.alpha_bar_T, facts.target))
     return files
+
+
+def as_pipeline(
+    denoiser: Mapping[str, bytes], first_stage: Mapping[str, bytes] | None, target: str | None
+) -> dict[str, bytes]:
+    """A folder that diffusers loads whole, of an unconditional denoiser's files (`as_diffusers`).
+
+    first_stage: files of `weights.as_diffusers`; None: the denoiser works on pixels (diffusers' DDIMPipeline).
+
+    Raises WeightsError when no scheduler was written, for diffusers has none for this target.
+    """
+    if "scheduler/scheduler_config.json" not in denoiser:
+        raise WeightsError(f"no scheduler of diffusers' DDPM family predicts {target or 'this target'}.")
+    parts = {"unet": "unet/config.json", "scheduler": "scheduler/scheduler_config.json"}
+    files = dict(denoiser)
+    if first_stage is not None:
+        files |= {f"vqvae/{name}": content for name, content in first_stage.items()}
+        parts["vqvae"] = "vqvae/config.json"
+    classes = {name: ["diffusers", json.loads(files[config])["_class_name"]] for name, config in parts.items()}
+    index = {"_class_name": "DDIMPipeline" if first_stage is None else "LDMPipeline", **classes}
+    return files | {"model_index.json": _text(index)}
 
 
 def layout_of(tensors: Mapping[str, Tensor]) -> UNetLayout | None:

@@ -50,7 +50,7 @@ def layer_table(levels: int, blocks: int) -> dict[str, str]:
         up, up_theirs = f"decoder.up.{level}", f"decoder.up_blocks.{levels - 1 - level}"
         table[f"{down}.downsample.conv"] = f"{down_theirs}.downsamplers.0.conv"
         table[f"{up}.upsample.conv"] = f"{up_theirs}.upsamplers.0.conv"
-        for b in range(blocks + 1):  # the encoder has one block fewer; a name nobody has does no harm
+        for b in range(blocks + 1):  # the encoder has one block fewer; a name that no file has does no harm
             residual(f"{down}.block.{b}", f"{down_theirs}.resnets.{b}")
             attention(f"{down}.attn.{b}", f"{down_theirs}.attentions.{b}")
             residual(f"{up}.block.{b}", f"{up_theirs}.resnets.{b}")
@@ -120,7 +120,7 @@ class Facts(NamedTuple):
     """What config.json says beyond names and shapes."""
 
     groups: int  # of every normalisation
-    scale: Tensor | None  # z = (raw − shift) · scale, float32 of one number or one per channel; None: not said
+    scale: Tensor | None  # z = (raw − shift) · scale, float32 of one number or one per channel; None: the file has none
     shift: Tensor | None
 
 

@@ -5,17 +5,20 @@
     model_ema.diffusion_model<name without its dots>    network.<name> of the averaged copy
     cond_stage_model.<name>                             conditioner.<name>
     first_stage_model.*                                 the first stage's (compvis.py)
-    betas alphas_cumprod … scale_factor logvar          not weights; two of them are read
+    betas alphas_cumprod …                              the objective's schedule (schedules.py)
+    model_ema.decay model_ema.num_updates               how the averaged copy was made
+    scale_factor                                        the latent's scale, where it was measured (scale_by_std)
 
 The official code averages the UNet alone: beside an averaged UNet it samples with the conditioner as trained last.
 
 Pure functions from names to tensors; a tensor is never changed, so a round trip is bit-identical. How many heads an
-attention has is in no shape (ldm_paper.yaml D12), so it cannot be read off here.
+attention has is in no tensor's shape (docs/paper.md#heads), so it cannot be read from the file.
 """
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ldmlab.errors import WeightsError
@@ -40,6 +43,13 @@ class Copies(NamedTuple):
 
     raw: dict[str, Tensor]
     ema: dict[str, Tensor] | None
+
+
+class Average(NamedTuple):
+    """How an averaged copy was made: what the official average goes on from (`LitEma`, ldm/modules/ema.py)."""
+
+    decay: float
+    num_updates: int  # optimiser steps so far; -1: the decay was never warmed up
 
 
 class UNetLayout(NamedTuple):
@@ -111,6 +121,20 @@ def from_ours(copies: Copies) -> dict[str, Tensor]:
         if not name.startswith("conditioner."):
             official[ema_name(unet_name(name))] = tensor
     return official
+
+
+def read_average(whole: Mapping[str, Tensor]) -> Average | None:
+    """What a checkpoint says of its averaged copy; None when it says nothing."""
+    decay, updates = whole.get(f"{EMA}decay"), whole.get(f"{EMA}num_updates")
+    return None if decay is None or updates is None else Average(float(decay), int(updates))
+
+
+def average_buffers(average: Average) -> dict[str, Tensor]:
+    """The buffers of `LitEma`, with its own types."""
+    return {
+        f"{EMA}decay": torch.tensor(average.decay, dtype=torch.float32),
+        f"{EMA}num_updates": torch.tensor(average.num_updates, dtype=torch.int),
+    }
 
 
 def ema_name(name: str) -> str:

@@ -56,6 +56,32 @@ def read_scheduler(config: Mapping[str, Any]) -> tuple[Tensor, str]:
     return torch.cumprod(1 - beta_T, dim=0), words[predicts]
 
 
+def official_buffers(alpha_bar_T: Tensor) -> dict[str, Tensor]:
+    """What `DDPM.register_schedule` keeps in a checkpoint (ldm/models/diffusion/ddpm.py; v_posterior 0), float32 [T] each.
+
+    alpha_bar_T: float64. `lvlb_weights` is not kept there, so it is not here.
+    """
+    before_T = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar_T[:-1]])
+    alpha_T = alpha_bar_T / before_T
+    beta_T = 1 - alpha_T
+    variance_T = beta_T * (1 - before_T) / (1 - alpha_bar_T)
+    buffers = {
+        "betas": beta_T,
+        "alphas_cumprod": alpha_bar_T,
+        "alphas_cumprod_prev": before_T,
+        "sqrt_alphas_cumprod": alpha_bar_T.sqrt(),
+        "sqrt_one_minus_alphas_cumprod": (1 - alpha_bar_T).sqrt(),
+        "log_one_minus_alphas_cumprod": (1 - alpha_bar_T).log(),
+        "sqrt_recip_alphas_cumprod": (1 / alpha_bar_T).sqrt(),
+        "sqrt_recipm1_alphas_cumprod": (1 / alpha_bar_T - 1).sqrt(),
+        "posterior_variance": variance_T,
+        "posterior_log_variance_clipped": variance_T.clamp_min(1e-20).log(),
+        "posterior_mean_coef1": beta_T * before_T.sqrt() / (1 - alpha_bar_T),
+        "posterior_mean_coef2": (1 - before_T) * alpha_T.sqrt() / (1 - alpha_bar_T),
+    }
+    return {name: value_T.float() for name, value_T in buffers.items()}
+
+
 def make_scheduler(alpha_bar_T: Tensor, predicts: str) -> dict[str, Any]:
     """scheduler_config.json of a DDIMScheduler with this schedule, float64 [T]; `predicts`: a key of PREDICTS.
 

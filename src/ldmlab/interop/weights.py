@@ -23,7 +23,7 @@ from torch import Tensor
 from ldmlab.errors import WeightsError
 from ldmlab.interop import compvis, diffusers
 from ldmlab.store.checkpoint import load_tensors
-from ldmlab.store.store import atomic, sha256_file
+from ldmlab.store.files import atomic, sha256_file
 
 VERSION = 1
 """Of the conversions: grows when the same file would give other weights."""
@@ -153,7 +153,7 @@ def config_beside(file: Path) -> dict[str, Any]:
 
 
 class _Nothing:
-    """Stands for every class and function that a checkpoint names and PyTorch does not trust: a dict, whatever is asked."""
+    """Stands for every class and function that a checkpoint names and PyTorch does not trust: an empty dict in its place."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         return OrderedDict()

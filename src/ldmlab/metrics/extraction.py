@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ldmlab.data.base import to_batch
 from ldmlab.metrics.features import FeatureSet, extract
 from ldmlab.randomness import seed_of
-from ldmlab.store.store import atomic
+from ldmlab.store.files import atomic, read_arrays
+from ldmlab.store.ranks import Ranks
 
 PART = 2048  # images a part file
 
@@ -26,18 +27,19 @@ def extract_all(
     folder: Path,
     batch_size: int,
     device: torch.device,
-    rank: int,
-    ranks: int,
-    barrier: Callable[[], None],
-    progress: Callable[[int], None],
+    ranks: Ranks,
     name: str = "features",
+    title: str | None = None,
 ) -> FeatureSet:
     """Features of images 0…n-1 in order, written to `<name>.npz`; `read(indices)` gives uint8 BHWC.
 
+    title: what the progress display calls it; None: `name`.
+
     Parts are dealt to ranks in turn and those of an earlier attempt stay, so neither ranks nor restarts change the result.
     """
+    progress = ranks.progress(title or name, n)
     starts = list(range(0, n, PART))
-    for start in starts[rank::ranks]:
+    for start in starts[ranks.rank :: ranks.count]:
         path = folder / f".{name}-{start:08d}.npz"
         indices = list(range(start, min(start + PART, n)))
         if not path.exists():
@@ -47,13 +49,13 @@ def extract_all(
             )
             save_features(path, extract(batches, extractor, device))
         progress(len(indices))
-    barrier()
-    if rank == 0:
+    ranks.barrier()
+    if ranks.main:
         parts = [load_features(folder / f".{name}-{start:08d}.npz") for start in starts]
         save_features(folder / f"{name}.npz", FeatureSet.concatenate(parts))
         for start in starts:
             (folder / f".{name}-{start:08d}.npz").unlink()
-    barrier()
+    ranks.barrier()
     return load_features(folder / f"{name}.npz")
 
 
@@ -66,8 +68,8 @@ def save_features(path: Path, features: FeatureSet) -> None:
 
 
 def load_features(path: Path) -> FeatureSet:
-    with np.load(path, allow_pickle=False) as arrays:
-        return FeatureSet(arrays["features"], arrays.get("logits"))
+    arrays = read_arrays(path)
+    return FeatureSet(arrays["features"], arrays.get("logits"))
 
 
 class Original:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ldmlab.errors import ConfigError, DataError, WeightsError
+from ldmlab.ranges import File, Pixels
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
@@ -162,7 +163,7 @@ def _inception_weights(weights: str | None) -> dict[str, Tensor]:
                 f"The InceptionV3 weights could not be downloaded ({error}). Put {INCEPTION_FILE} (from "
                 f"{INCEPTION_URL}) into {cached.parent}, or give its path: "
                 f"eval.extractor.weights=/path/to/{INCEPTION_FILE}. eval=shapes and eval=squeezenet need no "
-                "download; their numbers are comparable with their own kind only."
+                "download; compare their numbers with each other only."
             ) from error
     return load_state(cached, "eval.extractor.weights", what)
 
@@ -184,7 +185,7 @@ class Inception(nn.Module):
     resize_text = "bilinear as in TensorFlow 1, to 299"
     preprocessing = "torch-fidelity inception-v3-compat; TensorFlow 1 bilinear to 299; (x - 128) / 128"
 
-    def __init__(self, weights: str | None = None):
+    def __init__(self, weights: File | None = None):
         super().__init__()
         state = _inception_weights(weights)
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -219,7 +220,7 @@ class SqueezeNet(nn.Module):
     """SqueezeNet 1.1 trained on ImageNet, from a weights file: 512 features (mean over space), 1000 logits.
 
     `weights`: path of a state dict of torchvision's `squeezenet1_1`. `resize`: images are resized to this side
-    (bilinear, antialias) before the usual ImageNet normalisation. Its distances compare only with each other.
+    (bilinear, antialias) before the usual ImageNet normalisation. Compare its distances with each other only.
     Raises WeightsError when the file is not given, not there, or does not fit.
     """
 
@@ -229,7 +230,7 @@ class SqueezeNet(nn.Module):
     min_size = 16
     classes_of_data = False
 
-    def __init__(self, weights: str | None = None, resize: int = 224):
+    def __init__(self, weights: File | None = None, resize: Pixels = 224):
         super().__init__()
         if resize < 32:
             raise ConfigError(f"eval.extractor.resize must be at least 32; got {resize}.")

@@ -17,15 +17,16 @@ images and 1.2 times at N = 9 D, the linearised one 0.96 to 1.2 and 1.06 times.
 Shape letters: N images, D features, R replicates.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
 from ldmlab.errors import ConfigError
 from ldmlab.metrics.intervals import Score, centred, check_bootstrap, interval_text, resamples
+from ldmlab.metrics.metric import OPTIONS, Computed, Inputs, Least, Metric
 
-AGREE = 1e-6  # of tr S_a + tr S_b: how far the two ways of taking the trace may differ before it is said
-OPTIONS = ("eval.samples", "eval.reference.images")  # what decides how many images there are
+AGREE = 1e-6  # of tr S_a + tr S_b: how far the two ways of taking the trace may differ before a warning
 NULL = 1e-10  # of the largest eigenvalue: below it a direction has no images in it
 
 
@@ -35,6 +36,28 @@ class Gaussian(NamedTuple):
     mean: np.ndarray
     covariance: np.ndarray
     n: int
+
+
+@dataclass(frozen=True)
+class FID(Metric):
+    """Fréchet inception distance at this N (Heusel et al. 2017): its bias falls with N and stays in the value."""
+
+    name: ClassVar[str] = "fid"
+    label: ClassVar[str] = "FID"
+    better: ClassVar[Literal["lower", "higher"] | None] = "lower"
+    covers: ClassVar[str] = (
+        "the mean FID of other sets of as many images against this reference; the distance at infinitely many images is "
+        "lower and usually outside (fid_infinity covers it)"
+    )
+    estimator: ClassVar[str] = "unbiased covariance, float64, eigenvalues of the symmetric form"
+
+    def compute(self, inputs: Inputs) -> Computed:
+        samples, reference = inputs.both()
+        score, warnings = fid_score(samples.features, reference.features, inputs.bootstrap, inputs.seed, inputs.options)
+        return Computed({self.name: score}, warnings)
+
+    def least(self, feature_dim: int | None = None) -> Least:
+        return Least(2, 2)
 
 
 class Frechet(NamedTuple):
@@ -57,7 +80,7 @@ def frechet(a: Gaussian, b: Gaussian) -> Frechet:
     """Squared Fréchet distance (never below 0), the method of the trace, and how well a second method agrees."""
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"features of different networks: {a.mean.shape[0]} and {b.mean.shape[0]} numbers per image")
-    root, method = _factor(b.covariance)
+    root, method = factor(b.covariance)
     trace = _sum_of_roots(root.T @ a.covariance @ root)
     other = _symmetric_factor(a.covariance)
     check = _sum_of_roots(other.T @ b.covariance @ other)
@@ -65,6 +88,14 @@ def frechet(a: Gaussian, b: Gaussian) -> Frechet:
     shift = a.mean - b.mean
     value = float(shift @ shift) + total - 2 * trace
     return Frechet(max(value, 0.0), method, abs(trace - check) / total if total > 0 else 0.0)
+
+
+def frechet_value(a: Gaussian, b: Gaussian) -> float:
+    """The squared Fréchet distance by one method, not cut at 0: for estimates of which many are made."""
+    root, _ = factor(b.covariance)
+    shift = a.mean - b.mean
+    total = float(np.trace(a.covariance) + np.trace(b.covariance))
+    return float(shift @ shift) + total - 2 * _sum_of_roots(root.T @ a.covariance @ root)
 
 
 def fid_score(
@@ -98,7 +129,7 @@ def fid_score(
 
 def influence(features: np.ndarray, reference: Gaussian) -> np.ndarray:
     """How the distance to a fixed reference moves per unit weight of each image, float64 [N], mean 0."""
-    root_DD, _ = _factor(reference.covariance)
+    root_DD, _ = factor(reference.covariance)
     a = gaussian(features)
     x_ND = features.astype(np.float64) - a.mean
     values_D, vectors_DD = np.linalg.eigh(root_DD.T @ a.covariance @ root_DD)
@@ -109,7 +140,7 @@ def influence(features: np.ndarray, reference: Gaussian) -> np.ndarray:
     return psi_N - psi_N.mean()
 
 
-def _factor(covariance_DD: np.ndarray) -> tuple[np.ndarray, str]:
+def factor(covariance_DD: np.ndarray) -> tuple[np.ndarray, str]:
     """L with S = L Lᵀ, and its name: Cholesky, or the eigenvectors' form when S has no full rank."""
     try:
         return np.linalg.cholesky(covariance_DD), "eigvalsh of the Cholesky form"

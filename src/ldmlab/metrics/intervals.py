@@ -20,6 +20,7 @@ from ldmlab.errors import ConfigError
 from ldmlab.randomness import seed_of
 
 LEVEL = 0.95
+SAMPLING = "the mean of this score over other sets of as many images, drawn in the same way"
 Z = 1.959963984540054  # the normal quantile of LEVEL
 FEWEST = 20  # replicates below which no interval is offered
 QUANTILES = 100  # replicates below which a normal interval is steadier than two tail quantiles
@@ -32,7 +33,7 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Score:
-    """A metric's value, its 95 % interval, over how many images, and how both were computed (one sentence)."""
+    """A metric's value, its 95 % interval, over how many images, how both were computed, and what the interval covers."""
 
     value: float
     low: float
@@ -41,6 +42,7 @@ class Score:
     method: str
     seed: int = 0
     replicates: tuple[float, ...] = ()
+    covers: str = SAMPLING
 
     def to_dict(self) -> dict[str, object]:
         """For json; `replicates` go along so that two runs can be compared later without their features."""
@@ -62,16 +64,28 @@ class Difference(NamedTuple):
 
 def check_bootstrap(bootstrap: int) -> None:
     if bootstrap < FEWEST:
-        raise ConfigError(f"eval.bootstrap must be at least {FEWEST} resamples; got {bootstrap}.")
+        raise ConfigError(
+            f"eval.bootstrap must be at least {FEWEST} resamples; got {bootstrap}. Set eval.bootstrap={2 * QUANTILES}."
+        )
 
 
 def resamples(n: int, bootstrap: int, seed: int, stream: str = "") -> np.ndarray:
     """How often each of n images is drawn in each resample: int64 [R, N], every row sums to n."""
     counts_RN = np.empty((bootstrap, n), dtype=np.int64)
     for r in range(bootstrap):
-        rng = np.random.Generator(np.random.PCG64(seed_of(seed, "bootstrap", stream, r)))
-        counts_RN[r] = np.bincount(rng.integers(0, n, n), minlength=n)
+        counts_RN[r] = _resample(n, seed, stream, r)
     return counts_RN
+
+
+def resampled_means(values_N: np.ndarray, bootstrap: int, seed: int, stream: str = "") -> np.ndarray:
+    """The mean of one number per image over each resample, float64 [R]; holds one resample at a time."""
+    N = len(values_N)
+    return np.array([_resample(N, seed, stream, r) @ values_N / N for r in range(bootstrap)])
+
+
+def _resample(n: int, seed: int, stream: str, r: int) -> np.ndarray:
+    rng = np.random.Generator(np.random.PCG64(seed_of(seed, "bootstrap", stream, r)))
+    return np.bincount(rng.integers(0, n, n), minlength=n)
 
 
 def centred(value: float, replicates_R: np.ndarray, lowest: float = -math.inf, highest: float = math.inf) -> Interval:

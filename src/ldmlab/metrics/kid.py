@@ -7,30 +7,71 @@ right for equal distributions.
 Shape letters: N generated images, M reference images, D features, R replicates.
 """
 
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
 import numpy as np
 
 from ldmlab.errors import ConfigError
 from ldmlab.metrics.intervals import Score, centred, check_bootstrap, interval_text, resamples
+from ldmlab.metrics.metric import OPTIONS, Computed, Inputs, Least, Metric
+from ldmlab.ranges import NumpySeed, Range
 
 SUBSETS = 100
 SUBSET_SIZE = 1000
 SUBSET_SEED = 2020  # torch-fidelity's
 REFERENCE_CAP = 10_000  # reference images that enter the interval's cross term; the value itself may draw on all
+FEWEST_IMAGES = (
+    10  # of the samples, for an interval: resamples of fewer are often copies of one image, and have no pairs
+)
 BLOCK = 1 << 24  # kernel values held at a time: 64 MB
 
 
-def subset_size(n: int, m: int) -> int:
+@dataclass(frozen=True)
+class KID(Metric):
+    """Kernel inception distance: unbiased at any N, so it may be slightly negative."""
+
+    name: ClassVar[str] = "kid"
+    label: ClassVar[str] = "KID"
+    better: ClassVar[Literal["lower", "higher"] | None] = "lower"
+    interval: ClassVar[str] = "over samples; unbiased at any N"
+    covers: ClassVar[str] = "the squared distance of the samples' distribution to this reference set"
+    estimator: ClassVar[str] = "cubic polynomial kernel"
+
+    subsets: Annotated[int, Range(at_least=1, at_most=10_000)] = SUBSETS
+    subset_size: Annotated[int, Range(at_least=2, at_most=100_000)] = SUBSET_SIZE
+    subset_seed: NumpySeed = SUBSET_SEED
+
+    def compute(self, inputs: Inputs) -> Computed:
+        samples, reference = inputs.both()
+        score = kid_score(
+            samples.features, reference.features, inputs.bootstrap, inputs.seed, self.subsets, self.subset_size,
+            self.subset_seed, inputs.options,
+        )  # fmt: skip
+        return Computed({self.name: score})
+
+    def least(self, feature_dim: int | None = None) -> Least:
+        return Least(FEWEST_IMAGES, 2)
+
+
+def subset_size(n: int, m: int, most: int = SUBSET_SIZE, options: tuple[str, str] = OPTIONS) -> int:
     """Images per subset. Raises ConfigError when there are too few for an unbiased estimate."""
-    for count, option in ((n, "eval.samples"), (m, "eval.reference.images")):
+    for count, option in zip((n, m), options, strict=True):
         if count < 2:
             raise ConfigError(f"{option}={count}: KID needs at least 2 images.")
-    return min(SUBSET_SIZE, n, m)
+    return min(most, n, m)
 
 
-def kid(features: np.ndarray, reference: np.ndarray, subsets: int = SUBSETS) -> float:
+def kid(
+    features: np.ndarray,
+    reference: np.ndarray,
+    subsets: int = SUBSETS,
+    most: int = SUBSET_SIZE,
+    subset_seed: int = SUBSET_SEED,
+) -> float:
     """Mean MMD² over random subsets of generated [N, D] and reference [M, D] features."""
-    size = subset_size(len(features), len(reference))
-    rng = np.random.RandomState(SUBSET_SEED)
+    size = subset_size(len(features), len(reference), most)
+    rng = np.random.RandomState(subset_seed)
     total = 0.0
     for _ in range(subsets):
         x = features[rng.choice(len(features), size, replace=False)]
@@ -40,18 +81,32 @@ def kid(features: np.ndarray, reference: np.ndarray, subsets: int = SUBSETS) -> 
     return total / subsets
 
 
-def kid_score(features: np.ndarray, reference: np.ndarray, bootstrap: int, seed: int) -> Score:
-    """KID with its interval; the reference is held fixed."""
+def kid_score(
+    features: np.ndarray,
+    reference: np.ndarray,
+    bootstrap: int,
+    seed: int,
+    subsets: int = SUBSETS,
+    most: int = SUBSET_SIZE,
+    subset_seed: int = SUBSET_SEED,
+    options: tuple[str, str] = OPTIONS,
+) -> Score:
+    """KID with its interval; the reference is held fixed. Raises ConfigError for fewer than `FEWEST_IMAGES` samples."""
     check_bootstrap(bootstrap)
-    size = subset_size(len(features), len(reference))
-    value = kid(features, reference)
+    size = subset_size(len(features), len(reference), most, options)
+    if len(features) < FEWEST_IMAGES:
+        raise ConfigError(
+            f"{options[0]}={len(features)}: an interval of KID needs at least {FEWEST_IMAGES} images, because resamples of "
+            f"fewer hold too few different ones. Set {options[0]}={FEWEST_IMAGES} or leave 'kid' out of eval.metrics."
+        )
+    value = kid(features, reference, subsets, most, subset_seed)
     held = reference
     if len(reference) > REFERENCE_CAP:
-        held = reference[np.random.RandomState(SUBSET_SEED).permutation(len(reference))[:REFERENCE_CAP]]
+        held = reference[np.random.RandomState(subset_seed).permutation(len(reference))[:REFERENCE_CAP]]
     replicates_R = kid_replicates(features, held, resamples(len(features), bootstrap, seed))
     low, high = centred(value, replicates_R)
     method = (
-        f"polynomial kernel, {SUBSETS} subsets of {size}; {interval_text(bootstrap)} (full-sample MMD²), "
+        f"polynomial kernel, {subsets} subsets of {size}; {interval_text(bootstrap)} (full-sample MMD²), "
         f"{len(held)} reference images held fixed"
     )
     return Score(value, low, high, len(features), method, seed, tuple(map(float, replicates_R)))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldmlab.metrics.reconstruction import highest_psnr, psnr, to_uint8
+from ldmlab.metrics.reconstruction import highest_psnr, psnr, rounded
 
 NOISE_LEVELS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)  # sigma, in standard deviations of the latent
 BINS = 60
@@ -131,7 +131,7 @@ def noised(
     highest = highest_psnr(*image8_BCHW.shape[1:])
 
     def quality(noised_BCHW: Tensor) -> np.ndarray:
-        return psnr(image8_BCHW, to_uint8(decode(noised_BCHW))).clamp(max=highest).cpu().numpy()
+        return psnr(image8_BCHW, rounded(decode(noised_BCHW))).clamp(max=highest).cpu().numpy()
 
     n_BCHW = noise_BCHW * std
     additive = [quality(z_BCHW + s * n_BCHW) for s in levels]

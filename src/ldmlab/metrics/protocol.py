@@ -1,14 +1,21 @@
-"""The protocol card: what must be equal before two numbers may stand in one table."""
+"""What must be equal before two numbers may stand in one table: the protocol card, and the settings of their metric.
+
+The card says how the images were made and looked at, once for all metrics. Each metric's own settings stand beside it, so a
+metric that is added, or whose settings change, leaves the scores of the others comparable.
+"""
 
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
+from typing import Any, NamedTuple
 
 CUSTOMARY = 50_000  # samples behind most published FIDs
 COMPRESSION_STUDY = 5_000  # samples behind Fig. 6, 7 and 17 of arXiv 2112.10752
 LIBRARIES = ("torch", "torchvision", "torch-fidelity", "torchmetrics", "numpy", "scipy")
 # They say which of several equal measurements a card belongs to, not how it was made
 NOT_PROTOCOL = ("snapshot_images", "seed")
+WORDS = {"classifier_free": "w", "autoguidance": "auto"}  # kinds of guidance on the short card; others by their name
 
 
 def versions() -> dict[str, str]:
@@ -18,9 +25,11 @@ def versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class ProtocolCard:
-    """How a score was made. Fields that do not apply (no sampler in a reconstruction score) are None.
+    """How a set of scores was made. Fields that do not apply (no sampler in a reconstruction score) are None.
 
-    Counts are images. `reference` and `extractor_hash` are hashes of content, so a changed data set or network shows.
+    guidance: kind → what its guidance, or the sampler, says of itself, only of kinds that act: {"classifier_free": {"scale": 1.5}}.
+    By convention `scale` is its strength (or else its first number), `interval` the noise-to-signal ratios between which it
+    acts. Counts are images. `reference` and `extractor_hash` are hashes of content, so a changed data set or network shows.
     """
 
     reference: str  # hash of data fingerprint, split, count and loader
@@ -32,7 +41,6 @@ class ProtocolCard:
     sampler: str | None  # ddim, ddpm, …; None: reconstructions, not samples
     steps: int | None
     eta: float | None
-    guidance: float | None
     weights: str | None  # ema, raw, or "ema width 0.1"
     snapshot_images: int | None  # training images behind the scored weights
     extractor: str
@@ -40,22 +48,9 @@ class ProtocolCard:
     resize: str  # how images reach the extractor's size
     rounding: str = "8-bit, nearest"
     grid: str | None = None  # the sampler's choice of time steps
-    evaluations: int | None = (
-        None  # of a denoiser (the guided pair is one, a weak model another) for each sample; None: steps
-    )
-    guidance_interval: list[float] | None = None  # noise-to-signal ratios between which guidance acts; None: everywhere
-    guidance_rescale: float | None = None  # share; None: not rescaled
-    autoguidance: dict | None = None  # scale; weak: a denoiser's id, or "own snapshot"; images it was trained with
-    classifier_guidance: dict | None = None  # scale; classifier: its id
-    image_guidance: dict | None = None  # scale, sha256 of the picture, what of it is looked at
-    churn: dict | None = None  # S_churn, S_tmin, S_tmax, S_noise of Heun's sampler
+    evaluations: int | None = None  # of denoisers a sample (a guided pair is one, a weak model another); None: steps
+    guidance: dict[str, dict[str, Any]] = field(default_factory=dict)
     seed: int = 0  # of the start noise
-    bootstrap: int = 200
-    bootstrap_seed: int = 0
-    fid: str = "unbiased covariance, float64, eigenvalues of the symmetric form"
-    inception_score: str = "10 splits, shuffle seed 2020"
-    kid: str = "cubic polynomial, 100 subsets of at most 1000, seed 2020"
-    precision_recall: str = "k = 3"
     versions: dict[str, str] = field(default_factory=versions)
 
     def to_dict(self) -> dict[str, object]:
@@ -78,31 +73,15 @@ class ProtocolCard:
         else:
             parts.append(f"{self.sampler}{'' if self.steps is None else self.steps}")
             parts += [f"eta{self.eta:g}"] if self.eta is not None else []
-            parts += [f"w{self.guidance:g}"] if self.guidance is not None else []
-            parts += [f"in {'–'.join(f'{r:g}' for r in self.guidance_interval)}"] if self.guidance_interval else []
-            parts += [f"rescale{self.guidance_rescale:g}"] if self.guidance_rescale else []
-            steered = (
-                ("auto", self.autoguidance),
-                ("classifier", self.classifier_guidance),
-                ("image", self.image_guidance),
-            )
-            parts += [f"{word}{of['scale']:g}" for word, of in steered if of is not None]
-            parts += [f"churn{self.churn['s_churn']:g}"] if self.churn is not None else []
+            parts += [word for kind, own in self.guidance.items() for word in _short(kind, own)]
         parts += [self.label_mode] if self.label_mode is not None else []
         parts += [] if self.weights in (None, "ema") else [self.weights]
         parts.append(f"{self.extractor}-{self.extractor_hash[:4]}")
         return "·".join(parts)
 
     def differences(self, other: "ProtocolCard") -> list[str]:
-        """Names of the fields that differ, in the card's order, libraries as `versions.torch`."""
-        found = []
-        for f in fields(self):
-            a, b = getattr(self, f.name), getattr(other, f.name)
-            if f.name == "versions":
-                found += [f"versions.{name}" for name in sorted({*a, *b}) if a.get(name) != b.get(name)]
-            elif a != b:
-                found.append(f.name)
-        return found
+        """Names of the fields that differ, in the card's order, as `versions.torch` or `guidance.classifier_free.scale`."""
+        return leaf_differences(self.to_dict(), other.to_dict())
 
     def warnings(self) -> list[str]:
         """What a reader must know before holding the numbers against published ones."""
@@ -111,7 +90,7 @@ class ProtocolCard:
             more = "" if self.samples < COMPRESSION_STUDY else " (the paper's compression study used 5 000)"
             found.append(f"{self.samples} samples; the customary number is 50 000{more}. FID falls with more samples.")
         if self.extractor != "inception":
-            found.append(f"{self.extractor} features: comparable with numbers of the same extractor and hash only.")
+            found.append(f"{self.extractor} features: compare with numbers of the same extractor and hash only.")
         if self.label_mode == "random":
             found.append(
                 "labels drawn at random: class counts vary, and FID is usually worse than with uniform labels."
@@ -119,14 +98,54 @@ class ProtocolCard:
         return found
 
 
-def comparable(a: ProtocolCard, b: ProtocolCard) -> bool:
-    """Whether two scores may stand in one column: equal cards, but for the snapshot and the seed of the noise."""
-    return not protocol_differences(a, b)
+class Protocol(NamedTuple):
+    """The card of some scores, and the settings of each of their metrics by name."""
+
+    card: ProtocolCard
+    settings: Mapping[str, Mapping[str, Any]]
+
+    @staticmethod
+    def of(row: Mapping[str, Any]) -> "Protocol":
+        """From the content of a scores.json. Raises ValueError for another version's card."""
+        return Protocol(
+            ProtocolCard.from_dict(row["card"]), {name: said["settings"] for name, said in row["metrics"].items()}
+        )
 
 
-def protocol_differences(a: ProtocolCard, b: ProtocolCard) -> list[str]:
-    """The differences that keep two scores apart: what an unequal cell of a table has to name."""
-    return [name for name in a.differences(b) if name not in NOT_PROTOCOL]
+def comparable(a: Protocol, b: Protocol, metric: str) -> bool:
+    """Whether two scores of one metric may stand in one column: equal cards, but for the snapshot and the seed of the noise,
+    and equal settings of that metric. What else was scored beside it does not matter."""
+    return not protocol_differences(a, b, metric)
+
+
+def protocol_differences(a: Protocol, b: Protocol, metric: str) -> list[str]:
+    """The differences that keep two scores apart, as an unequal cell of a table has to name them: `steps`, `kid.subsets`.
+
+    Raises KeyError for a metric that one of them did not score.
+    """
+    found = [name for name in a.card.differences(b.card) if name not in NOT_PROTOCOL]
+    return found + [f"{metric}.{name}" for name in leaf_differences(a.settings[metric], b.settings[metric])]
+
+
+def _short(kind: str, own: Mapping[str, Any]) -> list[str]:
+    """w1.5, in 0.3–5, rescale0.7"""
+    numbers = [value for value in own.values() if isinstance(value, int | float) and not isinstance(value, bool)]
+    strength = own.get("scale", numbers[0] if numbers else None)
+    found = [f"{WORDS.get(kind, kind)}{'' if strength is None else f'{strength:g}'}"]
+    found += [f"in {'–'.join(f'{ratio:g}' for ratio in own['interval'])}"] if own.get("interval") else []
+    return found + ([f"rescale{own['rescale']:g}"] if own.get("rescale") else [])
+
+
+def leaf_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Dotted names of the leaves that differ, in order of `a`, then what only `b` has. None and no entry are equal."""
+    found: list[str] = []
+    for name in dict.fromkeys([*a, *b]):
+        one, other = a.get(name), b.get(name)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            found += [f"{name}.{inner}" for inner in leaf_differences(one, other)]
+        elif one != other:
+            found.append(name)
+    return found
 
 
 def count(n: int) -> str:

@@ -28,7 +28,7 @@ def entropy_bits(counts_RK: np.ndarray) -> np.ndarray:
 
 
 class Rate:
-    """Gathers images batch by batch; `compute` gives the scores of whichever kind of latent it was told of.
+    """Gathers images batch by batch; `compute` gives the scores of the kind of latent that it was given.
 
     positions: latent positions an image (h · w). elements: latent elements an image (c · h · w). pixels: H · W.
     """

@@ -12,15 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ldmlab.data.batches import to_uint8
 from ldmlab.errors import ConfigError
 from ldmlab.metrics.intervals import Score, mean_score
 
 SSIM_WINDOW = 11  # pixels a side, Gaussian with sigma 1.5 (Wang et al. 2004); the border of 5 pixels is left out
 
 
-def to_uint8(image_BCHW: Tensor) -> Tensor:
-    """Float images in [-1, 1] as 8-bit values 0..255, rounded to nearest; values outside are clamped."""
-    return ((image_BCHW.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+def rounded(image_BCHW: Tensor) -> Tensor:
+    """Float images in [-1, 1] as they would be saved: uint8 BCHW, rounded to nearest, values outside clamped."""
+    return to_uint8(image_BCHW).permute(0, 3, 1, 2).contiguous()
 
 
 def psnr(image_BCHW: Tensor, recon_BCHW: Tensor) -> Tensor:
@@ -49,7 +50,7 @@ def ssim(image_BCHW: Tensor, recon_BCHW: Tensor) -> Tensor:
     return value_B.reshape(-1)
 
 
-class Reconstruction:
+class ReconstructionError:
     """Collects one number per image over any batches; `compute` gives {"psnr", "ssim", "perceptual"}.
 
     `perceptual`: a module (image, reconstruction), both float [B, 3, H, W] in [-1, 1] → [B], or None.
@@ -65,7 +66,7 @@ class Reconstruction:
         """One batch and its reconstruction, both float [B, C, H, W] in [-1, 1] (the second is clamped)."""
         if image_BCHW.shape != recon_BCHW.shape:
             raise ValueError(f"images {tuple(image_BCHW.shape)}, reconstructions {tuple(recon_BCHW.shape)}")
-        image8_BCHW, recon8_BCHW = to_uint8(image_BCHW), to_uint8(recon_BCHW)
+        image8_BCHW, recon8_BCHW = rounded(image_BCHW), rounded(recon_BCHW)
         psnr_B = psnr(image8_BCHW, recon8_BCHW)
         self.identical += int(psnr_B.isinf().sum())
         self._add("psnr", psnr_B.clamp(max=highest_psnr(*image_BCHW.shape[1:])))

@@ -18,9 +18,9 @@ from ldmlab.autoencoders.scale import LatentStatistics
 from ldmlab.data.batches import to_float, to_uint8
 from ldmlab.metrics import latents
 from ldmlab.metrics.rate import Rate, plain
-from ldmlab.metrics.reconstruction import Reconstruction, highest_psnr, psnr
+from ldmlab.metrics.reconstruction import ReconstructionError, highest_psnr, psnr
 from ldmlab.randomness import ImageNoise, seed_of
-from ldmlab.store.store import atomic
+from ldmlab.store.files import atomic
 
 LATENT_IMAGES = 256  # images behind histograms, correlation, components and spectra, at most
 NOISED_IMAGES = 64  # images that are decoded from noised latents, at most
@@ -71,7 +71,7 @@ class Pass:
         self, ae: Autoencoder, read: Read, n: int, batch_size: int, device: torch.device, perceptual: nn.Module | None
     ):
         self.ae, self.read, self.n, self.batch_size, self.device = ae, read, n, batch_size, device
-        self.gauge = Reconstruction(perceptual)
+        self.gauge = ReconstructionError(perceptual)
         self.statistics = LatentStatistics(ae.c)
         self.encoding, self.decoding = Stopwatch(device), Stopwatch(device)
         self.codes: int | None = None

@@ -1,16 +1,19 @@
 """A small classifier for the generated shapes: the offline extractor, and a feature pyramid for a perceptual distance.
 
-It is trained by `stages.classifier.ClassifierLoss` like any other network of a run and kept by its content.
-Its numbers are marked "shapes": comparable within a study and with nothing else.
+It is trained by `training.classifier_loss.ClassifierLoss` like any other network of a run and kept by its content.
+Its numbers are marked "shapes"; compare them within a study only.
 
 Shape letters: B batch, C channels, H W space, D features, K classes.
 """
+
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from ldmlab.errors import ConfigError
 from ldmlab.metrics.features import Features, hash_of
+from ldmlab.ranges import Range, Width
 
 
 def norm(width: int) -> nn.GroupNorm:
@@ -45,10 +48,14 @@ class ShapesClassifier(nn.Module):
     resize_text = "none"
     preprocessing = "shapes classifier; x / 127.5 - 1; no resize; mean over space after the last norm and SiLU"
 
-    def __init__(self, n_classes: int = 10, width: int = 32):
+    def __init__(self, n_classes: Annotated[int, Range(at_least=2, at_most=100_000)] = 10, width: Width = 32):
         super().__init__()
         if width < 8 or width % 8:
             raise ConfigError(f"eval.extractor.width must be a positive multiple of 8; got {width}.")
+        if n_classes < 1:
+            raise ConfigError(
+                f"eval.extractor.n_classes={n_classes}: must be at least 1. Set it to the number of classes of the data."
+            )
         self.feature_dim, self.logit_dim = 4 * width, n_classes
         widths = [2 * width, 4 * width, 4 * width]
         self.stem = nn.Conv2d(3, width, 3, padding=1)

@@ -163,7 +163,7 @@ class FeedForward(nn.Module):
 class TransformerBlock(nn.Module):
     """Self-attention → cross-attention → gated MLP, each behind a LayerNorm and with a residual.
 
-    The order is the released code's; the paper's Table 16 prints another one (ldm_paper.yaml D15).
+    The order is the released code's; Table 16 prints another one (docs/paper.md#the-transformer-block).
     """
 
     def __init__(self, dim: int, heads: int, context_dim: int):

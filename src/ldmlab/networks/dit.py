@@ -7,6 +7,7 @@ Shape letters: B batch, C channels, H W space, L patches or tokens, N heads, D f
 """
 
 import math
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from ldmlab.networks.blocks import TokenNorm, no_autocast, zeroed
 from ldmlab.networks.embeddings import sincos_positions, sinusoidal
 from ldmlab.networks.kv_cache import Condition, KVCache
 from ldmlab.networks.unet import mlp
+from ldmlab.ranges import Depth, Given, Pixels, Width
 
 TIME_FEATURES = 256  # of the sinusoid, whatever the width (official code)
 
@@ -48,16 +50,16 @@ class DiT(nn.Module):
 
     def __init__(
         self,
-        in_channels: int,
-        out_channels: int,
-        width: int,
-        blocks: int,
-        heads: int,
-        patch: int = 2,
+        in_channels: Annotated[int, Given],
+        out_channels: Annotated[int, Given],
+        width: Width,
+        blocks: Depth,
+        heads: Depth,
+        patch: Pixels = 2,
         checkpointing: bool = False,
-        context_dim: int | None = None,
-        vector_dim: int | None = None,
-        latent_size: int | None = None,
+        context_dim: Annotated[int | None, Given] = None,
+        vector_dim: Annotated[int | None, Given] = None,
+        latent_size: Annotated[int | None, Given] = None,
     ):
         super().__init__()
         check_shape(width, blocks, heads, patch)

@@ -1,6 +1,6 @@
 """Tokens of a condition that stays, read once: what each cross-attention of a network makes of them alone.
 
-A sampler asks the same network under the same condition in every step. Keys and values do not depend on z_t or t, so they are
+A sampler evaluates the same network under the same condition in every step. Keys and values do not depend on z_t or t, so they are
 made before the first step and handed on in the place of the tokens.
 
 Shape letters: B batch, C channels, H W space, L tokens, N heads, D features.
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 @dataclass(frozen=True)
 class KVCache:
     """In the place of tokens [B, L, D]: for each cross-attention of *one* network its keys and values, each [B, N, L, D], or,
-    of a single token, its whole answer [B, 1, D], which then does not depend on who asks."""
+    of a single token, its whole output [B, 1, D], which then does not depend on the position."""
 
     of: dict[nn.Module, tuple[Tensor, Tensor] | Tensor]
 

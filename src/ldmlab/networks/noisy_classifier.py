@@ -1,11 +1,11 @@
 """A classifier of noisy latents: the encoder half of the ADM UNet, with the time embedding, and a pool in the place of the
 decoder (Dhariwal & Nichol 2021, §4 and App. H; guided-diffusion unet.py, EncoderUNetModel). LDM-8-G's is of this kind; its size
-is not published (ldm_paper.yaml G07).
+is not published (docs/paper.md#guidance).
 
 Shape letters: B batch, C channels, H W space, L positions, N heads, D features, K classes.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from ldmlab.networks.attention import SelfAttention, attend
 from ldmlab.networks.blocks import Norm, Pieces, ResBlock, zeroed
 from ldmlab.networks.embeddings import sinusoidal
 from ldmlab.networks.unet import check_heads, check_widths, levels_of, mlp, resolve_factors, way_down
+from ldmlab.ranges import Depth, Given, Multipliers, Share, Sizes, Width
 
 PATH = "guidance.classifier.network"  # of the options, in messages
 
@@ -33,16 +34,16 @@ class NoisyClassifier(nn.Module):
 
     def __init__(
         self,
-        in_channels: int,
-        n_classes: int,
-        latent_size: int,
-        width: int,
-        multipliers: list[int],
-        blocks: int,
-        attention_factors: list[int],
-        heads: int | None = None,
-        head_channels: int | None = None,
-        dropout: float = 0.0,
+        in_channels: Annotated[int, Given],
+        n_classes: Annotated[int, Given],
+        latent_size: Annotated[int, Given],
+        width: Width,
+        multipliers: Multipliers,
+        blocks: Depth,
+        attention_factors: Sizes,
+        heads: Depth | None = None,
+        head_channels: Width | None = None,
+        dropout: Share = 0.0,
         scale_shift_norm: bool = True,
         resblock_updown: bool = True,
         pool: Literal["attention", "mean"] = "attention",
@@ -95,7 +96,7 @@ class NoisyClassifier(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """One attention from the mean of all positions to them and to itself, over learned places; its answer are the logits
+    """One attention from the mean of all positions to them and to itself, over learned places; its output is the logits
     (Radford et al. 2021; guided-diffusion AttentionPool2d, its names and weight shapes)."""
 
     def __init__(self, channels: int, heads: int, out: int, size: int):

@@ -1,6 +1,6 @@
 """The denoising UNet of the paper: ADM's "ablated UNet", with a spatial transformer wherever tokens are given.
 
-Facts: protocol.md §3; CompVis/latent-diffusion openaimodel.py (UNetModel). Module names and weight shapes are the
+Source: CompVis/latent-diffusion openaimodel.py, UNetModel (docs/paper.md#the-unet). Module names and weight shapes are the
 official ones, so that importing a checkpoint is renaming only.
 
 Shape letters: B batch, C channels, H W space, L tokens, D features.
@@ -8,6 +8,7 @@ Shape letters: B batch, C channels, H W space, L tokens, D features.
 
 import math
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from ldmlab.networks.attention import SelfAttention, SpatialTransformer, prepare
 from ldmlab.networks.blocks import GROUPS, Downsample, InputConv, Norm, Pieces, ResBlock, Upsample, zeroed
 from ldmlab.networks.embeddings import sinusoidal
 from ldmlab.networks.kv_cache import Condition
+from ldmlab.ranges import Depth, Given, Multipliers, Share, Sizes, Width
 
 
 class UNet(nn.Module):
@@ -31,8 +33,8 @@ class UNet(nn.Module):
             always has attention.
         attention_sizes: the same as sizes of the feature map; give exactly one of the two.
         heads: heads of each attention, or
-        head_channels: channels of each head; exactly one of the two. Weight shapes do not depend on it (ldm_paper.yaml
-        D12). transformer_depth: blocks in each spatial transformer; used only with tokens.
+        head_channels: channels of each head; exactly one of the two. Weight shapes do not depend on it (docs/paper.md#heads).
+        transformer_depth: blocks in each spatial transformer; used only with tokens.
         dropout: in residual blocks, before the last convolution.
         scale_shift_norm: the time embedding scales and shifts the second norm instead of being added.
         resblock_updown: residual blocks change the size, instead of a strided or repeating convolution.
@@ -49,23 +51,23 @@ class UNet(nn.Module):
 
     def __init__(
         self,
-        in_channels: int,
-        out_channels: int,
-        width: int,
-        multipliers: list[int],
-        blocks: int,
-        attention_factors: list[int] | None = None,
-        attention_sizes: list[int] | None = None,
-        heads: int | None = None,
-        head_channels: int | None = None,
-        transformer_depth: int = 1,
-        dropout: float = 0.0,
+        in_channels: Annotated[int, Given],
+        out_channels: Annotated[int, Given],
+        width: Width,
+        multipliers: Multipliers,
+        blocks: Depth,
+        attention_factors: Sizes | None = None,
+        attention_sizes: Sizes | None = None,
+        heads: Depth | None = None,
+        head_channels: Width | None = None,
+        transformer_depth: Depth = 1,
+        dropout: Share = 0.0,
         scale_shift_norm: bool = False,
         resblock_updown: bool = False,
         checkpointing: bool = False,
-        context_dim: int | None = None,
-        vector_dim: int | None = None,
-        latent_size: int | None = None,
+        context_dim: Annotated[int | None, Given] = None,
+        vector_dim: Annotated[int | None, Given] = None,
+        latent_size: Annotated[int | None, Given] = None,
     ):
         super().__init__()
         check_widths(width, multipliers, blocks)

@@ -14,6 +14,7 @@ import torch
 from omegaconf import DictConfig
 
 from ldmlab import build
+from ldmlab.config.compose import with_values
 from ldmlab.errors import ConfigError
 from ldmlab.pipeline.costs import flops_of, millions, parameters_of
 from ldmlab.training.tracking import number
@@ -35,15 +36,15 @@ class Cost:
     flops_per_step: float  # of the whole batch
 
 
-def choose_width(cfg: DictConfig, data: Any) -> str | None:
-    """Set `ldm.network.width` to the one nearest to the target of `ldm.budget`, and return a line that says what came out.
+def choose_width(cfg: DictConfig, data: Any) -> tuple[DictConfig, str | None]:
+    """The configuration with the `ldm.network.width` nearest to the target of `ldm.budget`, and a line that says what came out.
 
-    None, and nothing done, without a target. Raises ConfigError for two targets, and when no width comes within
+    The configuration itself and None without a target. Raises ConfigError for two targets, and when no width comes within
     `ldm.budget.tolerance` (relative).
     """
     targets = {name: cfg.ldm.budget[name] for name in TARGETS if cfg.ldm.budget[name] is not None}
     if not targets:
-        return None
+        return cfg, None
     if len(targets) > 1:
         raise ConfigError(
             f"ldm.budget takes one target, and {' and '.join(targets)} are given: one width cannot meet two. Leave one."
@@ -67,8 +68,7 @@ def choose_width(cfg: DictConfig, data: Any) -> str | None:
             f"with {value(steps):.4g} ({off:+.0%}); widths go in steps of {step}. Change the target, ldm.budget.tolerance or the network."
         )
     found = cost(cfg, data, steps * step)
-    cfg.ldm.network.width = found.width
-    return (
+    return with_values(cfg, {"ldm.network.width": found.width}), (
         f"ldm.budget.{name}={target:g}: width {found.width} ({off:+.1%}). To be compared with other cells: "
         f"{millions(found.parameters)} parameters, {found.flops_per_image / 1e9:.3g} GFLOP an image, "
         f"{found.flops_per_step / 1e12:.3g} TFLOP a step of {cfg.ldm.fit.batch_size}, {number(cfg.ldm.fit.images)} images."
@@ -79,10 +79,11 @@ def cost(cfg: DictConfig, data: Any, width: int) -> Cost:
     """Counted on tensors without contents: no memory, about a second for the largest networks."""
     with build.shapes_only():
         network = _network(cfg, data, width)
-        conditions = build.conditioner(cfg, data)
-        shape = build.autoencoder(cfg).latent_shape(data.resolution)
+        ae = build.autoencoder(cfg)
+        conditions = build.conditioner(cfg, data, ae)
+        shape = ae.latent_shape(data.resolution)
     z, t = torch.empty(1, *shape, device="meta"), torch.zeros(1, dtype=torch.long, device="meta")
-    per_image = 3 * flops_of(lambda: network(z, t, conditions.null(1, "meta")))
+    per_image = 3 * flops_of(lambda: network(z, t, conditions.null(1, shape[1:], "meta")))
     return Cost(width, parameters_of(network), per_image, per_image * cfg.ldm.fit.batch_size)
 
 
@@ -98,6 +99,4 @@ def nearest(value: Callable[[int], float], target: float, most: int) -> int:
 
 
 def _network(cfg: DictConfig, data: Any, width: int) -> Any:
-    sized = cast(DictConfig, cfg.copy())
-    sized.ldm.network.width = width
-    return build.denoiser(sized, build.autoencoder(cfg), data).network
+    return build.denoiser(with_values(cfg, {"ldm.network.width": width}), build.autoencoder(cfg), data).network

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -13,15 +13,20 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ldmlab import build
+from ldmlab.data.base import ImageDataset
 from ldmlab.data.batches import Batches
-from ldmlab.pipeline.plan import Plan
 from ldmlab.store.card import stage_card
 from ldmlab.store.checkpoint import Checkpoints, save_tensors
-from ldmlab.store.store import Address, Store, atomic, write_json
+from ldmlab.store.files import atomic, write_json
+from ldmlab.store.ranks import Ranks
+from ldmlab.store.store import Address, Store
 from ldmlab.training.ema import EMA
 from ldmlab.training.loop import Events, Progressed, TrainingLoss, fit
 from ldmlab.training.post_hoc_ema import PowerEMA
 from ldmlab.training.tracking import Progress, Tracker, WandbMirror
+
+if TYPE_CHECKING:
+    from ldmlab.pipeline.plan import Plan
 
 
 @dataclass
@@ -29,24 +34,30 @@ class Context:
     """One command. Built once in `run.execute`; every rank has its own."""
 
     cfg: DictConfig
-    choices: dict[str, str]
-    plan: Plan
-    store: Store
+    plan: "Plan"
     accelerator: Accelerator
-    data: Any
-    val: Any
+
+    @property
+    def store(self) -> Store:
+        return self.plan.store
+
+    @property
+    def data(self) -> ImageDataset:
+        return self.plan.resolved.data
+
+    @property
+    def val(self) -> ImageDataset:
+        return self.plan.resolved.val
 
     @property
     def device(self) -> torch.device:
         return self.accelerator.device
 
     @property
-    def rank(self) -> int:
-        return self.accelerator.process_index
-
-    @property
-    def ranks(self) -> int:
-        return self.accelerator.num_processes
+    def ranks(self) -> Ranks:
+        """This process among those of the command."""
+        accelerator = self.accelerator
+        return Ranks(accelerator.process_index, accelerator.num_processes, self.barrier, self.progress)
 
     @property
     def main(self) -> bool:
@@ -61,14 +72,14 @@ class Context:
 
     def main_decides(self, value: bool) -> bool:
         """The main process's answer, on all ranks: a file may appear between two looks."""
-        if self.ranks == 1:
+        if self.accelerator.num_processes == 1:
             return value
         flag = torch.tensor([float(value and self.main)], device=self.device)
         return bool(self.accelerator.reduce(flag, "sum").item())
 
     def progress(self, name: str, total: int) -> Callable[[int], None]:
         """A callable that takes how many more are done (of this rank's share)."""
-        share = -(-total // self.ranks)
+        share = -(-total // self.accelerator.num_processes)
         bar, done = Progress(name, share, every=self.cfg.runtime.log_seconds, show=self.main), 0
 
         def advance(more: int) -> None:
@@ -84,20 +95,19 @@ class Context:
         `work` runs on all ranks and may return the seconds that earlier attempts have spent too.
         """
         folder = self.store.folder(address)
-        if self.main_decides(self.main and self.store.done(address) is not None):
+        if self.main_decides(self.main and self.store.finished(address)):
             return folder
         with self.store.building(address, self.say) if self.main else nullcontext():
             self.barrier()
-            if not self.main_decides(
-                self.main and self.store.done(address) is not None
-            ):  # the one who held the lock did it
+            if not self.main_decides(self.main and self.store.finished(address)):  # the one who held the lock did it
                 began = time.time()
                 seconds = work(folder) or time.time() - began
                 self.barrier()
                 if self.main:
                     with atomic(folder / "config.yaml") as beside:
                         beside.write_text(OmegaConf.to_yaml(self.cfg, sort_keys=True))
-                    card = stage_card(address, began, seconds, self.ranks, str(self.device))
+                    altered = self.store.altered_upstream(address)
+                    card = stage_card(address, began, seconds, self.ranks.count, str(self.device), altered)
                     write_json(folder / "card.json", card)
                     self.store.seal(address, seconds)
                     Checkpoints(folder).clear()
@@ -115,11 +125,12 @@ class Context:
         group: int = 1,
         health_check: Callable[[dict[str, float], float], list[str]] = lambda row, share: [],
         power_ema: Sequence[float] = (),
+        seed: int = 0,
     ) -> Progressed:
         """Train a stage with the one loop; leaves weights, averages and snapshots in `folder`.
 
         `group` images of a batch must stay in one micro-batch. `health_check`: see `loop.Events`. `power_ema`: relative widths
-        of power-function averages, kept beside each snapshot as power_<width>.safetensors.
+        of power-function averages, kept beside each snapshot as power_<width>.safetensors. `seed`: of the order of the images.
         The first player is the one that is kept and averaged; another player's weights are kept under its own name.
         """
         runtime = self.cfg.runtime
@@ -158,8 +169,8 @@ class Context:
             log_seconds=runtime.log_seconds,
         )
         batches = Batches(
-            dataset, budget.batch_size, build.micro_batch(self.cfg, budget, group), self.cfg.seed, self.device,
-            self.rank, self.ranks, runtime.workers,
+            dataset, budget.batch_size, build.micro_batch(self.cfg, budget, group), seed, self.device,
+            self.ranks.rank, self.ranks.count, runtime.workers,
         )  # fmt: skip
         try:
             done = fit(

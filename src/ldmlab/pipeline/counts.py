@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
@@ -10,15 +10,23 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ldmlab.errors import UserError
 from ldmlab.pipeline import budget
-from ldmlab.store.store import read_json
+from ldmlab.store.files import read_json
+
+
+class FieldFacts(NamedTuple):
+    """A field of the data, and how many numbers a label or class map in it can be; None for others."""
+
+    name: str
+    values: int | None
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a network's shape needs of the data: how large the images are, and their classes."""
+class DataFacts:
+    """What a network's shape needs of the data: how large the images are, their classes and their fields."""
 
     resolution: int
     class_names: list[str]
+    declared: list[FieldFacts]
 
 
 @dataclass
@@ -44,15 +52,15 @@ def count(runs: list[Path]) -> Counts:
         if id_ in counts.found or id_ in counts.refused:
             continue
         try:
-            counts.found[id_] = _count(run["config"], folder / stages["samples"]["folder"])
+            counts.found[id_] = _count(run["config"], folder / stages["data"]["folder"])
         except (UserError, OmegaConfBaseException, HydraException) as error:  # written by another version of the code
             counts.refused[id_] = " ".join(str(error).splitlines()[0].split())
     return counts
 
 
-def _count(config: dict[str, Any], samples: Path) -> tuple[int, float]:
-    cfg = OmegaConf.create(config)
-    classes = read_json(samples / "conditions.json").get("class_names") or []
-    asked = Asked(int(cfg.data.resolution), list(classes))
-    cost = budget.cost(cfg, asked, cfg.ldm.network.width)
+def _count(config: dict[str, Any], data: Path) -> tuple[int, float]:
+    cfg, manifest = OmegaConf.create(config), read_json(data / "manifest.json")
+    fields = [FieldFacts(*pair) for pair in manifest["vocabulary"].items()]
+    facts = DataFacts(int(manifest["resolution"]), list(manifest["class_names"]), fields)
+    cost = budget.cost(cfg, facts, cfg.ldm.network.width)
     return cost.parameters, cost.flops_per_image

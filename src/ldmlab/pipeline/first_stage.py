@@ -1,109 +1,100 @@
-"""The stages up to the latents: data, extractor, autoencoder, reconstructions, latents."""
+"""The first stage: an autoencoder, trained or from a file, with the scale of its latent."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ldmlab import build
 from ldmlab.autoencoders.autoencoder import Autoencoder
 from ldmlab.autoencoders.health import Health
+from ldmlab.autoencoders.regularisers.base import Posterior
 from ldmlab.autoencoders.scale import measure_scale
-from ldmlab.data import latent_cache as cache
 from ldmlab.data.base import to_batch
 from ldmlab.data.batches import Batches, to_float, to_uint8
-from ldmlab.interop import import_first_stage as imported
-from ldmlab.metrics.evaluate import evaluate
-from ldmlab.metrics.extraction import Original, extract_all
-from ldmlab.metrics.features import extract
-from ldmlab.metrics.inception_score import SPLITS, is_score
-from ldmlab.metrics.reconstruction_pass import SHOWN, Pass, save_arrays
-from ldmlab.pipeline import linear_twin
+from ldmlab.pipeline import weights_first_stage
 from ldmlab.pipeline.context import Context, frozen
-from ldmlab.pipeline.sheets import error_sheet, spread
+from ldmlab.pipeline.costs import millions, parameters_of
+from ldmlab.pipeline.data import DataStage
+from ldmlab.pipeline.extractor import extractor_of, load_extractor
+from ldmlab.pipeline.sheets import spread
+from ldmlab.pipeline.stage import Row, Stage, plain
 from ldmlab.randomness import Draws
 from ldmlab.store.checkpoint import load_tensors, save_tensors
-from ldmlab.store.store import atomic, write_json
+from ldmlab.store.files import atomic, write_json
 from ldmlab.training.autoencoder_loss import AutoencoderLoss
-from ldmlab.training.classifier_loss import ClassifierLoss
+from ldmlab.training.loop import Progressed, total_steps
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from ldmlab.pipeline.plan import Plan
 
 VALIDATION_IMAGES = 128  # for the numbers during training; the scores afterwards use eval.reconstructions
 
 FIT_BATCH = 128  # images at once in a closed-form fit; fixed, for the order of a sum is part of its last digits
 
 
-def make_data(ctx: Context) -> Path:
-    """The manifest of what the run learns from; the images themselves stay where they are."""
+class FirstStage(Stage):
+    """autoencoder.safetensors with its scale; for a trained one weights, average, snapshots and log."""
 
-    def work(folder: Path) -> None:
-        if ctx.main:
-            record = {
-                "train": len(ctx.data), "val": len(ctx.val), "resolution": ctx.data.resolution, "flip": ctx.data.flip,
-                "fields": list(ctx.data.fields), "class_names": list(ctx.data.class_names),
-                "fingerprint": {"train": ctx.data.fingerprint(), "val": ctx.val.fingerprint()},
-                "splits": ctx.data.split_record(),
-            }  # fmt: skip
-            write_json(folder / "manifest.json", record)
+    name: ClassVar[str] = "autoencoder"
+    version: ClassVar[int] = 2
+    due: ClassVar[str | None] = "autoencoder"
 
-    return ctx.make(ctx.plan.data, work)
+    @property
+    def label(self) -> str:
+        return self.plan.resolved.choices["ae"]
 
+    @property
+    def trains(self) -> bool:
+        return self.cfg.ae.fit is not None
 
-def make_extractor(ctx: Context) -> Any:
-    """The feature extractor, trained first when it is the kind that is trained here."""
-    net: Any = build.extractor(ctx.cfg)
-    if ctx.plan.extractor is None:
-        return frozen(net, ctx.device)
-    caches = ctx.store.root / "data" / "cache"
-    kept = "weights" if ctx.cfg.eval.extractor_fit.ema is None else "ema"
+    def own(self) -> dict[str, Any]:
+        """Imported: the file and how its latent is scaled. Trained: `ae` without what changes only memory or speed."""
+        if self.cfg.ae.weights is not None:
+            return weights_first_stage.options(self.cfg)[0]
+        ae: dict[str, Any] = plain(self.cfg.ae)
+        ae["network"].pop("checkpointing", None)
+        for name in ("train", "decoder_fit", "tile", "recipe", "weights"):
+            ae.pop(name)
+        if ae["latent_scale"]["mode"] != "given":
+            ae["latent_scale"] = {k: v for k, v in ae["latent_scale"].items() if k not in ("scale", "shift")}
+        return {"ae": ae}
 
-    def work(folder: Path) -> float:
-        train, val = build.shapes(ctx.cfg, "train", caches), build.shapes(ctx.cfg, "val", caches)
-        stage = ClassifierLoss(net, Draws(0))
-        done = ctx.train(ctx.plan.extractor, folder, stage, train, ctx.cfg.eval.extractor_fit)  # type: ignore[arg-type]
-        if ctx.main:
-            net.load_state_dict(load_tensors(folder / f"{kept}.safetensors"))
-            found = extract((b.permute(0, 3, 1, 2) for b in _images(val)), frozen(net, ctx.device), ctx.device)
-            assert found.logits is not None
-            accuracy = float((found.logits.argmax(1) == val.labels()).mean())
-            write_json(folder / "scores.json", {"accuracy": accuracy, "images": len(val)})
-            ctx.say(f" extractor: {accuracy:.1%} of {len(val)} val images named right")
-        return done.seconds
+    def upstream(self) -> dict[str, Stage | str]:
+        """An imported one stands on the data only where its scale is measured on it."""
+        data: dict[str, Stage | str] = {"data": self.plan.stage(DataStage)}
+        if self.cfg.ae.weights is not None:
+            return data if weights_first_stage.options(self.cfg)[1] else {}
+        return data | classifier_of(self.plan)
 
-    folder = ctx.make(ctx.plan.extractor, work)
-    net.load_state_dict(load_tensors(folder / f"{kept}.safetensors"))
-    return frozen(net, ctx.device)
+    def row(self) -> Row:
+        resolved = self.plan.resolved
+        ae, (c, h, w), fit = resolved.autoencoder, resolved.latent_shape, self.cfg.ae.fit
+        what = f"f=1 · pixels {h}x{w}x{c}"
+        if parameters_of(ae):
+            kind = type(ae.regulariser).__name__
+            what = f"{kind} f={ae.f} c={c} · {millions(parameters_of(ae))} · latent {h}x{w}x{c}"
+        if self.cfg.ae.weights is not None:
+            measured = self.cfg.ae.latent_scale.mode not in weights_first_stage.UNMEASURED
+            images = self.cfg.ae.latent_scale.images if measured else 0
+            return Row(f"{what} · imported from {Path(self.cfg.ae.weights).name}", images, resolved.costs.encode)
+        if fit is None:
+            return Row(what)
+        return Row(what, total_steps(fit) * fit.batch_size, 3 * (resolved.costs.encode + resolved.costs.decode))
 
-
-def make_autoencoder(ctx: Context) -> Autoencoder:
-    """The first stage, trained or imported, and with its latent scale measured."""
-    ae = build.autoencoder(ctx.cfg)
-
-    def work(folder: Path) -> float | None:
-        seconds = None
-        fit = ctx.cfg.ae.fit
+    def work(self, ctx: Context, folder: Path) -> float | None:
+        ae, seconds, fit = build.autoencoder(ctx.cfg), None, ctx.cfg.ae.fit
         if ctx.cfg.ae.weights is None:
-            ae.to(ctx.device).fit_linear(lambda: _training_images(ctx, ae.network.fit_images))
+            ae.to(ctx.device).fit_linear(lambda: training_images(ctx, ae.network.fit_images))
         if fit is not None:
-            classifier = make_extractor(ctx) if build.needs_classifier(ctx.cfg) else None
-            loss = build.first_stage_loss(ctx.cfg, classifier).to(ctx.device)
-            stage = AutoencoderLoss(ae, loss, Draws(ctx.cfg.seed))
-            images = [_image(ctx, ctx.val, i) for i in spread(len(ctx.val), VALIDATION_IMAGES)]
-            seconds = ctx.train(
-                ctx.plan.autoencoder,
-                folder,
-                stage,
-                ctx.data,
-                fit,
-                lambda: _psnr(ctx, ae, images),
-                build.group_of(ctx.cfg),
-                Health().health_check,
-            ).seconds
+            seconds = train_autoencoder(self, ctx, folder, ae, fit).seconds
             if fit.ema is not None:
                 ae.load_state_dict(load_tensors(folder / "ema.safetensors"))
-        source = imported.install(ctx.cfg, ae) if ctx.cfg.ae.weights is not None else None
+        source = weights_first_stage.install(ctx.cfg, ae) if ctx.cfg.ae.weights is not None else None
         _set_scale(ctx, frozen(ae, ctx.device))  # type: ignore[arg-type]
         if ctx.main:
             if source:
@@ -112,150 +103,43 @@ def make_autoencoder(ctx: Context) -> Autoencoder:
                 save_tensors(beside, ae.state_dict())
         return seconds
 
-    folder = ctx.make(ctx.plan.autoencoder, work)
-    ae.load_state_dict(load_tensors(folder / "autoencoder.safetensors"))
-    ae.tile = ctx.cfg.ae.tile
-    return frozen(ae, ctx.device)  # type: ignore[return-value]
+    def load(self, ctx: Context) -> Autoencoder:
+        return load_autoencoder(ctx, self.make(ctx))
 
 
-def make_decoder(ctx: Context) -> Autoencoder:
-    """The first stage as images are decoded with it: the trained one, or (ae.train=decoder) with a decoder that learnt on."""
-    if ctx.plan.decoder is None:
-        return make_autoencoder(ctx)
+def classifier_of(plan: "Plan") -> dict[str, Stage | str]:
+    """The shapes classifier, where the first stage's perceptual distance looks through it."""
+    return {"classifier": extractor_of(plan)} if build.needs_classifier(plan.resolved.cfg) else {}
+
+
+def train_autoencoder(stage: Stage, ctx: Context, folder: Path, ae: Autoencoder, fit: "DictConfig") -> Progressed:
+    """`ae` trained with `ae.loss` and the budget `fit`; PSNR of some val images in the log."""
+    classifier = load_extractor(stage.plan, ctx) if build.needs_classifier(ctx.cfg) else None
+    loss = build.first_stage_loss(ctx.cfg, classifier).to(ctx.device)
+    images = [_image(ctx, ctx.val, i) for i in spread(len(ctx.val), VALIDATION_IMAGES)]
+    training = AutoencoderLoss(ae, loss, Draws(ctx.cfg.ae.seed))
+    return ctx.train(
+        stage.address,
+        folder,
+        training,
+        ctx.data,
+        fit,
+        _psnr_of(ae, images),
+        build.group_of(ctx.cfg),
+        Health().health_check,
+        seed=ctx.cfg.ae.seed,
+    )
+
+
+def load_autoencoder(ctx: Context, folder: Path) -> Autoencoder:
+    """A finished first stage, or one whose decoder learnt on, frozen on the device."""
     ae = build.autoencoder(ctx.cfg)
-
-    def work(folder: Path) -> float:
-        trained = make_autoencoder(ctx)
-        ae.load_state_dict(trained.state_dict())
-        ae.freeze_latents()
-        classifier = make_extractor(ctx) if build.needs_classifier(ctx.cfg) else None
-        loss = build.first_stage_loss(ctx.cfg, classifier).to(ctx.device)
-        images = [_image(ctx, ctx.val, i) for i in spread(len(ctx.val), VALIDATION_IMAGES)]
-        budget = ctx.cfg.ae.decoder_fit
-        done = ctx.train(
-            ctx.plan.decoder,  # type: ignore[arg-type]
-            folder,
-            AutoencoderLoss(ae, loss, Draws(ctx.cfg.seed)),
-            ctx.data,
-            budget,
-            lambda: _psnr(ctx, ae, images),
-            build.group_of(ctx.cfg),
-            Health().health_check,
-        )
-        if ctx.main:
-            kept = load_tensors(folder / f"{'weights' if budget.ema is None else 'ema'}.safetensors")
-            with atomic(folder / "autoencoder.safetensors") as beside:
-                save_tensors(beside, kept)
-        return done.seconds
-
-    folder = ctx.make(ctx.plan.decoder, work)
     ae.load_state_dict(load_tensors(folder / "autoencoder.safetensors"))
     ae.tile = ctx.cfg.ae.tile
     return frozen(ae, ctx.device)  # type: ignore[return-value]
 
 
-def make_reconstructions(ctx: Context) -> Path:
-    """What the first stage loses on val images, what its latent costs and what it looks like.
-
-    scores.json   PSNR, SSIM, perceptual distance, rFID, R-IS, bits, latent moments; their protocol card
-    facts.json    what kind of first stage it is: shapes, parameters, compression; images/s on this machine; PSNR of the linear
-                  first stage of equal f and c, and what was gained over it
-    per_image.npz PSNR, SSIM and perceptual distance of each image, with its index in the data
-    latent.npz    histograms, correlation, components, spectra, PSNR against latent noise (`Pass.latent`)
-    shown.npz     the first images and their reconstructions; reconstructions.png shows them with their errors
-    """
-
-    def work(folder: Path) -> None:
-        ae, extractor = make_decoder(ctx), make_extractor(ctx)
-        n = min(ctx.cfg.eval.reconstructions, len(ctx.val))
-        indices = spread(len(ctx.val), n)
-        read = Original(ctx.val, indices)
-
-        @torch.no_grad()
-        def reconstructed(rows: list[int]) -> Tensor:
-            return to_uint8(ae.decode(ae.encode(to_float(read(rows).to(ctx.device)))))
-
-        features = [
-            extract_all(
-                images, n, extractor, folder, ctx.cfg.eval.batch_size, ctx.device, ctx.rank, ctx.ranks, ctx.barrier,
-                ctx.progress(f"val {name}", n), name,
-            )
-            for images, name in ((reconstructed, "reconstructed"), (read, "original"))
-        ]  # fmt: skip
-        if ctx.main:
-            batch_size, bootstrap, seed = ctx.cfg.eval.batch_size, ctx.cfg.eval.bootstrap, ctx.cfg.eval.seed
-            distance = build.evaluation_distance(ctx.cfg, extractor)
-            seen = Pass(ae, read, n, batch_size, ctx.device, None if distance is None else frozen(distance, ctx.device))
-            scores = seen.scores(bootstrap, seed)
-            metrics = ["fid", *(["is"] if features[0].logits is not None and n >= SPLITS else [])]
-            distances = evaluate(features[0], features[1], metrics, bootstrap, seed, ("eval.reconstructions",) * 2)
-            scores |= {f"r{name}": value.to_dict() for name, value in distances.values.items()}
-            scores["card"] = {
-                "images": n, "split": "val", "data": f"{ctx.plan.data.name}-{ctx.plan.data.id}",
-                "resolution": ctx.data.resolution, "latent": "posterior mean", "rounding": "8 bit, nearest",
-                "extractor": extractor.name, "extractor_hash": extractor.fingerprint()[:12],
-                "perceptual": None if distance is None else type(distance).__name__,
-            }  # fmt: skip
-            bar = linear_twin.linear_psnr(
-                ae.f, ae.c, lambda most: _training_images(ctx, most), read, n, batch_size, ctx.device
-            )
-            twin = linear_twin.compared(scores["psnr"]["value"], bar)
-            below = linear_twin.warnings(twin, ctx.cfg.ae.fit is not None, ae.f, ae.c)
-            scores["warnings"] = [*seen.gauge.warnings(), *distances.warnings, *below]
-            for text in below:
-                ctx.say(f" warning: {text}")
-            write_json(folder / "scores.json", scores)
-            originals = None
-            if "is" in metrics and features[1].logits is not None:  # the R-IS of a first stage that loses nothing
-                limit = is_score(features[1].logits, bootstrap, seed)
-                originals = {"value": limit.value, "low": limit.low, "high": limit.high}
-            budget = 0 if ctx.cfg.ae.fit is None else ctx.cfg.ae.fit.images
-            facts = {
-                **seen.facts(),
-                "training_images": budget,
-                "is_of_originals": originals,
-                "shown": indices[:SHOWN],
-                **twin._asdict(),
-            }
-            write_json(folder / "facts.json", facts)
-            shown = seen.shown()
-            save_arrays(folder / "per_image.npz", {**seen.per_image(), "index": np.array(indices)})
-            save_arrays(folder / "latent.npz", seen.latent())
-            save_arrays(folder / "shown.npz", shown)
-            error_sheet(folder / "reconstructions.png", shown["original"], shown["reconstruction"])
-        ctx.barrier()
-
-    return ctx.make(ctx.plan.reconstructions, work)
-
-
-def make_latents(ctx: Context) -> Any:
-    """The data set that the denoiser trains on: cached moments, or the images themselves."""
-    if ctx.plan.latents is None:
-        return ctx.data
-
-    def work(folder: Path) -> None:
-        ae = make_autoencoder(ctx)
-        cache.encode_all(
-            ctx.data, ae.moments, folder, ctx.cfg.latents.dtype, ctx.device, ctx.cfg.eval.batch_size, ctx.rank, ctx.ranks,
-            ctx.barrier, ctx.progress("latents", len(ctx.data)),
-        )  # fmt: skip
-
-    found = cache.LatentCache(ctx.make(ctx.plan.latents, work), ctx.data)
-    if ctx.cfg.latents.verify:
-        worst = cache.verify(found, make_autoencoder(ctx).moments, ctx.device)
-        ctx.say(
-            f" latents {ctx.plan.latents.id} verified: {len(found.card['certificate'])} images, largest difference {worst:.2g} std"
-        )
-    return found
-
-
-def _images(data: Any, size: int = 256) -> Iterator[Tensor]:
-    """All images of a data set, uint8 BHWC."""
-    for begin in range(0, len(data), size):
-        yield to_batch(data.__getitems__(list(range(begin, min(begin + size, len(data))))))["image"]
-
-
-def _training_images(ctx: Context, most: int | None = None) -> Iterator[Tensor]:
+def training_images(ctx: Context, most: int | None = None) -> Iterator[Tensor]:
     """Training images not mirrored, spread evenly over all of them, in their order; the same on every rank."""
     indices = spread(len(ctx.data), len(ctx.data) if most is None else min(most, len(ctx.data)))
     for begin in range(0, len(indices), FIT_BATCH):
@@ -267,33 +151,37 @@ def _image(ctx: Context, data: Any, index: int) -> Tensor:
     return to_float(to_batch([data[index]])["image"]).to(ctx.device)
 
 
-@torch.no_grad()
-def _psnr(ctx: Context, ae: Autoencoder, images: Sequence[Tensor]) -> dict[str, float]:
+def _psnr_of(ae: Autoencoder, images: list[Tensor]) -> Callable[[], dict[str, float]]:
     """Mean PSNR in dB over some val images, 8-bit rounded; quick, for the log. The training path: raw latent, posterior mean."""
-    image_BCHW = torch.cat(list(images))
-    ae.eval()
-    error = [
-        (to_uint8(part).float() - to_uint8(ae(part, None).image_BCHW).float()).square().mean(dim=(1, 2, 3))
-        for part in image_BCHW.split(32)
-    ]
-    ae.train()
-    mse_B = torch.cat(error).clamp_min(1e-4)
-    return {"psnr": float((10 * torch.log10(255**2 / mse_B)).mean())}
+    image_BCHW = torch.cat(images)
+
+    @torch.no_grad()
+    def psnr() -> dict[str, float]:
+        ae.eval()
+        error = [
+            (to_uint8(part).float() - to_uint8(ae(part, None).image_BCHW).float()).square().mean(dim=(1, 2, 3))
+            for part in image_BCHW.split(32)
+        ]
+        ae.train()
+        mse_B = torch.cat(error).clamp_min(1e-4)
+        return {"psnr": float((10 * torch.log10(255**2 / mse_B)).mean())}
+
+    return psnr
 
 
 @torch.no_grad()
 def _set_scale(ctx: Context, ae: Autoencoder) -> None:
-    """Set the latent's scale: told, or measured on training images (paper App. G; `autoencoders/scale.py`)."""
-    if (fixed := imported.fixed_scale(ctx.cfg)) is not None:
+    """Set the latent's scale: given, or measured on training images (paper App. G; `autoencoders/scale.py`)."""
+    if (fixed := weights_first_stage.fixed_scale(ctx.cfg)) is not None:
         ae.set_scale(fixed.scale_C11, fixed.shift_C11)
         return
     scale = ctx.cfg.ae.latent_scale
     n = min(scale.images, len(ctx.data))
     size = ctx.cfg.ae.fit.batch_size if scale.mode == "first_batch_std" and ctx.cfg.ae.fit else ctx.cfg.eval.batch_size
-    order = Batches(ctx.data, n, n, ctx.cfg.seed, ctx.device).order
+    order = Batches(ctx.data, n, n, ctx.cfg.ae.seed, ctx.device).order
     indices = [order[i] for i in range(n)]
 
-    def posteriors() -> Any:
+    def posteriors() -> Iterator[Posterior]:
         for begin in range(0, n, size):
             batch = to_batch(ctx.data.__getitems__(indices[begin : begin + size]))
             yield ae.posterior(ae.moments(to_float(batch["image"].to(ctx.device))))

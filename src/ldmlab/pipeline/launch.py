@@ -26,7 +26,7 @@ def under_launcher() -> bool:
 def start_ranks(processes: int, argv: list[str]) -> int:
     """Run this command once per rank on this machine; the exit code of the first rank that fails, or 0.
 
-    When one rank ends badly the others are told to stop (SIGTERM), since they would wait for it forever. Signals go to all.
+    When one rank ends badly the others are stopped (SIGTERM), since they would wait for it forever. Signals go to all.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -89,7 +89,7 @@ def make_accelerator(device: str) -> Any:
 
 
 def set_threads(threads: int | None) -> None:
-    """CPU threads of this rank: as told, else the cores divided by the ranks on this machine."""
+    """CPU threads of this rank: runtime.threads, else the cores divided by the ranks on this machine."""
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

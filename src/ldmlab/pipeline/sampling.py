@@ -13,29 +13,10 @@ from torch import Tensor
 
 from ldmlab.data.batches import to_uint8
 from ldmlab.randomness import ImageNoise, seed_of
-from ldmlab.store.store import atomic
+from ldmlab.store.files import atomic
+from ldmlab.store.ranks import Ranks
 
 PART = 256  # images a part file: what a kill can lose
-
-
-def labels_for(
-    mode: str, wish: int | None, n: int, classes: int, data_labels: np.ndarray | None, seed: int
-) -> np.ndarray:
-    """Labels of images 0…n-1, int64.
-
-    uniform: i mod classes, so counts differ by at most one. random: drawn uniformly by seed. from_data: drawn from the training
-    labels. A wished class overrides all. The mode changes FID (field.md 2.A.2), so it is on the card.
-    """
-    if wish is not None:
-        return np.full(n, wish, dtype=np.int64)
-    if mode == "uniform":
-        return np.arange(n, dtype=np.int64) % classes
-    rng = torch.Generator().manual_seed(seed_of("labels", seed))
-    if mode == "random":
-        return torch.randint(classes, (n,), generator=rng).numpy()
-    assert data_labels is not None
-    chosen: np.ndarray = data_labels[torch.randint(len(data_labels), (n,), generator=rng).numpy()]
-    return chosen
 
 
 def image_seed(seed: int, index: int) -> int:
@@ -55,15 +36,14 @@ def draw(
     denoise: Callable[..., Any],
     schedule: Any,
     decode: Callable[[Tensor], Tensor],
-    condition: Callable[[list[int]], Any],
+    cond: Any,
     seeds: list[int],
     shape: tuple[int, int, int],
     device: torch.device,
-    indices: list[int],
 ) -> Tensor:
-    """Images `indices` as uint8 BHWC: noise per image → sampler → decoder → 8 bits, rounded to nearest."""
+    """One image a seed, as uint8 BHWC: noise per image → sampler → decoder → 8 bits, rounded to nearest."""
     noise = ImageNoise(seeds, shape, device)
-    z_BCHW = sampler(denoise, noise(), schedule, condition(indices), noise)
+    z_BCHW = sampler(denoise, noise(), schedule, cond, noise)
     return to_uint8(decode(z_BCHW)).cpu()
 
 
@@ -72,13 +52,12 @@ def sample_all(
     n: int,
     folder: Path,
     batch_size: int,
-    rank: int,
-    ranks: int,
-    barrier: Callable[[], None],
-    progress: Callable[[int], None],
+    ranks: Ranks,
+    title: str = "samples",
 ) -> None:
     """Write `images.npy` (uint8 N H W 3) from part files; parts of an earlier attempt stay."""
-    for part in parts(n, rank, ranks):
+    progress = ranks.progress(title, n)
+    for part in parts(n, ranks.rank, ranks.count):
         path = part_path(folder, part.start)
         if not path.exists():
             images = torch.cat(
@@ -87,14 +66,14 @@ def sample_all(
             with atomic(path) as beside, beside.open("wb") as file:
                 np.save(file, images.numpy())
         progress(len(part))
-    barrier()
-    if rank == 0:
+    ranks.barrier()
+    if ranks.main:
         paths = [part_path(folder, start) for start in range(0, n, PART)]
         with atomic(folder / "images.npy") as beside, beside.open("wb") as file:
             np.save(file, np.concatenate([np.load(path) for path in paths]))
         for path in paths:
             path.unlink()
-    barrier()
+    ranks.barrier()
 
 
 def part_path(folder: Path, start: int) -> Path:

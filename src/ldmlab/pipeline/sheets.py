@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from ldmlab.pipeline.sampling import contact_sheet
-from ldmlab.store.store import atomic
+from ldmlab.store.files import atomic
 
 
 def spread(length: int, n: int) -> list[int]:

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+SCORES = {"psnr": "psnr", "ssim": "ssim", "perceptual": "psim", "rfid": "r_fid", "ris": "r_is"}  # our name: the file's
 TABLE_8 = Path(__file__).parent / "paper_table8.yaml"
 
 
@@ -51,23 +52,25 @@ def table_8() -> Table8:
 
     text = TABLE_8.read_text(encoding="utf-8")
     raw: dict[str, Any] = yaml.load(text, Loader=yaml.BaseLoader)  # every leaf as the text that stands there
-    names = {"rfid": "r_fid", "ris": "r_is", "psnr": "psnr", "ssim": "ssim", "perceptual": "psim"}
     rows = []
     for row in raw["rows"]:
         label = row.get("name") or f"{row['reg']} f={row['f']}"
         label += "" if row.get("attention", "true") == "true" else ", no attention"
         codes, c = _number(row["codes"]), _number(row["c"])
-        rows.append(
-            PaperRow(
-                label,
-                int(row["f"]),
-                row["reg"],
-                None if codes is None else int(codes),
-                None if c is None else int(c),
-                {ours: _number(row[theirs]) for ours, theirs in names.items()},
-                {ours: _number(row.get(f"{theirs}_pm")) for ours, theirs in names.items()},
-                {ours: _printed(row[theirs], row.get(f"{theirs}_pm")) for ours, theirs in names.items()},
-            )
-        )
+        values = {ours: _number(row[theirs]) for ours, theirs in SCORES.items()}
+        pm = {ours: _number(row.get(f"{theirs}_pm")) for ours, theirs in SCORES.items()}
+        printed = {ours: _printed(row[theirs], row.get(f"{theirs}_pm")) for ours, theirs in SCORES.items()}
+        sizes = (None if codes is None else int(codes), None if c is None else int(c))
+        rows.append(PaperRow(label, int(row["f"]), row["reg"], *sizes, values, pm, printed))
     why = " ".join(raw["why_not_comparable"].split())
     return Table8(raw["source"], raw["trained_on"], raw["evaluated_on"], why, tuple(rows))
+
+
+def paper_csv(paper: Table8) -> list[dict[str, Any]]:
+    records = []
+    for row in paper.rows:
+        record = {"row": row.label, "f": row.f, "regulariser": row.regulariser, "codes": row.codes, "c": row.c}
+        for name in ("rfid", "ris", "psnr", "ssim", "perceptual"):
+            record |= {name: row.values[name], f"{name}_pm": row.pm[name]}
+        records.append(record)
+    return records

@@ -1,55 +1,116 @@
-"""Generated images as rows a reader can follow: by class, by snapshot, or by run for the same seed. Pictures are data
-URIs.
+"""Images as rows that a reader can follow, each row captioned: in the page as data URIs, in Markdown as a labelled sheet.
 
-images_NHWC: uint8, N images, H W pixels. A picture up to `LARGEST` pixels is embedded as it is (PNG, lossless); a
-larger one is averaged down by a whole factor, which the page states.
+images_NHWC: uint8, N images, H W pixels. A picture up to `LARGEST` pixels is embedded as it is (PNG, lossless); a larger
+one is averaged down by a whole factor, which the page states.
 """
 
 import base64
 import io
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ldmlab.reports.collect import Pictures, Run, Snapshot
+from ldmlab.errors import DataError
+from ldmlab.reports.records import Run, SampleSet, Snapshot
 
 LARGEST = 128
 PIXEL_ART = 48  # up to here a picture is enlarged with hard pixel edges
+SHEET_LABEL, SHEET_SIDE, SHEET_GAP = 108, 64, 2  # pixels
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tile:
-    """One picture. `index` is its place in images.npy."""
-
-    uri: str
-    index: int
-    seed: int | None
-    caption: str
-    anchor: str
-
-
-@dataclass(frozen=True)
-class Strip:
-    """A row of pictures with its caption."""
-
-    caption: str
-    detail: str
-    tiles: tuple[Tile, ...]
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Rows of pictures of one size. cell: CSS pixels a picture is wide, a whole multiple of its own where it is pixel
-    art.
+    """One picture. index: its place in images.npy. condition_HWC: the picture it was drawn from, shown before it.
+    text: stands under it.
     """
 
-    strips: tuple[Strip, ...]
+    image_HWC: Any
+    caption: str
+    index: int = 0
+    seed: int | None = None
+    anchor: str = ""
+    condition_HWC: Any = None
+    text: str = ""
+
+    @cached_property
+    def uri(self) -> str:
+        return tile_uri(self.image_HWC)
+
+    @property
+    def condition_uri(self) -> str:
+        return "" if self.condition_HWC is None else tile_uri(self.condition_HWC)
+
+
+@dataclass(frozen=True, eq=False)
+class PictureRow:
+    """label and detail stand before the tiles. near: belongs to the row above it."""
+
+    label: str
+    detail: str
+    tiles: tuple[Tile, ...]
+    near: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """Rows of pictures of one size. name: of the sheet in Markdown. cell: CSS pixels a picture is wide. of: how many
+    there are to choose from. scroll: on a narrow screen the rows scroll sideways rather than shrink.
+    """
+
+    name: str
+    rows: tuple[PictureRow, ...]
     cell: int
     columns: int
-    pixelated: bool
-    reduced: int  # factor by which the embedded pictures were averaged down
-    shown: int
-    of: int
+    of: int = 0
+    scroll: bool = False
+
+    @property
+    def side(self) -> int:
+        return max(self.rows[0].tiles[0].image_HWC.shape[:2])
+
+    @property
+    def pixelated(self) -> bool:
+        return self.side <= PIXEL_ART
+
+    @property
+    def conditioned(self) -> bool:
+        return any(tile.condition_HWC is not None for row in self.rows for tile in row.tiles)
+
+    @property
+    def shown(self) -> int:
+        return sum(len(row.tiles) for row in self.rows)
+
+    @property
+    def sizes(self) -> str:
+        """How the embedded pictures differ in size from the stored ones."""
+        factor = reduction(self.side)
+        return f"Shown at 1/{factor} size." if factor > 1 else "Enlarged without smoothing." if self.pixelated else ""
+
+    def markdown(self) -> list[str]:
+        return [f"![{self.name}](pictures/{self.name}.png)"] if self.name else []
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture file as it is. names: of its rows, from top to bottom. least: CSS pixels it is wide at least."""
+
+    name: str
+    png: bytes
+    width: int
+    least: int
+    names: tuple[str, ...]
+
+    @property
+    def uri(self) -> str:
+        return data_uri(self.png, "image/png")
+
+    @property
+    def shown_width(self) -> int:
+        return self.width * max(940 // self.width, 1)
+
+    def markdown(self) -> list[str]:
+        return [f"![Rows: {', '.join(self.names)}](pictures/{self.name}.png)"] if self.name else []
 
 
 def data_uri(data: bytes, kind: str) -> str:
@@ -64,21 +125,94 @@ def png_bytes(image_HWC: Any) -> bytes:
     return out.getvalue()
 
 
-def reduction(width: int) -> int:
-    """Whole factor that brings a picture of `width` pixels to at most LARGEST."""
-    return -(-width // LARGEST)
+def reduction(width: int, largest: int = LARGEST) -> int:
+    """Whole factor that brings a picture of `width` pixels to at most `largest`."""
+    return -(-width // largest)
 
 
-def tile_uri(image_HWC: Any) -> str:
-    """One picture as a PNG data URI, averaged down when it is large."""
+def reduced(image_HWC: Any, factor: int) -> Any:
+    """Averaged down by a whole factor."""
     import numpy as np
     from PIL import Image
 
-    factor = reduction(max(image_HWC.shape[:2]))
     image_HWC = np.ascontiguousarray(image_HWC)
-    if factor > 1:
-        image_HWC = np.asarray(Image.fromarray(image_HWC).reduce(factor))
-    return data_uri(png_bytes(image_HWC), "image/png")
+    return image_HWC if factor == 1 else np.asarray(Image.fromarray(image_HWC).reduce(factor))
+
+
+def tile_uri(image_HWC: Any) -> str:
+    return data_uri(png_bytes(reduced(image_HWC, reduction(max(image_HWC.shape[:2])))), "image/png")
+
+
+def read_picture(path: Path, name: str, names: tuple[str, ...], side: int = 72) -> Picture:
+    """A PNG on disk with rows of square pictures. Raises DataError when it cannot be read."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.load()
+            width, height = image.size
+    except OSError as error:
+        raise DataError(f"{path} is damaged ({error}). Delete it and run the command that made it again.") from None
+    columns = max(1, round(width / (height / len(names))))
+    return Picture(name, path.read_bytes(), width, max(columns * side, 358), names)
+
+
+# ---- sheets ---------------------------------------------------------------------------------------------------------
+
+
+def tiled(images_NHWC: Any, columns: int, gap: int, ground: int = 0) -> Any:
+    """The images in rows of `columns`, [H', W', C]; between them, and where images are missing, `ground`."""
+    import numpy as np
+    from einops import rearrange
+
+    missing = -len(images_NHWC) % columns
+    padded = np.pad(images_NHWC, ((0, missing), (0, gap), (0, gap), (0, 0)), constant_values=ground)
+    sheet_HWC = rearrange(padded, "(r c) h w k -> (r h) (c w) k", c=columns)
+    return sheet_HWC[: len(sheet_HWC) - gap, : sheet_HWC.shape[1] - gap]
+
+
+def opaque(images_NHWC: Any) -> Any:
+    """With a fourth channel, so that the gaps of a sheet can be told from black: [N, H, W, 4]."""
+    import numpy as np
+
+    return np.pad(images_NHWC, ((0, 0), (0, 0), (0, 0), (0, 1)), constant_values=255)
+
+
+def contact_sheet(pictures: SampleSet, side: int = 7) -> Picture:
+    """side × side pictures as one PNG with transparent gaps, the classes in turn."""
+    import numpy as np
+
+    chosen = spread_over_classes(pictures, list(range(len(pictures))), side * side)
+    factor = reduction(pictures.images_NHWC.shape[2], 68)
+    small_NHWC = np.stack([reduced(pictures.images_NHWC[i], factor) for i in chosen])
+    gap = max(1, round(small_NHWC.shape[2] / 32))
+    sheet_HWC = tiled(opaque(small_NHWC), min(side, len(chosen)), gap)
+    width = sheet_HWC.shape[1]
+    return Picture("", png_bytes(sheet_HWC), width, width * max(1, 480 // width), ())
+
+
+def sheet(pictures: Pictures, side: int = SHEET_SIDE) -> bytes:
+    """The rows with their labels as one PNG on white; pictures enlarged by pixel or averaged down to `side` pixels."""
+    import numpy as np
+    from matplotlib import get_data_path
+    from PIL import Image, ImageDraw, ImageFont
+
+    rows = [[p for t in row.tiles for p in (t.condition_HWC, t.image_HWC) if p is not None] for row in pictures.rows]
+    step = side + SHEET_GAP
+    page = Image.new("RGB", (SHEET_LABEL + max(map(len, rows)) * step, len(rows) * step), "white")
+    pen = ImageDraw.Draw(page)
+    font = ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", 13)
+    for r, (row, images) in enumerate(zip(pictures.rows, rows, strict=True)):
+        label = (row.label or row.detail).replace("\n", " ")
+        pen.text((4, r * step + side // 2), label, fill="#1b1d21", font=font, anchor="lm")
+        for n, image_HWC in enumerate(images):
+            picture = Image.fromarray(np.ascontiguousarray(image_HWC))
+            how = Image.Resampling.NEAREST if picture.width < side else Image.Resampling.BOX
+            page.paste(picture.resize((side, side), how), (SHEET_LABEL + n * step, r * step))
+    return png_bytes(np.asarray(page))
+
+
+# ---- rows of samples ------------------------------------------------------------------------------------------------
 
 
 def cell_size(width: int) -> tuple[int, int]:
@@ -88,14 +222,14 @@ def cell_size(width: int) -> tuple[int, int]:
     return (96, 8) if width <= 96 else (128, 6)
 
 
-def _tile(pictures: Pictures, index: int, prefix: str) -> Tile:
+def tile(pictures: SampleSet, index: int, prefix: str = "") -> Tile:
+    """One sample with its condition. prefix: of the anchor that it leads to."""
     seed = pictures.seeds[index] if pictures.seeds else None
-    said = [f"image {index}"]
-    if pictures.labels:
-        said.append(pictures.class_name(pictures.labels[index]))
-    if seed is not None:
-        said.append(f"seed {seed}")
-    return Tile(tile_uri(pictures.images_NHWC[index]), index, seed, " · ".join(said), f"{prefix}-{index}")
+    said = [f"image {index}", pictures.class_name(pictures.labels[index]) if pictures.labels else ""]
+    said += ["" if seed is None else f"seed {seed}", pictures.description(index)]
+    anchor = f"{prefix}-{index}" if prefix else ""
+    condition, text = pictures.condition(index), pictures.description(index)
+    return Tile(pictures.images_NHWC[index], " · ".join(filter(None, said)), index, seed, anchor, condition, text)
 
 
 def _seeds(tiles: list[Tile]) -> str:
@@ -110,40 +244,25 @@ def _seeds(tiles: list[Tile]) -> str:
     return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
-def _grid(strips: list[Strip], pictures: Pictures, columns: int) -> Grid:
-    height, width = pictures.images_NHWC.shape[1:3]
-    return Grid(
-        tuple(strips),
-        cell=cell_size(width)[0],
-        columns=columns,
-        pixelated=width <= PIXEL_ART,
-        reduced=reduction(max(height, width)),
-        shown=sum(len(strip.tiles) for strip in strips),
-        of=len(pictures),
-    )
-
-
-def by_class(pictures: Pictures, prefix: str, most_rows: int = 10) -> Grid:
+def by_class(pictures: SampleSet, prefix: str, name: str = "samples", most_rows: int = 10) -> Pictures:
     """A row per class that occurs (the first `most_rows`), in label order; without labels, consecutive images."""
-    columns = cell_size(pictures.images_NHWC.shape[2])[1]
-    strips = []
+    cell, columns = cell_size(pictures.images_NHWC.shape[2])
+    if pictures.described:
+        columns //= 2  # a condition beside each picture, or a text under it
     if pictures.labels:
-        for label in sorted(set(pictures.labels))[:most_rows]:
-            indices = [i for i, other in enumerate(pictures.labels) if other == label][:columns]
-            tiles = [_tile(pictures, i, prefix) for i in indices]
-            strips.append(Strip(pictures.class_name(label), _seeds(tiles), tuple(tiles)))
+        kinds = sorted(set(pictures.labels))[:most_rows]
+        groups = [(pictures.class_name(k), [i for i, own in enumerate(pictures.labels) if own == k]) for k in kinds]
     else:
-        for start in range(0, min(len(pictures), columns * 6), columns):
-            tiles = [_tile(pictures, i, prefix) for i in range(start, min(start + columns, len(pictures)))]
-            strips.append(Strip("", _seeds(tiles), tuple(tiles)))
-    return _grid(strips, pictures, columns)
+        every = list(range(min(len(pictures), columns * 6)))
+        groups = [("", every[start : start + columns]) for start in range(0, len(every), columns)]
+    rows = []
+    for label, indices in groups:
+        tiles = [tile(pictures, i, prefix) for i in indices[:columns]]
+        rows.append(PictureRow(label, _seeds(tiles), tuple(tiles)))
+    return Pictures(name, tuple(rows), cell, columns, len(pictures))
 
 
-def _key(pictures: Pictures, i: int) -> tuple[int, int | None]:
-    return pictures.seeds[i], pictures.labels[i] if pictures.labels else None
-
-
-def _spread_over_classes(pictures: Pictures, indices: list[int], n: int) -> list[int]:
+def spread_over_classes(pictures: SampleSet, indices: list[int], n: int) -> list[int]:
     """n of the indices, taking the classes in turn so that few pictures show many of them."""
     if not pictures.labels:
         return indices[:n]
@@ -155,69 +274,44 @@ def _spread_over_classes(pictures: Pictures, indices: list[int], n: int) -> list
     return [i for _, _, i in sorted(ranked)[:n]]
 
 
-def matching(each: list[Pictures], n: int) -> list[list[int]]:
+def matching(each: list[SampleSet], n: int) -> list[list[int]]:
     """For each set the places of up to n pictures that share seed and condition with those of all others, the classes in
     turn; empty when fewer than two sets can be matched.
     """
     if len(each) < 2 or not all(p.seeds for p in each) or len({p.images_NHWC.shape[1:] for p in each}) > 1:
         return []
-    where = [{_key(p, i): i for i in reversed(range(len(p)))} for p in each]
-    common = [i for i in range(len(each[0])) if all(_key(each[0], i) in other for other in where)]
-    keys = [_key(each[0], i) for i in _spread_over_classes(each[0], common, n)]
+    where = [{p.key(i): i for i in reversed(range(len(p)))} for p in each]
+    common = [i for i in range(len(each[0])) if all(each[0].key(i) in other for other in where)]
+    keys = [each[0].key(i) for i in spread_over_classes(each[0], common, n)]
     return [[index[key] for key in keys] for index in where] if keys else []
 
 
-def same_seeds(entries: list[tuple[str, Pictures, str]]) -> Grid | None:
-    """One row per entry (caption, pictures, anchor prefix), columns share seed and condition. None when fewer than
-    two entries can be matched.
+def same_seeds(entries: list[tuple[str, SampleSet, str]], name: str = "same-seeds", n: int = 0) -> Pictures | None:
+    """One row per entry (caption, pictures, anchor prefix), columns share seed and condition, n at most (0: as many as
+    fit). None when fewer than two entries can be matched.
     """
     entries = [entry for entry in entries if entry[1].seeds]
     if not entries:
         return None
-    columns = cell_size(entries[0][1].images_NHWC.shape[2])[1]
-    found = matching([pictures for _, pictures, _ in entries], columns)
-    strips = [
-        Strip(caption, "", tuple(_tile(pictures, i, prefix) for i in chosen))
+    cell, columns = cell_size(entries[0][1].images_NHWC.shape[2])
+    found = matching([pictures for _, pictures, _ in entries], n or columns)
+    rows = [
+        PictureRow(caption, "", tuple(tile(pictures, i, prefix) for i in chosen))
         for (caption, pictures, prefix), chosen in zip(entries, found, strict=False)
     ]
-    return _grid(strips, entries[0][1], columns) if found else None
+    return Pictures(name, tuple(rows), 72 if n else cell, n or columns, len(entries[0][1]), bool(n)) if found else None
+
+
+def strips(name: str, rows: list[tuple[str, str, Any, bool]], cell: int) -> Pictures:
+    """(label, detail, images, whether it belongs to the row above) as rows of pictures of `cell` CSS pixels."""
+    made = [
+        PictureRow(label, detail, tuple(Tile(image, f"{label or name} {i}") for i, image in enumerate(images)), near)
+        for label, detail, images, near in rows
+    ]
+    return Pictures(name, tuple(made), cell, max(len(row.tiles) for row in made), scroll=True)
 
 
 def last_drawn(run: Run) -> Snapshot | None:
     """The latest snapshot of a run whose pictures are in the store."""
     drawn = [s for s in run.snapshots if s.samples is not None and s.samples.done]
     return drawn[-1] if drawn else None
-
-
-def contact_sheet(pictures: Pictures, side: int = 7) -> tuple[str, int]:
-    """(data URI, CSS width) of side × side pictures as one PNG with a transparent gap, the classes in turn."""
-    import numpy as np
-    from PIL import Image
-
-    chosen = _spread_over_classes(pictures, list(range(len(pictures))), side * side)
-    factor = -(-pictures.images_NHWC.shape[2] // 68)
-    small = [np.asarray(Image.fromarray(np.ascontiguousarray(pictures.images_NHWC[i])).reduce(factor)) for i in chosen]
-    h, w = small[0].shape[:2]
-    gap = max(1, round(w / 32))
-    columns = min(side, len(small))
-    rows = -(-len(small) // columns)
-    sheet = np.zeros((rows * (h + gap) - gap, columns * (w + gap) - gap, 4), np.uint8)
-    for n, image in enumerate(small):
-        y, x = (n // columns) * (h + gap), (n % columns) * (w + gap)
-        sheet[y : y + h, x : x + w, :3], sheet[y : y + h, x : x + w, 3] = image, 255
-    return data_uri(png_bytes(sheet), "image/png"), sheet.shape[1] * max(1, 480 // sheet.shape[1])
-
-
-def file_uri(path: Path) -> tuple[str, int, int]:
-    """(data URI, width, height) of a picture on disk. Raises DataError when it cannot be read."""
-    from PIL import Image
-
-    from ldmlab.errors import DataError
-
-    try:
-        with Image.open(path) as image:
-            image.load()
-            width, height = image.size
-    except OSError as error:
-        raise DataError(f"{path} is damaged ({error}). Delete it and run the command that made it again.") from None
-    return data_uri(path.read_bytes(), "image/png"), width, height

@@ -3,19 +3,13 @@
 import fnmatch
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ldmlab.errors import DataError
-from ldmlab.pipeline.sampling import contact_sheet
-from ldmlab.store.store import atomic, make_id, read_json, write_json
-
-NAMES = {
-    "fid": "FID", "is": "IS", "kid": "KID", "rfid": "rFID", "ris": "R-IS", "psnr": "PSNR", "ssim": "SSIM",
-    "label_agreement": "label agreement",
-    "kl_bits": "KL bits/element", "bits_per_pixel": "bits/pixel", "entropy_bits_per_pixel": "entropy bits/pixel",
-}  # fmt: skip
+from ldmlab.reports.records import Estimate
+from ldmlab.store.files import atomic, read_json, write_json
+from ldmlab.store.store import make_id
 
 
 def on_main() -> bool:
@@ -47,9 +41,11 @@ def find_runs(store: Path, pattern: str | None, study: str | None = None) -> lis
 
 def make_page(run: Path) -> Path:
     """The page of one run, in the run's own folder."""
-    from ldmlab.reports.page import report
+    from ldmlab.reports.run import report
 
-    return shown(report([run], run, None))
+    if (run / "index.html").is_file() and not os.access(run, os.W_OK):
+        return shown(run / "index.html")  # a read-only store: the page as it was
+    return shown(report([run], run))
 
 
 def make_report(runs: list[Path], out: Path | None, store: Path, study: str | None = None) -> Path:
@@ -57,18 +53,19 @@ def make_report(runs: list[Path], out: Path | None, store: Path, study: str | No
 
     Runs of a study that end at their first stage get the page of first stages, others the page of samples.
     """
-    from ldmlab.reports import first_stages, page, study_page
+    from ldmlab.reports import first_stages, run
+    from ldmlab.reports import study as samples
 
     folder = out or store / "reports" / make_id("report", 1, {"runs": [run.name for run in runs]}, {})
     if study is None:
-        return shown(page.report(runs, folder, None))
-    if all(first_stages.ends_there(run) for run in runs):
-        return shown(first_stages.report(runs, folder, study, missing_cells(store, study)))
+        return shown(run.report(runs, folder))
+    missing = missing_cells(store, study)
+    if all(first_stages.ends_there(each) for each in runs):
+        return shown(first_stages.report(runs, folder, study, missing))
     from ldmlab.pipeline import counts
 
     found = counts.count(runs)
-    counted = study_page.Counted({i: study_page.Work(*w) for i, w in found.found.items()}, found.refused)
-    return shown(study_page.report(runs, folder, study, missing_cells(store, study), counted))
+    return shown(samples.report(runs, folder, study, missing, samples.Counted(found.found, found.refused)))
 
 
 def missing_cells(store: Path, study: str) -> list[tuple[str, str]]:
@@ -89,57 +86,58 @@ def shown(path: Path) -> Path:
 
 
 def export_samples(run: Path, out: Path | None) -> str:
-    """Each sample of a run as a PNG named by number, class and seed; the sheet; `samples.json`. Returns what to print."""
+    """Each sample of a run as a PNG named by number and class; the sheet; `samples.json`. Returns what to print."""
     from PIL import Image
 
-    stage = next(s for s in reversed(read_json(run / "run.json")["stages"]) if s["stage"] == "samples")
+    from ldmlab.reports.collect import read_samples
+    from ldmlab.reports.pictures import tiled
+
+    record = read_json(run / "run.json")
+    stage = next(s for s in reversed(record["stages"]) if s["stage"] == "samples")
     source = (run / stage["folder"]).resolve()
-    images, conditions = np.load(source / "images.npy", mmap_mode="r"), read_json(source / "conditions.json")
+    samples = read_samples(source, record["command"])
     folder = out or source.parent.parent / "pictures" / source.name
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
-    for i, (image, seed) in enumerate(zip(images, conditions["seed"], strict=True)):
-        name = conditions["class_names"][conditions["label"][i]] if "label" in conditions else ""
+    for i, image_HWC in enumerate(samples.images_NHWC):
+        name = samples.class_name(samples.labels[i]) if samples.labels else ""
         file = f"{i:05d}{'-' + name.replace(' ', '_').replace('/', '_') if name else ''}.png"
         with atomic(folder / file) as beside:
-            Image.fromarray(image).save(beside, format="png")
-        rows.append({"file": file, "seed": seed, **({"class": name} if name else {})})
+            Image.fromarray(image_HWC).save(beside, format="png")
+        said = {"file": file, "seed": samples.seeds[i], "class": name, "description": samples.description(i)}
+        rows.append({key: value for key, value in said.items() if value != ""})
     write_json(folder / "samples.json", rows)
-    columns = int(np.ceil(np.sqrt(len(images))))
+    scale = max(1, 64 // samples.images_NHWC.shape[1])
+    enlarged = np.asarray(samples.images_NHWC).repeat(scale, 1).repeat(scale, 2)
     with atomic(folder / "grid.png") as beside:
-        sheet = contact_sheet(np.asarray(images), columns, max(1, 64 // images.shape[1]))
-        Image.fromarray(sheet).save(beside, format="png")
-    pictures = f" {len(images)} images   {shown(folder)}/00000….png"
+        sheet_HWC = tiled(enlarged, int(np.ceil(np.sqrt(len(samples)))), gap=2, ground=255)
+        Image.fromarray(sheet_HWC).save(beside, format="png")
+    pictures = f" {len(samples)} images   {shown(folder)}/{rows[0]['file']} …"
     return f"{pictures}\n   sheet  {shown(folder / 'grid.png')}\n   seeds  {shown(folder / 'samples.json')}"
+
+
+def interval(score: Estimate) -> str:
+    """`12.3 [11.9, 12.8]` as it is stored, or the value alone when it has no interval."""
+    bounds = "" if score.low is None or score.high is None else f" [{score.low:.4g}, {score.high:.4g}]"
+    return f"{score.value:.4g}{bounds}"
 
 
 def headline(folder: Path) -> str:
     """A run's scores with intervals, in a few lines."""
-    run = read_json(folder / "run.json")
-    lines = [f"\n run {run['id']}  {run['title']}"]
-    notes: list[str] = []
-    for stage in run["stages"]:
-        path = folder / stage["folder"] / "scores.json"
-        if stage["state"] != "done" or stage["stage"] not in ("reconstructions", "scores"):
-            continue
-        found = read_json(path)
-        values = found.get("scores") or {k: v for k, v in found.items() if isinstance(v, dict) and "value" in v}
-        label = "reconstruction"
-        if "snapshot_images" in found:
-            images = found["snapshot_images"]
+    from ldmlab.reports.collect import read_run
+    from ldmlab.reports.numbers import metrics_of
+
+    run = read_run(folder)
+    lines = [f"\n run {run.id}  {run.title}"]
+    scored = [s for s in run.stages if s.state == "done" and s.stage in ("reconstructions", "scores")]
+    for record in scored:
+        label = "reconstructions"
+        if record.stage == "scores":
+            images = record.snapshot_images
             label = "imported weights" if images is None else f"after {images:,} images".replace(",", " ")
-            protocol = found["card_short"]
-        lines.append(
-            f"   {label:<24}"
-            + "   ".join(f"{NAMES.get(k, k.replace('_', ' '))} {interval(v)}" for k, v in values.items())
-        )
-        notes += [w for w in found.get("warnings", []) if w not in notes]
-        if stage is run["stages"][-1] and "snapshot_images" in found:
-            lines.append(f"   {'protocol':<24}{protocol}")
+        numbers = [f"{metric.label} {interval(record.scores[metric.key])}" for metric in metrics_of([record])]
+        lines.append(f"   {label:<24}{'   '.join(numbers)}")
+    if scored and scored[-1].card_short:
+        lines.append(f"   {'protocol':<24}{scored[-1].card_short}")
+    notes = dict.fromkeys(warning for record in scored for warning in record.warnings)
     return "\n".join([*lines, *(f"   note: {note}" for note in notes)])
-
-
-def interval(score: dict[str, Any]) -> str:
-    """`12.3 [11.9, 12.8]`, or the value alone when it has no interval."""
-    value, low, high = score["value"], score.get("low"), score.get("high")
-    return f"{value:.4g}" if low is None else f"{value:.4g} [{low:.4g}, {high:.4g}]"

@@ -6,9 +6,11 @@ because the samplers do, but is a knob only where it differs within one sampler.
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
-from ldmlab.reports.collect import Run, StageRecord, flatten
+from ldmlab.reports.numbers import KNOWN, MetricDeclaration, metrics_of
+from ldmlab.reports.records import Run, StageRecord, flatten
 
 TRAINED = ("data", "ae", "ldm", "cond", "objective")  # groups of options behind a denoiser
 OF_SAMPLER = ("steps", "eta", "grid")  # of the card: they may follow from the sampler
@@ -34,7 +36,7 @@ AXES = (
 
 
 @dataclass(frozen=True)
-class Cell:
+class StudyCell:
     """One run's last scored samples. `knobs`: the study's knobs with this cell's values; `label` tells it from others."""
 
     run: Run
@@ -42,6 +44,12 @@ class Cell:
     scores: StageRecord
     knobs: dict[str, Any]
     label: str = ""
+
+    @cached_property
+    def compared(self) -> StageRecord:
+        """The scores with the part of their card that all cells of a study must share."""
+        card = {name: value for name, value in self.scores.card.items() if name not in STUDIED}
+        return replace(self.scores, card=card)
 
     @property
     def evaluations(self) -> int | None:
@@ -66,41 +74,53 @@ class Line:
     """Cells that differ in the axis alone, along it."""
 
     label: str
-    cells: tuple[Cell, ...]
+    cells: tuple[StudyCell, ...]
 
 
 @dataclass(frozen=True)
 class Study:
     """`cells` in the order of their lines; without an axis every cell is a line of its own."""
 
-    cells: tuple[Cell, ...]
+    cells: tuple[StudyCell, ...]
     knobs: tuple[str, ...]
     axis: Axis | None
     lines: tuple[Line, ...]
 
     @property
-    def denoisers(self) -> list[Cell]:
+    def others(self) -> tuple[str, ...]:
+        """The knobs beside the axis."""
+        return tuple(knob for knob in self.knobs if self.axis is None or knob != self.axis.knob)
+
+    @cached_property
+    def metrics(self) -> list[MetricDeclaration]:
+        return metrics_of([cell.scores for cell in self.cells])
+
+    @property
+    def leading(self) -> MetricDeclaration:
+        """What the sentences are about: FID, where it is measured, else the first metric that has a direction."""
+        directed = [metric for metric in self.metrics if metric.better]
+        return next((m for m in directed if m.key == "fid"), (directed or self.metrics or [KNOWN["fid"]])[0])
+
+    @property
+    def denoisers(self) -> list[StudyCell]:
         """The first cell of each denoiser."""
-        found: dict[str, Cell] = {}
+        found: dict[str, StudyCell] = {}
         for cell in self.cells:
             if cell.denoiser is not None:
                 found.setdefault(cell.denoiser.id, cell)
         return list(found.values())
 
 
-def scored(run: Run) -> Cell | None:
+def scored(run: Run) -> StudyCell | None:
     """The run's last snapshot that has scores, and None without one."""
     done = [s for s in run.snapshots if s.scores is not None and s.scores.done and s.samples is not None]
-    if not done:
-        return None
-    last = done[-1]
-    assert last.scores is not None and last.samples is not None
-    return Cell(run, last.samples, last.scores, {})
+    last = done[-1] if done else None
+    return StudyCell(run, last.samples, last.scores, {}) if last and last.samples and last.scores else None
 
 
 def read_study(runs: list[Run]) -> Study:
     """The finished cells of the runs, each set of scores once."""
-    found: dict[str, Cell] = {}
+    found: dict[str, StudyCell] = {}
     for run in runs:
         cell = scored(run)
         if cell is not None:
@@ -118,16 +138,26 @@ def read_study(runs: list[Run]) -> Study:
     return Study(tuple(by_id[id_] for id_ in ordered), knobs, axis, lines)
 
 
-def options(cell: Cell) -> dict[str, Any]:
+def options(cell: StudyCell) -> dict[str, Any]:
     """Everything that may be a knob: chosen groups, options of training, and how the denoiser was asked."""
     config = cell.run.config
     trained = flatten({group: config[group] for group in (*TRAINED, "seed") if group in config})
-    if any(
-        (config.get("ldm") or {}).get("budget", {}).get(t) for t in ("parameters", "flops_per_image", "flops_per_step")
-    ):
+    budget = (config.get("ldm") or {}).get("budget") or {}
+    if any(budget.get(target) for target in ("parameters", "flops_per_image", "flops_per_step")):
         trained.pop("ldm.network.width", None)  # the budget chose it
     chosen = {group: cell.run.choice(group) for group in TRAINED}
-    return chosen | trained | {name: cell.scores.card.get(name) for name in ASKED}
+    return chosen | trained | sampled(cell.scores.card)
+
+
+def sampled(card: dict[str, Any]) -> dict[str, Any]:
+    """How the denoiser was sampled. Classifier-free guidance is three knobs, other kinds are `<kind>.<option>`."""
+    found, kinds = {name: card.get(name) for name in ASKED}, card.get("guidance")
+    if not isinstance(kinds, dict):
+        return found
+    own = kinds.get("classifier_free", {})
+    found |= {"guidance": own.get("scale", UNGUIDED), "guidance_interval": own.get("interval")}
+    found |= {"guidance_rescale": own.get("rescale")}
+    return found | flatten({kind: said for kind, said in kinds.items() if kind != "classifier_free"})
 
 
 def owner(knob: str) -> str | None:
@@ -161,16 +191,18 @@ def word(knob: str, value: Any, knobs: tuple[str, ...]) -> str:
         return f"rescale {value:g}" if value else ""
     if knob in ("guidance", "eta", "seed"):
         return f"{knob} {value}" if value is None else f"{knob} {value:g}"
-    last = knob.rpartition(".")[2]
+    group, _, last = knob.rpartition(".")
+    if last == "scale" and group.partition(".")[0] not in TRAINED:  # of another kind of guidance
+        return "" if value is None else f"{group} {value:g}"
     ambiguous = sum(other.rpartition(".")[2] == last for other in knobs) > 1
     return f"{knob if ambiguous else last}={'null' if value is None else value}"
 
 
-def words(cell: Cell, which: tuple[str, ...], knobs: tuple[str, ...]) -> str:
+def words(cell: StudyCell, which: tuple[str, ...], knobs: tuple[str, ...]) -> str:
     return " ".join(text for knob in which if (text := word(knob, cell.knobs[knob], knobs)))
 
 
-def label(cell: Cell, knobs: tuple[str, ...], axis: Axis | None) -> str:
+def label(cell: StudyCell, knobs: tuple[str, ...], axis: Axis | None) -> str:
     """ "ddim at 50 evaluations", "guidance 2 in 0.56–5.8", "eps_linear"."""
     others = tuple(knob for knob in knobs if axis is None or knob != axis.knob)
     if axis is not None and axis.knob == "guidance" and cell.knobs["guidance"] == UNGUIDED:
@@ -183,17 +215,24 @@ def label(cell: Cell, knobs: tuple[str, ...], axis: Axis | None) -> str:
     return " ".join(part for part in (f"guidance {cell.knobs['guidance']:g}", said) if part)
 
 
-def _key(cell: Cell, knobs: tuple[str, ...]) -> str:
+def trained_label(cell: StudyCell, study: Study) -> str:
+    """The cell's label without what does not belong to its denoiser; the denoiser's own name where nothing is left."""
+    own = tuple(knob for knob in study.knobs if knob.partition(".")[0] in (*TRAINED, "seed"))
+    named = "" if cell.denoiser is None else cell.denoiser.folder.name.rpartition("-")[0]
+    return words(cell, own, study.knobs) or named
+
+
+def _key(cell: StudyCell, knobs: tuple[str, ...]) -> str:
     return repr([cell.knobs[knob] for knob in knobs])
 
 
-def _repeats(cells: list[Cell], knobs: tuple[str, ...], axis: Axis) -> bool:
+def _repeats(cells: list[StudyCell], knobs: tuple[str, ...], axis: Axis) -> bool:
     """Whether two cells differ in the axis alone."""
     keys = [_key(cell, tuple(k for k in knobs if k != axis.knob)) for cell in cells]
     return len(set(keys)) < len(keys)
 
 
-def _lines(cells: list[Cell], others: tuple[str, ...], axis: Axis | None) -> list[Line]:
+def _lines(cells: list[StudyCell], others: tuple[str, ...], axis: Axis | None) -> list[Line]:
     """A line per combination of the other knobs. Cells without guidance begin every line of a guidance axis that they
     do not contradict: an interval or a rescaling has nothing to act on there.
     """
@@ -203,7 +242,7 @@ def _lines(cells: list[Cell], others: tuple[str, ...], axis: Axis | None) -> lis
     bound = tuple(knob for knob in others if knob not in free)
     shared = [cell for cell in cells if free and cell.knobs["guidance"] == UNGUIDED]
     own = [cell for cell in cells if cell not in shared] or shared
-    groups: dict[str, list[Cell]] = {}
+    groups: dict[str, list[StudyCell]] = {}
     for cell in own:
         groups.setdefault(_key(cell, others), []).append(cell)
     lines = []

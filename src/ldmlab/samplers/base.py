@@ -27,7 +27,7 @@ class Schedule(Protocol):
 
 
 class Prediction(Protocol):
-    """What a denoiser believes of z_t."""
+    """What a denoiser predicts from z_t."""
 
     @property
     def z0(self) -> Tensor: ...
@@ -39,4 +39,13 @@ Denoise = Callable[[Tensor, Tensor, Any], Prediction]  # (z_t [B, C, H, W], t_B 
 Noise = Callable[
     [], Tensor
 ]  # the next standard normal draw, [B, C, H, W]; randomness.ImageNoise has one stream per image
-Callback = Callable[[int, int, Tensor], None]  # (steps done, steps in all, z): progress bars and films
+Callback = Callable[[int, int, Tensor], Tensor | None]
+"""(steps done, steps in all, z): progress bars and films. A tensor that it returns takes the place of z."""
+
+
+def after_step(callback: Callback | None, done: int, steps: int, z_BCHW: Tensor) -> Tensor:
+    """The z to go on with: what the callback makes of it, or z itself."""
+    if callback is None:
+        return z_BCHW
+    changed_BCHW = callback(done, steps, z_BCHW)
+    return z_BCHW if changed_BCHW is None else changed_BCHW

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldmlab.samplers.base import Callback, Denoise, Noise, Schedule
+from ldmlab.ranges import Fraction, Steps
+from ldmlab.samplers.base import Callback, Denoise, Noise, Schedule, after_step
 from ldmlab.samplers.grid import Grid
 from ldmlab.samplers.options import check_eta
 from ldmlab.samplers.sampler import Rule, Sampler
@@ -39,8 +40,7 @@ def ddim(
         z_BCHW = then.alpha * predicted.z0 + towards * predicted.eps
         if spread > 0:
             z_BCHW = z_BCHW + spread * noise()
-        if callback is not None:
-            callback(done, len(times) - 1, z_BCHW)
+        z_BCHW = after_step(callback, done, len(times) - 1, z_BCHW)
     return z_BCHW
 
 
@@ -56,8 +56,8 @@ class DDIM(Sampler):
     Raises ConfigError for values outside these ranges; for steps against T when it is called.
     """
 
-    steps: int = 50
-    eta: float = 0.0
+    steps: Steps = 50
+    eta: Fraction = 0.0
     grid: Grid = "trailing"
 
     def __post_init__(self) -> None:

@@ -11,7 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ldmlab.samplers.base import Callback, Denoise, Noise, Schedule
+from ldmlab.ranges import Steps
+from ldmlab.samplers.base import Callback, Denoise, Noise, Schedule, after_step
 from ldmlab.samplers.grid import Grid
 from ldmlab.samplers.sampler import Rule, Sampler
 
@@ -46,8 +47,7 @@ def ddpm(
         spread = (beta * share if variance == "small" else beta) ** 0.5
         if s >= 0:
             z_BCHW = z_BCHW + spread * noise()
-        if callback is not None:
-            callback(done, len(times) - 1, z_BCHW)
+        z_BCHW = after_step(callback, done, len(times) - 1, z_BCHW)
     return z_BCHW
 
 
@@ -63,7 +63,7 @@ class DDPM(Sampler):
     Raises ConfigError for values outside these ranges; for steps against T when it is called.
     """
 
-    steps: int = 1000
+    steps: Steps = 1000
     variance: Variance = "small"
     grid: Grid = "trailing"
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldmlab.samplers.base import Callback, Denoise, Level, Noise, Schedule
+from ldmlab.ranges import Fraction, Steps
+from ldmlab.samplers.base import Callback, Denoise, Level, Noise, Schedule, after_step
 from ldmlab.samplers.grid import Grid
 from ldmlab.samplers.multistep import half_ahead
 from ldmlab.samplers.options import check_eta
@@ -51,8 +52,7 @@ def dpmpp_2m(
         if spread > 0:
             z_BCHW = z_BCHW + spread * noise()
         before = now, z0_BCHW
-        if callback is not None:
-            callback(done, steps, z_BCHW)
+        z_BCHW = after_step(callback, done, steps, z_BCHW)
     return z_BCHW
 
 
@@ -68,8 +68,8 @@ class DPMpp2M(Sampler):
     Raises ConfigError for values outside these ranges; for steps against T when it is called.
     """
 
-    steps: int = 20
-    eta: float = 0.0
+    steps: Steps = 20
+    eta: Fraction = 0.0
     grid: Grid = "trailing"
 
     def __post_init__(self) -> None:

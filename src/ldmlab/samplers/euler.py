@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ldmlab.ranges import Steps
 from ldmlab.samplers.base import Callback, Denoise, Noise, Schedule
 from ldmlab.samplers.ddim import ddim
 from ldmlab.samplers.grid import Grid
@@ -42,7 +43,7 @@ class Euler(Sampler):
     Raises ConfigError for steps against T when it is called.
     """
 
-    steps: int = 50
+    steps: Steps = 50
     grid: Grid = "trailing"
 
     @property

@@ -8,11 +8,11 @@ Grid = Literal["trailing", "official"]
 
 
 def times(T: int, steps: int, grid: Grid) -> list[int]:
-    """Times from the noisiest down, `steps` + 1 of them: where the network is asked, then where the last step arrives.
+    """Times from the noisiest down, `steps` + 1 of them: where the network is evaluated, then where the last step arrives.
 
     "trailing" starts at T-1 and arrives at -1, the data itself: round(T - i T / steps) - 1 (Lin et al. 2023, Table 2).
     Any number of steps works. "official" is the released code's rule, range(0, T, T // steps) + 1, which starts below
-    T-1 and arrives at time 0, whose noise stays in the image (protocol.md §5). There it is refused unless it gives
+    T-1 and arrives at time 0, whose noise stays in the image (docs/paper.md#sampling-times). It is refused unless it gives
     exactly the steps asked for: the released code silently runs 500 for 400, and fails for 300.
 
     Raises ConfigError naming `sampler.steps`.

@@ -11,13 +11,14 @@ import math
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from ldmlab.errors import ConfigError
-from ldmlab.samplers.base import Callback, Denoise, Level, Noise, Prediction, Schedule
+from ldmlab.ranges import Range, Steps
+from ldmlab.samplers.base import Callback, Denoise, Level, Noise, Prediction, Schedule, after_step
 from ldmlab.samplers.grid import Grid
 from ldmlab.samplers.sampler import Rule, Sampler
 
@@ -103,8 +104,7 @@ def heun(
         if then.sigma > 0:
             arrived = denoise(z_BCHW, torch.full((len(z_BCHW),), s, device=z_BCHW.device), cond)
             z_BCHW = improved(z_BCHW, predicted, arrived, now, then)
-        if callback is not None:
-            callback(done, steps, z_BCHW)
+        z_BCHW = after_step(callback, done, steps, z_BCHW)
     return z_BCHW
 
 
@@ -124,12 +124,12 @@ class Heun(Sampler):
     Raises ConfigError for values outside these ranges, for steps against T when it is called.
     """
 
-    steps: int = 25
+    steps: Steps = 25
     grid: Grid = "trailing"
-    s_churn: float = 0.0
-    s_tmin: float = 0.0
-    s_tmax: float | None = None
-    s_noise: float = 1.0
+    s_churn: Annotated[float, Range(at_least=0, at_most=1e6)] = 0.0
+    s_tmin: Annotated[float, Range(at_least=0, at_most=1e6)] = 0.0
+    s_tmax: Annotated[float, Range(at_least=0, at_most=1e6)] | None = None
+    s_noise: Annotated[float, Range(above=0, at_most=100)] = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

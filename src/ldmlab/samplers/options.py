@@ -1,13 +1,15 @@
 """Options that every sampler has, and their ranges."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from ldmlab.errors import ConfigError
+from ldmlab.ranges import Fraction, Interval, Range
 
 
 @dataclass(frozen=True, kw_only=True)
 class GuidanceOptions:
-    """How the denoise callable is guided; `diffusion.guidance.as_asked` applies it, no sampler does.
+    """How the denoise callable is guided; `ldmlab.guidance` applies it, no sampler does.
 
     Args:
         guidance: classifier-free scale, at least 0; 1 is none.
@@ -19,9 +21,9 @@ class GuidanceOptions:
     Raises ConfigError for values outside these ranges.
     """
 
-    guidance: float = 1.0
-    guidance_interval: list[float] | None = None
-    guidance_rescale: float = 0.0
+    guidance: Annotated[float, Range(at_least=0, at_most=10_000)] = 1.0
+    guidance_interval: Interval | None = None
+    guidance_rescale: Fraction = 0.0
 
     def __post_init__(self) -> None:
         if self.guidance < 0:

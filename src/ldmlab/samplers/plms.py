@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldmlab.samplers.base import Callback, Denoise, Noise, Schedule
+from ldmlab.ranges import Steps
+from ldmlab.samplers.base import Callback, Denoise, Noise, Schedule, after_step
 from ldmlab.samplers.grid import Grid
 from ldmlab.samplers.heun import improved
 from ldmlab.samplers.sampler import Rule, Sampler
@@ -56,8 +57,7 @@ def plms(
             change_BCHW = torch.stack([weight * eps for weight, eps in extrapolated]).sum(0) - predicted.eps
             # What DDIM's step does to eps when z_0 is (z_t - sigma eps) / alpha
             z_BCHW = z_BCHW + (then.sigma - then.alpha * now.sigma / now.alpha) * change_BCHW
-        if callback is not None:
-            callback(done, len(times) - 1, z_BCHW)
+        z_BCHW = after_step(callback, done, len(times) - 1, z_BCHW)
     return z_BCHW
 
 
@@ -72,7 +72,7 @@ class PLMS(Sampler):
     Raises ConfigError for steps against T when it is called.
     """
 
-    steps: int = 50
+    steps: Steps = 50
     grid: Grid = "trailing"
 
     @property

@@ -11,6 +11,7 @@ from torch import Tensor
 from ldmlab.samplers.base import Callback, Denoise, Noise, Schedule
 from ldmlab.samplers.grid import Grid, times
 from ldmlab.samplers.options import GuidanceOptions
+from ldmlab.samplers.start import Project, Start, projecting
 
 Rule = Callable[..., Tensor]
 """(denoise, z_T, times, schedule, cond, noise, callback=…) → z_0; the function that gives a file its name."""
@@ -44,6 +45,16 @@ class Sampler(GuidanceOptions):
         cond: Any,
         noise: Noise,
         callback: Callback | None = None,
+        start: Start | None = None,
+        project: Project | None = None,
     ) -> Tensor:
-        """z_0 from z_T ~ N(0, I)."""
-        return self.rule(denoise, zT_BCHW, self.times(schedule.T), schedule, cond, noise, callback=callback)
+        """z_0 from z_T ~ N(0, I), or from images at a strength (`start`; z_T is then the noise on them).
+
+        `project` is applied to z after each step, the last included, before the callback sees it.
+        """
+        times, z_BCHW = self.times(schedule.T), zT_BCHW
+        if start is not None:
+            times = start.times(times, schedule.T)
+            z_BCHW = start.noised(zT_BCHW, schedule.at(times[0]))
+        after = callback if project is None else projecting(project, times, schedule, callback)
+        return self.rule(denoise, z_BCHW, times, schedule, cond, noise, callback=after)

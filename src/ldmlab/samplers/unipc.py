@@ -1,6 +1,6 @@
 """UniPC of order 2 with B(h) = bh2 = e^h - 1, in data prediction: Zhao et al. 2023 (arXiv 2302.04867). One evaluation a step.
 
-UniP-2 predicts (with bh2 it is DPM-Solver++(2M)'s step); the answer at the predicted z corrects the step just taken (UniC)
+UniP-2 predicts (with bh2 it is DPM-Solver++(2M)'s step); the prediction at the new z corrects the step just taken (UniC)
 and, not asked again at the corrected z, serves the next one. Shape letters: B batch, C channels, H W space.
 """
 
@@ -12,15 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldmlab.samplers.base import Callback, Denoise, Level, Noise, Schedule
+from ldmlab.ranges import Steps
+from ldmlab.samplers.base import Callback, Denoise, Level, Noise, Schedule, after_step
 from ldmlab.samplers.grid import Grid
 from ldmlab.samplers.multistep import half_ahead, half_log_snr
 from ldmlab.samplers.sampler import Rule, Sampler
 
-Asked = tuple[Level, Tensor]  # a level and the z_0 predicted there
+Evaluated = tuple[Level, Tensor]  # a level and the z_0 predicted there
 
 
-def predict(z_BCHW: Tensor, before: Asked | None, now: Asked, then: Level) -> Tensor:
+def predict(z_BCHW: Tensor, before: Evaluated | None, now: Evaluated, then: Level) -> Tensor:
     """UniP from `now` to `then`: of order 2 with an answer from before, of order 1 without."""
     towards_BCHW = now[1]
     if before is not None:
@@ -29,7 +30,7 @@ def predict(z_BCHW: Tensor, before: Asked | None, now: Asked, then: Level) -> Te
     return kept * z_BCHW + gained * towards_BCHW
 
 
-def correct(z_BCHW: Tensor, before: Asked | None, now: Asked, then: Asked) -> Tensor:
+def correct(z_BCHW: Tensor, before: Evaluated | None, now: Evaluated, then: Evaluated) -> Tensor:
     """UniC: the step from `now` again, from the same z, with the answer found where it arrived.
 
     Adds rho_1 (m_before - m_now) / r + rho_2 (m_then - m_now) with r = -h_last / h. The rho solve rho_1 + rho_2 = b_1 and
@@ -65,21 +66,23 @@ def unipc(
 ) -> Tensor:
     """From z_T down the list of times; z_0 is not clipped, `noise` is never called.
 
-    The last step is of order 1 and not corrected, as in diffusers; at the data it is exact in what it was told.
+    The last step is of order 1 and not corrected, as in diffusers; at the data it is exact for the given prediction. A step whose
+    result the callback changed (known pixels) is not corrected either: UniC takes the step again, from before the change.
     """
     z_BCHW, steps = zT_BCHW, len(times) - 1
     start_BCHW = zT_BCHW  # of the last step
-    asked: list[Asked] = []
+    evaluated: list[Evaluated] = []
+    changed = False  # by the callback, after the last step
     for done, (t, s) in enumerate(pairwise(times), start=1):
         now, then = schedule.at(t), schedule.at(s)
         answer = now, denoise(z_BCHW, torch.full((len(z_BCHW),), t, device=z_BCHW.device), cond).z0
-        if asked:
-            z_BCHW = correct(start_BCHW, asked[-2] if len(asked) > 1 else None, asked[-1], answer)
-        asked = [*asked[-1:], answer]
+        if evaluated and not changed:
+            z_BCHW = correct(start_BCHW, evaluated[-2] if len(evaluated) > 1 else None, evaluated[-1], answer)
+        evaluated = [*evaluated[-1:], answer]
         start_BCHW = z_BCHW
-        z_BCHW = predict(z_BCHW, asked[0] if len(asked) > 1 and done < steps else None, answer, then)
-        if callback is not None:
-            callback(done, steps, z_BCHW)
+        predicted_BCHW = predict(z_BCHW, evaluated[0] if len(evaluated) > 1 and done < steps else None, answer, then)
+        z_BCHW = after_step(callback, done, steps, predicted_BCHW)
+        changed = z_BCHW is not predicted_BCHW
     return z_BCHW
 
 
@@ -94,7 +97,7 @@ class UniPC(Sampler):
     Raises ConfigError for steps against T when it is called.
     """
 
-    steps: int = 20
+    steps: Steps = 20
     grid: Grid = "trailing"
 
     @property

@@ -81,10 +81,16 @@ def stamp(seconds_since_epoch: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds_since_epoch))
 
 
-def stage_card(address: Any, began: float, seconds: float, processes: int, device: str) -> dict[str, Any]:
-    """The card of a finished stage. `seconds` counts all attempts, `started` is the last one's."""
-    return {
+def stage_card(
+    address: Any, began: float, seconds: float, processes: int, device: str, altered: dict[str, dict[str, str]]
+) -> dict[str, Any]:
+    """The card of a finished stage. `seconds` counts all attempts, `started` is the last one's.
+
+    altered: `Store.altered_upstream`: files that the stage stands on and that were not what was sealed (verify=false).
+    """
+    card = {
         "stage": address.stage, "name": address.name, "id": address.id, "version": address.version,
         "upstream": address.upstream, "started": stamp(began), "ended": stamp(time.time()), "seconds": round(seconds, 3),
         "processes": processes, "device": device, "machine": machine(), "versions": versions(), "code": code(),
     }  # fmt: skip
+    return card | ({"altered_upstream": altered} if altered else {})

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ldmlab.errors import DataError, WeightsError
-from ldmlab.store.store import read_json, sha256_file, write_json
+from ldmlab.store.files import read_json, sha256_file, write_json, writing
 
 KEEP = 2
 
@@ -49,13 +49,21 @@ class Checkpoints:
         self.folder = folder / "checkpoints"
 
     def save(self, tensors: dict[str, Tensor], optimizers: dict[str, Any], progress: dict[str, Any]) -> Path:
-        """Write one generation beside its place, rename it, then forget all but the newest two."""
+        """Write one generation beside its place, rename it, then forget all but the newest two.
+
+        Raises DataError when the disk is full or the folder cannot be written.
+        """
+        with writing(self.folder):
+            return self._save(tensors, optimizers, progress)
+
+    def _save(self, tensors: dict[str, Tensor], optimizers: dict[str, Any], progress: dict[str, Any]) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True)
         for rest in self.folder.glob(".writing-*"):
             shutil.rmtree(rest, ignore_errors=True)  # left by a process that was killed in this function
         beside = Path(tempfile.mkdtemp(dir=self.folder, prefix=".writing-"))
         save_tensors(beside / "state.safetensors", tensors)
-        torch.save(optimizers, beside / "optimizers.pt")
+        with (beside / "optimizers.pt").open("wb") as file:  # a file of Python's: its errors say what the disk said
+            torch.save(optimizers, file)
         files = {name: sha256_file(beside / name) for name in ("state.safetensors", "optimizers.pt")}
         write_json(beside / "progress.json", {**progress, "files": files})
         target = self.folder / f"{progress['images']:012d}"

@@ -20,7 +20,7 @@ class ClassifierLoss:
     end in learning places by heart.
     """
 
-    players = ("classifier",)
+    players: tuple[str, ...] = ("classifier",)
 
     def __init__(self, classifier: ShapesClassifier, draws: Draws):
         self.modules: dict[str, nn.Module] = {"classifier": classifier}

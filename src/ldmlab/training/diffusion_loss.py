@@ -18,7 +18,7 @@ BINS = 4  # of noise levels, for the log
 
 
 class FirstStage(Protocol):
-    """What this stage asks of the autoencoder (an nn.Module)."""
+    """What the loss needs of the autoencoder (an nn.Module)."""
 
     @property
     def c(self) -> int: ...

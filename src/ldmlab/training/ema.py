@@ -12,8 +12,8 @@ def decay_at(decay: float, step: int) -> float:
 class EMA:
     """avg ← d·avg + (1 − d)·weight after each optimiser step; starts as a copy of the weights.
 
-    The average covers every parameter of the module, conditioner included (the official code averages the UNet only,
-    so that its released samples mix an averaged UNet with a raw conditioner; protocol §3). Buffers are copied as they are.
+    The average covers every parameter of the module, conditioner included; buffers are copied as they are. (The official
+    code averages the UNet only, so that its samples mix an averaged UNet with a raw conditioner: docs/paper.md#averaged-weights.)
     """
 
     def __init__(self, module: nn.Module, decay: float):

@@ -54,7 +54,7 @@ class FitOptions(Protocol):
 
 
 class Stopped(Exception):
-    """A signal asked for an end; a checkpoint has been written. The command exits with `REQUEUE`."""
+    """A signal stopped the training; a checkpoint has been written. The command exits with `REQUEUE`."""
 
 
 @dataclass

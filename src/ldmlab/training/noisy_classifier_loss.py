@@ -52,7 +52,7 @@ class NoisyClassifierLoss:
 
     def loss(self, batch: dict[str, Any], player: str, images_seen: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean cross-entropy over the batch, and logs (detached): "loss", "accuracy", and "accuracy_t0" … "accuracy_t3" for the
-        quarters of the training distribution of t, the least noisy first (see `stages.diffusion.by_time`)."""
+        quarters of the training distribution of t, the least noisy first (see `diffusion_loss.by_time`)."""
         z0_BCHW = latents_of(batch, self.autoencoder, self.draws)
         u_B = self.objective.u(self.draws, batch["position"], self.batch_size)
         logits_BK, label_B = self.logits(z0_BCHW, u_B, batch, player)

@@ -1,4 +1,4 @@
-"""Where numbers go: `metrics.jsonl` always, Weights & Biases as a mirror when asked, a bar or plain lines for the eye."""
+"""Where numbers go: `metrics.jsonl` always, Weights & Biases as a mirror (tracking=wandb), a bar or plain lines on the terminal."""
 
 import json
 import os

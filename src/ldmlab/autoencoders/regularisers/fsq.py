@@ -6,12 +6,14 @@ Shape letters: B batch, C channels, H W space, K codes.
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from ldmlab.autoencoders.regularisers.base import Posterior, Regularised, Regulariser, usage, widen
 from ldmlab.errors import ConfigError
+from ldmlab.ranges import Given, Items, Range
 
 EPS = 1e-3  # keeps tanh's range a little beyond the outermost levels, as in the paper's code
 
@@ -33,7 +35,11 @@ class FSQ(Regulariser):
     half_C: Tensor
     levels_C: Tensor
 
-    def __init__(self, c: int, levels: Sequence[int]):
+    def __init__(
+        self,
+        c: Annotated[int, Given],
+        levels: Annotated[Sequence[Annotated[int, Range(at_least=2, at_most=4_096)]], Items(1, 64)],
+    ):
         super().__init__()
         if len(levels) != c:
             raise ConfigError(

@@ -4,12 +4,14 @@ Shape letters: B batch, C channels, H W space.
 """
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from ldmlab.autoencoders.regularisers.base import Posterior, Regularised, Regulariser, widen
 from ldmlab.errors import ConfigError
+from ldmlab.ranges import Range, Weight
 
 LOGVAR_RANGE = (-30.0, 20.0)  # official DiagonalGaussianDistribution
 
@@ -26,7 +28,7 @@ class KL(Regulariser):
 
     stochastic = True
 
-    def __init__(self, weight: float = 1e-6, initial_logvar: float = 0.0):
+    def __init__(self, weight: Weight = 1e-6, initial_logvar: Annotated[float, Range(*LOGVAR_RANGE)] = 0.0):
         super().__init__()
         if weight < 0:
             raise ConfigError(f"ae.regulariser.weight={weight} must not be negative.")

@@ -6,7 +6,7 @@ Shape letters: B batch, C channels, H W space, M = B·H·W vectors, K codes.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from ldmlab.autoencoders.kmeans import VECTORS_PER_CODE, kmeans, nearest, thinne
 from ldmlab.autoencoders.regularisers.base import Posterior, Regularised, Regulariser, usage, widen
 from ldmlab.errors import ConfigError
 from ldmlab.networks.blocks import no_autocast
+from ldmlab.ranges import Codes, Given, Weight
 
 WINDOW = 100  # steps over which the codebook's use is watched
 
@@ -40,7 +41,7 @@ class VQ(Regulariser):
     quantises = True
 
     def __init__(
-        self, c: int, codes: int, beta: float = 0.25, legacy: bool = True, weight: float = 1.0,
+        self, c: Annotated[int, Given], codes: Codes, beta: Weight = 0.25, legacy: bool = True, weight: Weight = 1.0,
         start: Literal["uniform", "kmeans"] = "uniform",
     ):  # fmt: skip
         super().__init__()
@@ -114,7 +115,7 @@ class VQ(Regulariser):
     def on_step_end(self, gather: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """`codebook_usage_window`: the share of codes used within the last `WINDOW` steps, on any rank.
 
-        One batch of small latents cannot use a large codebook, so its own usage says little. Counted from the start of the
+        One batch of small latents cannot use a large codebook, so the usage in one batch is not informative. Counted from the start of the
         process; until then the window is as long as there were steps.
         """
         if self._used is None:

@@ -9,7 +9,7 @@ Shape letters: B batch, C channels, H W space, M = B·H·W vectors, K codes, P c
 """
 
 from collections.abc import Callable, Iterable
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from ldmlab.autoencoders.regularisers.base import Regularised, usage, widen
 from ldmlab.autoencoders.regularisers.vq import VQ
 from ldmlab.errors import ConfigError
 from ldmlab.randomness import seed_of
+from ldmlab.ranges import Codes, Given, Share, Weight
 
 CANDIDATES = 16  # vectors an image offers for restarts, spread evenly over its positions
 SMOOTHING = 1e-5  # Laplace smoothing of the counts
@@ -42,9 +43,15 @@ class EMAVQ(VQ):
     step: Tensor
 
     def __init__(
-        self, c: int, codes: int, beta: float = 0.25, weight: float = 1.0, decay: float = 0.99, restart_below: float = 0.03,
+        self,
+        c: Annotated[int, Given],
+        codes: Codes,
+        beta: Weight = 0.25,
+        weight: Weight = 1.0,
+        decay: Share = 0.99,
+        restart_below: Share = 0.03,
         start: Literal["uniform", "kmeans"] = "uniform",
-    ):  # fmt: skip
+    ):
         super().__init__(c, codes, beta=beta, legacy=False, weight=weight, start=start)
         if not 0 < decay < 1:
             raise ConfigError(f"ae.regulariser.decay={decay} must lie between 0 and 1.")

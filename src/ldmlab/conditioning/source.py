@@ -1,0 +1,257 @@
+"""Where the conditions of samples come from: labels, held-out examples, or what a person gave.
+
+Letters: N images of a run, B batch, H W pixels.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldmlab.conditioning.class_label import class_index
+from ldmlab.conditioning.pictures import picture_of
+from ldmlab.data.base import ImageDataset, Sample, to_batch
+from ldmlab.data.batches import to_float
+from ldmlab.errors import ConfigError
+from ldmlab.randomness import seed_of
+
+LabelMode = Literal["uniform", "random", "from_data"]
+
+
+class ConditionSource(Protocol):
+    """The conditions of images 0 … of a run; image i has the same one at any batch size.
+
+    fields: those that `batch` has.
+    """
+
+    @property
+    def fields(self) -> tuple[str, ...]: ...
+
+    def batch(self, indices: list[int]) -> dict[str, Tensor | list[Any]]:
+        """What a conditioner's `forward` reads, on the CPU: labels int64 [B], maps [B, H, W] or [B, H, W, C] and boxes as the
+        data set has them, "image" float32 [B, 3, H, W] in [-1, 1], texts as lists of B."""
+        ...
+
+    def describe(self, i: int) -> str:
+        """The condition of image i in words, for captions and file names."""
+        ...
+
+    def picture(self, i: int) -> np.ndarray | None:
+        """The condition of image i to look at, uint8 [H, W, 3]; None where there is nothing to see."""
+        ...
+
+    def record(self, n: int) -> dict[str, Any]:
+        """The conditions of images 0 … n-1 as JSON, for conditions.json."""
+        ...
+
+
+@dataclass(frozen=True)
+class Unconditional:
+    """No condition."""
+
+    fields: tuple[str, ...] = ()
+
+    def batch(self, indices: list[int]) -> dict[str, Tensor | list[Any]]:
+        return {}
+
+    def describe(self, i: int) -> str:
+        return ""
+
+    def picture(self, i: int) -> np.ndarray | None:
+        return None
+
+    def record(self, n: int) -> dict[str, Any]:
+        return {}
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A class per image.
+
+    label_N: int64, of images 0 … N-1 (`labels_for`). class_names: of all classes.
+    """
+
+    label_N: np.ndarray
+    class_names: tuple[str, ...]
+    fields: tuple[str, ...] = ("label",)
+
+    def batch(self, indices: list[int]) -> dict[str, Tensor | list[Any]]:
+        return {"label": torch.from_numpy(self.label_N[np.asarray(indices, dtype=np.int64)])}
+
+    def describe(self, i: int) -> str:
+        return self.class_names[int(self.label_N[i])]
+
+    def picture(self, i: int) -> np.ndarray | None:
+        return None
+
+    def record(self, n: int) -> dict[str, Any]:
+        return {"label": self.label_N[:n].tolist(), "class_names": list(self.class_names)}
+
+
+class HeldOut:
+    """Conditions of examples that were not trained on, all fields of an image from one example.
+
+    dataset: usually val. fields: what the conditioner needs; "image" among them is the example's image. seed: of the order,
+    which visits every example once before it repeats.
+
+    Raises ConfigError for a field that the data set does not have.
+    """
+
+    def __init__(self, dataset: ImageDataset, fields: Sequence[str], seed: int):
+        for field in fields:
+            if field != "image" and field not in dataset.fields:
+                raise ConfigError(
+                    f"the conditioning needs the field '{field}' of held-out examples, and this data set has "
+                    f"{', '.join(dataset.fields) or 'no fields'} beside the image. Use cond=none, or data with '{field}'."
+                )
+        self.dataset, self.fields = dataset, tuple(fields)
+        order = np.random.Generator(np.random.PCG64(seed_of("conditions", seed)))
+        self.index_N: np.ndarray = order.permutation(len(dataset))
+
+    def row(self, i: int) -> int:
+        """Which example of the data set image i has its condition from."""
+        return int(self.index_N[i % len(self.index_N)])
+
+    def batch(self, indices: list[int]) -> dict[str, Tensor | list[Any]]:
+        return _of_samples(self.dataset.__getitems__([self.row(i) for i in indices]), self.fields)
+
+    def describe(self, i: int) -> str:
+        said = _in_words(self.dataset.__getitems__([self.row(i)])[0], self.fields, self.dataset.class_names)
+        return said or f"example {self.row(i)}"
+
+    def picture(self, i: int) -> np.ndarray | None:
+        return picture_of(self.dataset.__getitems__([self.row(i)])[0], self.fields, self.dataset.declared)
+
+    def record(self, n: int) -> dict[str, Any]:
+        """The examples' numbers, with their labels and texts; maps are found again by number."""
+        record: dict[str, Any] = {"fields": list(self.fields), "example": [self.row(i) for i in range(n)]}
+        if "label" in self.fields:
+            label_N = self.dataset.labels()[np.asarray(record["example"])]
+            record |= {"label": label_N.tolist(), "class_names": list(self.dataset.class_names)}
+        texts = [field.name for field in self.dataset.declared if field.kind == "text" and field.name in self.fields]
+        if texts:
+            samples = self.dataset.__getitems__(record["example"])
+            record |= {name: [sample[name] for sample in samples] for name in texts}
+        return record
+
+
+@dataclass(frozen=True)
+class Given:
+    """One condition that a person gave, for every image.
+
+    sample: a value per field, as the data set would give it (an integer label, a string, uint8 or float arrays).
+    dataset: whose classes and fields they are.
+
+    Raises ConfigError for a field that is needed and was not given.
+    """
+
+    sample: Sample
+    needs: tuple[str, ...]
+    dataset: ImageDataset
+
+    def __post_init__(self) -> None:
+        for field in self.needs:
+            if field not in self.sample:
+                raise ConfigError(
+                    f"the conditioning needs '{field}', and the condition that was given has "
+                    f"{', '.join(self.sample) or 'nothing'}. Give '{field}' too, or nothing: then held-out examples are used."
+                )
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return self.needs
+
+    def batch(self, indices: list[int]) -> dict[str, Tensor | list[Any]]:
+        return _of_samples([self.sample] * len(indices), self.fields)
+
+    def describe(self, i: int) -> str:
+        return _in_words(self.sample, self.fields, self.dataset.class_names) or "given"
+
+    def picture(self, i: int) -> np.ndarray | None:
+        return picture_of(self.sample, self.fields, self.dataset.declared)
+
+    def record(self, n: int) -> dict[str, Any]:
+        """Labels and texts n times, as other sources have them; of arrays their shape and sha256."""
+        record: dict[str, Any] = {"fields": list(self.fields), "given": True}
+        for name in self.fields:
+            value = self.sample[name]
+            if isinstance(value, np.ndarray):
+                content = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
+                record[name] = {"shape": list(value.shape), "dtype": str(value.dtype), "sha256": content}
+            else:
+                record[name] = [value] * n
+        return record | ({"class_names": list(self.dataset.class_names)} if "label" in self.fields else {})
+
+
+def chosen(
+    mode: LabelMode,
+    needs: tuple[str, ...],
+    data: ImageDataset,
+    held_out: ImageDataset,
+    n: int,
+    seed: int,
+    label: int | str | None = None,
+    given: Sample | None = None,
+) -> ConditionSource:
+    """The conditions of n samples.
+
+    mode: `eval.label_mode`, for conditionings of the label alone; all others are sampled from held-out examples. needs: of
+    the conditioner. data: trained on, whose labels and classes count; held_out: val. label: `cond.label`, one class for all.
+    given: what a person gave instead.
+
+    Raises ConfigError where one class, or what was given, is not enough for the conditioner.
+    """
+    if given is not None:
+        return Given(given, needs, data)
+    if not needs:
+        return Unconditional()
+    if needs == ("label",):
+        wanted = None if label is None else class_index(label, data.class_names)
+        known = data.labels() if mode == "from_data" else None
+        return Labels(labels_for(mode, wanted, n, len(data.class_names), known, seed), data.class_names)
+    if label is not None:
+        others = ", ".join(field for field in needs if field != "label")
+        raise ConfigError(
+            f"cond.label={label!r} asks for a class, and this conditioning also needs {others}, which comes from the same "
+            "held-out example as its label. Set cond.label=null."
+        )
+    return HeldOut(held_out, needs, seed)
+
+
+def labels_for(
+    mode: str, label: int | None, n: int, classes: int, data_labels: np.ndarray | None, seed: int
+) -> np.ndarray:
+    """Labels of images 0…n-1, int64.
+
+    uniform: i mod classes, so counts differ by at most one. random: drawn uniformly by seed. from_data: drawn from the
+    training labels. One class that was asked for overrides all. The mode changes FID, so it is on the card.
+    """
+    if label is not None:
+        return np.full(n, label, dtype=np.int64)
+    if mode == "uniform":
+        return np.arange(n, dtype=np.int64) % classes
+    rng = torch.Generator().manual_seed(seed_of("labels", seed))
+    if mode == "random":
+        return torch.randint(classes, (n,), generator=rng).numpy()
+    assert data_labels is not None
+    drawn: np.ndarray = data_labels[torch.randint(len(data_labels), (n,), generator=rng).numpy()]
+    return drawn
+
+
+def _of_samples(samples: list[Sample], fields: Sequence[str]) -> dict[str, Tensor | list[Any]]:
+    batch = to_batch([{name: sample[name] for name in fields} for sample in samples])
+    if "image" in batch:
+        batch["image"] = to_float(batch["image"])
+    return batch
+
+
+def _in_words(sample: Sample, fields: Sequence[str], class_names: Sequence[str]) -> str:
+    """The text of a sample, else its class; nothing where it has neither."""
+    texts = [sample[name] for name in fields if isinstance(sample[name], str)]
+    if texts:
+        return " ".join(texts)
+    return class_names[int(sample["label"])] if "label" in fields else ""

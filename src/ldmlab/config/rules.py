@@ -1,0 +1,43 @@
+"""Rules between options that need no part to be built. Each raises ConfigError naming the options and the way out."""
+
+from omegaconf import DictConfig, ListConfig
+
+from ldmlab.config.values import say
+from ldmlab.errors import ConfigError
+
+
+def check_together(cfg: DictConfig, typed: frozenset[str]) -> None:
+    """Every rule of this file, in the order in which a person would meet them."""
+    check_width(cfg, typed)
+    check_scale(cfg)
+
+
+def check_width(cfg: DictConfig, typed: frozenset[str]) -> None:
+    """A budget of the denoiser decides its width: one of the two may be typed."""
+    if "ldm.network.width" not in typed:
+        return
+    budget = {name: value for name, value in cfg.ldm.budget.items() if name != "tolerance" and value is not None}
+    for name, value in budget.items():
+        raise ConfigError(
+            f"ldm.network.width={cfg.ldm.network.width} and ldm.budget.{name}={value:g} are both given, and the budget chooses "
+            f"the width. Leave the width out, or set ldm.budget.{name}=null."
+        )
+
+
+def check_scale(cfg: DictConfig) -> None:
+    """Scale and shift of the latents are options of mode=given only: one number, or one per latent channel."""
+    mode = cfg.ae.latent_scale.mode
+    for name in ("scale", "shift"):
+        path, value = f"ae.latent_scale.{name}", cfg.ae.latent_scale[name]
+        if value is None:
+            if mode == "given" and name == "scale":
+                raise ConfigError(f"ae.latent_scale.mode=given needs {path}=…: a number, or a list of one per channel.")
+            continue
+        if mode != "given":
+            raise ConfigError(f"{path}={say(value)} is read with ae.latent_scale.mode=given alone; the mode is {mode}.")
+        channels = cfg.ae.network.c if "c" in cfg.ae.network else None
+        if isinstance(value, ListConfig) and channels is not None and len(value) != channels:
+            raise ConfigError(
+                f"{path}={say(value)} must be one number, or a list of {channels}, one per latent channel (ae.network.c); "
+                f"it has {len(value)}."
+            )

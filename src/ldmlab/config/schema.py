@@ -1,0 +1,285 @@
+"""The typed schema of plain options: each field says its type, its range, its words and what else it must be (ldmlab/ranges.py).
+
+Options of parts (nodes with a `_target_`) are declared where the part's constructor is. OmegaConf reads the types of these
+dataclasses, `values.py` reads the rest. MISSING must come from conf/ or from the command line.
+"""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from omegaconf import MISSING
+
+from ldmlab.ranges import (
+    Batch,
+    Choices,
+    FilePath,
+    Fraction,
+    Images,
+    Interval,
+    Items,
+    MaybeImages,
+    OneOrMany,
+    Part,
+    Positive,
+    Range,
+    Scale,
+    Seed,
+    Share,
+    Width,
+)
+
+STAGES = ("autoencoder", "latents", "denoiser", "samples", "scores", "report")
+
+Rate = Annotated[float, Range(above=0, at_most=100)]
+Snapshots = Annotated[list[Fraction], Items(distinct=True)]
+Node = Annotated[Any, Part()]
+MaybeNode = Annotated[Any, Part(null=True)]
+Text = Annotated[str, FilePath()]
+Precision = Annotated[str, Choices(("fp32", "bf16"))]
+Workers = Annotated[int, Range(at_least=0, at_most=4_096)]
+Processes = Annotated[int, Range(at_least=1, at_most=4_096)]
+Counted = Annotated[int, Range(at_least=2, at_most=10**8)]  # images behind a statistic: of one there is no spread
+Power = Annotated[float, Range(above=0, at_most=0.28)]  # relative width of a power-function average (2312.02696, eq. 7)
+
+
+@dataclass
+class Fit:
+    """How long and how one network is trained. Durations are in images; batch size is the total over all ranks."""
+
+    images: Images = MISSING
+    batch_size: Batch = MISSING
+    lr: Rate = MISSING  # final learning rate; never multiplied by anything
+    betas: Annotated[list[Share], Items(2, 2, what="two numbers in [0, 1)")] = field(
+        default_factory=lambda: [0.9, 0.999]
+    )
+    weight_decay: Annotated[float, Range(at_least=0, at_most=100)] = 0.0
+    clip: Positive | None = None  # gradient norm
+    precision: Precision = "fp32"  # bf16: autocast; weights and averages stay fp32
+    ema: Fraction | None = None  # decay of the averaged copy, warm-up min(ema, (1+n)/(10+n)) after n steps
+    warmup: MaybeImages = 0  # images over which the learning rate rises linearly
+    cooldown: MaybeImages = 0  # last images over which it falls linearly to 0
+    snapshots: Snapshots = field(default_factory=list)  # fractions of `images` at which weights are kept
+
+
+@dataclass
+class LatentScale:
+    """How the latents are brought to unit variance: measured over `images` training images after training, or given."""
+
+    mode: Annotated[  # first_batch_std: the paper's code; stored: in ae.weights
+        str, Choices(("global", "per_channel", "first_batch_std", "none", "given", "stored"))
+    ] = "global"
+    images: Images = 2048
+    scale: Annotated[Any, OneOrMany(Range(above=0, at_most=1e6))] = None  # mode=given: z = (raw - shift) * scale
+    shift: Annotated[Any, OneOrMany(Range(at_least=-1e6, at_most=1e6))] = None  # mode=given; null is 0
+
+
+@dataclass
+class AE:
+    """The first stage: a network, a regulariser, a loss and a training budget (`fit: null` = nothing to train)."""
+
+    network: Node = MISSING
+    regulariser: Node = MISSING
+    loss: MaybeNode = None
+    latent_scale: LatentScale = field(default_factory=LatentScale)
+    fit: Fit | None = None
+    # decoder: the finished stage's decoder learns on, its latents stay what they are
+    train: Annotated[str, Choices(("all", "decoder"))] = "all"
+    tile: Width | None = (
+        None  # pixels a side: larger images go through in overlapping tiles (memory; changes results a little)
+    )
+    recipe: bool = False  # true: network, loss and budget belong together, and an experiment's presets leave them alone
+    decoder_fit: Fit | None = None  # budget of train=decoder
+    weights: Text | None = None  # a file or folder of trained weights; then loss and fit are null: nothing is trained
+    seed: Seed | None = None  # null: the run's
+
+
+@dataclass
+class Budget:
+    """What the denoiser may cost. One target at most; it takes the place of `ldm.network.width` (ldmlab.pipeline.budget)."""
+
+    parameters: Annotated[float, Range(above=0, at_most=1e15)] | None = None  # of the network
+    flops_per_image: Annotated[float, Range(above=0, at_most=1e24)] | None = None  # of training: three forward passes
+    flops_per_step: Annotated[float, Range(above=0, at_most=1e30)] | None = None  # the same for a whole batch
+    tolerance: Annotated[float, Range(above=0, at_most=100)] = 0.1  # how far, relatively, the nearest width may be off
+
+
+@dataclass
+class LDM:
+    """The denoiser: a network and its training budget."""
+
+    network: Node = MISSING
+    budget: Budget = field(default_factory=Budget)
+    fit: Fit | None = field(default_factory=Fit)
+    weights: Text | None = None  # a file or folder of trained weights; then fit is null: nothing is trained
+    power_ema: Annotated[list[Power], Items(distinct=True)] = field(
+        default_factory=list
+    )  # relative widths, [0.05, 0.1]: for eval.ema_width (2312.02696)
+    seed: Seed | None = None  # null: the run's
+
+
+@dataclass
+class Conditioning:
+    """The denoiser's condition; `label` is a condition at sampling time and not part of the trained network."""
+
+    conditioner: Node = MISSING
+    drop: Fraction = 0.0  # probability per example of training without the condition
+    label: Any = None
+
+
+@dataclass
+class Latents:
+    """The cache of encoded training images."""
+
+    # auto: when the data set is finite and augmented by flips at most
+    cache: Annotated[str, Choices(("auto", "always", "never"))] = "auto"
+    dtype: Annotated[str, Choices(("float16", "float32"))] = "float16"
+    verify: bool = False  # encode 64 images again and compare with the cache's certificate
+
+
+@dataclass
+class ClassifierGuidance:
+    """Guidance by a classifier of noisy latents, trained in a stage of its own."""
+
+    scale: Scale = MISSING
+    interval: Interval | None = None  # of sigma / alpha where it pushes; null: everywhere
+    network: Node = MISSING
+    fit: Fit = field(default_factory=Fit)
+    seed: Seed | None = None  # null: the run's
+
+
+@dataclass
+class AutoGuidance:
+    """Guidance away from a weaker model: this denoiser's snapshot, or the denoiser of another run."""
+
+    scale: Scale = MISSING
+    snapshot: Fraction | None = None
+    run: str | None = None
+
+
+@dataclass
+class ImageGuidance:
+    """Guidance towards a picture: what of it is looked at is `transform`; null is all of it."""
+
+    file: Text = MISSING
+    scale: Scale = MISSING
+    interval: Interval | None = None  # of sigma / alpha where it pulls; null: everywhere
+    transform: MaybeNode = None
+
+
+GUIDANCE: dict[str, type] = {"classifier": ClassifierGuidance, "auto": AutoGuidance, "image": ImageGuidance}
+"""The kinds without a `_target_`. A kind with one is a part; its constructor says its options."""
+
+
+@dataclass
+class Reference:
+    split: Annotated[str, Choices(("train", "val", "test"))] = "train"
+    images: Counted | None = None  # null: the whole split
+
+
+@dataclass
+class Eval:
+    """The evaluation protocol; everything here is on the card that comes with each number, but `batch_size`."""
+
+    extractor: Node = MISSING
+    extractor_fit: Fit | None = None  # budget of an extractor that is trained here (shapes)
+    # names of conf/metric/<name>.yaml
+    metrics: Annotated[list[str], Items(at_least=1, distinct=True)] = field(
+        default_factory=lambda: ["fid", "is", "kid", "precision", "recall"]
+    )
+    samples: Counted = 5000
+    label_mode: Annotated[str, Choices(("uniform", "random", "from_data"))] = "uniform"
+    reference: Reference = field(default_factory=Reference)
+    bootstrap: Annotated[int, Range(at_least=2, at_most=1_000_000)] = 200
+    seed: Seed | None = 0  # null: the run's
+    batch_size: Batch = 64
+    weights: Annotated[str, Choices(("ema", "raw"))] = "ema"
+    # an average of this relative width, made from ldm.power_ema; null: ldm.fit.ema's
+    ema_width: Power | None = None
+    # fractions of training whose snapshots are scored
+    at: Annotated[list[Fraction], Items(at_least=1, distinct=True)] = field(default_factory=lambda: [1.0])
+    reconstructions: Counted = 1000  # val images for PSNR, SSIM, rFID, at most
+
+
+@dataclass
+class Runtime:
+    """How a result is computed. Nothing here changes what is computed, nothing here is in an id."""
+
+    device: Annotated[str, Choices(("auto", "cpu", "cuda"))] = "auto"
+    processes: Processes = 1  # ranks that this command starts itself; under torchrun leave it at 1
+    micro_batch: Batch | None = None  # images per forward pass and rank at most; the rest is accumulated
+    workers: Workers = 0  # loader processes per rank
+    threads: Processes | None = None  # CPU threads per rank; null: cores / ranks
+    checkpoint_seconds: Positive = 300.0
+    log_seconds: Positive = 10.0
+    channels_last: bool = False
+    compile: bool = False
+
+
+@dataclass
+class Tracking:
+    """Where numbers go beside metrics.jsonl, which is always written."""
+
+    wandb: Annotated[str, Choices(("offline", "online"))] | None = None
+    project: str = "ldmlab"
+    entity: str | None = None
+
+
+@dataclass
+class Prepare:
+    """prepare.py: how pictures are packed."""
+
+    images_per_shard: Annotated[int, Range(at_least=1, at_most=10**7)] = 1000
+    format: Annotated[str, Choices(("jpg", "png", "webp"))] = "jpg"
+    quality: Annotated[int, Range(at_least=1, at_most=100)] = 95
+    licence: str = ""
+
+
+@dataclass
+class Bench:
+    """bench.py: how long is measured and, for the comparisons, of what."""
+
+    rounds: Annotated[int, Range(at_least=1, at_most=10_000)] = (
+        7  # repetitions that count, contenders in turn; one more warms up
+    )
+    batch_size: Batch | None = None  # null: the composition's or the shape's own
+    seconds: Positive = 60.0  # of work that is counted but not timed when one step would take longer
+    shapes: list[str] = field(default_factory=lambda: ["tiny", "f8", "f4"])  # compare=unet
+    variants: list[str] = field(default_factory=lambda: ["train", "train_bf16", "ddim", "guided"])  # compare=unet
+    family: list[str] = field(default_factory=list)  # compare=family, first_stage: options of ae; []: all with weights
+
+
+COMPARISONS = ("unet", "codebook", "autoencoder", "family", "first_stage", "tiles", "compression", "attention", "keys")
+
+
+@dataclass
+class RunConfig:
+    seed: Seed = 0
+    store: Text = "store"
+    until: Annotated[str, Choices(STAGES)] = "report"
+    dry_run: bool = False
+    n: Annotated[int, Range(at_least=1, at_most=10**8)] = 64  # sample.py: how many images
+    out: Text | None = None  # prepare.py, sample.py, export.py: a folder for the files; bench.py: a file of JSON lines
+    to: Annotated[str, Choices(("diffusers", "compvis"))] | None = None  # export.py
+    part: Annotated[str, Choices(("ae", "ldm"))] = "ae"  # export.py: the first stage | the denoiser and all it needs
+    verify: bool | None = (
+        None  # false: use results that were altered; prepare.py, true: check a data set instead of making one
+    )
+    runs: str | None = None  # report.py: "all", or a glob over run names
+    compare: Annotated[str, Choices(COMPARISONS)] | None = None  # bench.py; null: the composition itself
+    study: str | None = None  # report.py: the runs that a sweep has made, by its name in sweeps/
+    data: Node = MISSING
+    ae: AE = MISSING
+    ldm: LDM = MISSING
+    cond: Conditioning = MISSING
+    objective: Node = MISSING
+    sampler: Node = MISSING
+    guidance: dict[str, Any] = field(default_factory=dict)  # kinds by name: GUIDANCE, or parts
+    stage: Any = None  # stages from outside the package: {name: part}
+    eval: Eval = MISSING
+    metric: dict[str, Any] = field(default_factory=dict)  # filled: the settings of each of eval.metrics
+    latents: Latents = field(default_factory=Latents)
+    runtime: Runtime = field(default_factory=Runtime)
+    tracking: Tracking = field(default_factory=Tracking)
+    prepare: Prepare = field(default_factory=Prepare)
+    bench: Bench = field(default_factory=Bench)
+    where_present: Any = None  # {path: value}, set where the composition has that path and the command line does not

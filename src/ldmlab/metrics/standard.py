@@ -1,0 +1,25 @@
+"""The package's own metrics by name, with the settings of their yaml files: for code that composes no configuration."""
+
+from collections.abc import Iterable
+
+from ldmlab.metrics.fid_infinity import FIDInfinity
+from ldmlab.metrics.frechet import FID
+from ldmlab.metrics.inception_score import InceptionScore
+from ldmlab.metrics.kid import KID
+from ldmlab.metrics.label_agreement import LabelAgreement
+from ldmlab.metrics.metric import Metric, check_names
+from ldmlab.metrics.precision_recall import Precision, Recall
+
+STANDARD: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        FID(), InceptionScore(), KID(), Precision(), Recall(), FIDInfinity(required=False), LabelAgreement(required=False),
+    )
+}  # fmt: skip
+
+
+def standard(names: Iterable[str], option: str = "eval.metrics") -> list[Metric]:
+    """The named metrics in the given order. Raises ConfigError naming `option` for an unknown or repeated one."""
+    names = list(names)
+    check_names(names, list(STANDARD), option)
+    return [STANDARD[name] for name in names]

@@ -1,0 +1,230 @@
+"""Stages of the store, written as others read them: a first stage (part=ae), or a denoiser with what it needs (part=ldm).
+
+to=compvis: one model.ckpt by the official names; of a denoiser the whole latent diffusion model, first stage included, which
+loads strictly into the official class and goes on training there, and from which `ae.weights` and `ldm.weights` both read.
+to=diffusers: a first stage as config.json and weights; a denoiser as a folder with unet/ and scheduler/, whole (LDMPipeline)
+where it has no condition, with class_embedder/ where it has one.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from ldmlab.autoencoders.conv import ConvNetwork
+from ldmlab.conditioning.class_label import ClassLabel
+from ldmlab.config.compose import Composed
+from ldmlab.diffusion.denoiser import Denoiser
+from ldmlab.errors import UserError, WeightsError
+from ldmlab.interop import compvis, denoisers, weights
+from ldmlab.interop.official_unet import Copies
+from ldmlab.networks.unet import UNet
+from ldmlab.pipeline import weights_denoiser, weights_first_stage
+from ldmlab.pipeline.decoder import decoding_address
+from ldmlab.pipeline.denoiser import DenoiserStage
+from ldmlab.pipeline.resolved import Resolved
+from ldmlab.pipeline.run import prepare
+from ldmlab.store.checkpoint import load_tensors
+from ldmlab.store.store import Address, Store
+
+
+class Written(NamedTuple):
+    """What an export leaves behind."""
+
+    files: list[Path]
+    notes: list[str]  # what the format does not say
+
+
+def export_first_stage(composed: Composed, to: str, out: Path, command: str) -> Written:
+    """Write the first stage of a composition into the folder `out`.
+
+    Raises UserError when the stage is not in the store, WeightsError when the format cannot express it or another file
+    is in the way.
+    """
+    plan = prepare(composed)
+    store, resolved, stage = plan.store, plan.resolved, decoding_address(plan)
+    _check_done(store, [stage], command, "autoencoder")
+    tensors = load_tensors(store.check(stage, "autoencoder.safetensors"))
+    if not weights_first_stage.tensors_of(resolved.autoencoder):
+        raise UserError(f"ae={composed.choices['ae']} has no weights to export.")
+    if not isinstance(resolved.autoencoder.network, ConvNetwork):
+        raise WeightsError(
+            f"ae={composed.choices['ae']} is a {type(resolved.autoencoder.network).__name__}, and the {to} format knows the "
+            f"paper's convolutional first stages alone. Its weights are kept in our own layout: "
+            f"{store.folder(stage) / 'autoencoder.safetensors'}; ae.weights=<that file> reads it."
+        )
+    groups = weights_first_stage.groups_of(resolved.autoencoder)
+    if to == "diffusers":
+        several = len(set(tensors["scale"].flatten().tolist())) > 1
+        said = "a scale per channel is latents_mean and latents_std in config.json; not every pipeline reads them"
+        return Written(weights.write(out, weights.as_diffusers(tensors, groups, resolved.resolution)), [said] * several)
+    notes = [f"the latent's scale is {_numbers(tensors['scale'])}, its shift {_numbers(tensors['shift'])}: scale_factor of "
+             "the official diffusion, which knows one number and no shift"]  # fmt: skip
+    return Written(weights.write(out, weights.as_compvis(tensors, groups)), notes + _group_notes(groups))
+
+
+def export_denoiser(composed: Composed, to: str, out: Path, command: str) -> Written:
+    """Write the denoiser of a composition, with what it needs, into the folder `out`.
+
+    Raises UserError when the denoiser is not in the store, or of a kind that others have no layout for, WeightsError when the
+    format cannot express it or another file is in the way.
+    """
+    cfg = composed.cfg
+    plan = prepare(composed)
+    store, resolved, trained = plan.store, plan.resolved, plan.stage(DenoiserStage).address
+    if cfg.eval.ema_width is not None:
+        raise UserError("eval.ema_width is made when it is sampled and is no file to export. Use eval.ema_width=null.")
+    _check_kind(resolved.denoiser)
+    stage = decoding_address(plan)
+    _check_done(store, [stage, trained], command, "denoiser")
+    first_stage = load_tensors(store.check(stage, "autoencoder.safetensors"))
+    facts = denoisers.Facts(
+        weights_denoiser.heads_of(resolved.denoiser.network), resolved.objective.schedule.alpha_bar_T, weights_denoiser.target_of(cfg),
+        resolved.latent_shape[1], weights_denoiser.average_of(cfg, store.folder(trained)),
+        weights_first_stage.scale_by_std(cfg),
+    )  # fmt: skip
+    copies = _copies(store, trained)
+    if to == "diffusers":
+        chosen = copies.ema if cfg.eval.weights == "ema" else copies.raw
+        assert chosen is not None  # prepare has refused eval.weights=ema without one
+        files, notes = _diffusers_folder(chosen, facts, resolved, first_stage)
+        return Written(weights.write(out, files), [f"the weights are eval.weights={cfg.eval.weights}", *notes])
+    groups = weights_first_stage.groups_of(resolved.autoencoder)
+    files = denoisers.as_compvis(copies, facts, first_stage, groups)
+    return Written(weights.write(out, files), _official_notes(cfg, copies, facts.target, first_stage, groups))
+
+
+def _check_done(store: Store, stages: list[Address], command: str, until: str) -> None:
+    for address in stages:
+        if store.done(address) is None:
+            again = " ".join(w for w in command.split() if not w.startswith(("to=", "out=", "until=", "part=")))
+            raise UserError(
+                f"the {address.stage} {address.id} is not in the store. "
+                f"Make it first: {again.replace('export.py', 'train.py')} until={until}"
+            )
+
+
+def _copies(store: Store, trained: Address) -> Copies:
+    """Both copies of the denoiser, as they lie in the store."""
+
+    def copy(name: str) -> dict[str, Tensor]:
+        return load_tensors(store.check(trained, f"{name}.safetensors"))
+
+    averaged = (store.folder(trained) / "ema.safetensors").is_file()
+    return Copies(copy("weights"), copy("ema") if averaged else None)
+
+
+def _check_kind(model: Denoiser) -> None:
+    network, conditioner = model.network, model.conditioner
+    if not isinstance(network, UNet):
+        raise UserError(
+            f"ldm.network is a {type(network).__name__}; UNets alone can be written for others. Its own files in the store "
+            "(weights.safetensors, ema.safetensors) are plain safetensors, and ldm.weights reads them."
+        )
+    if hasattr(network, "vector_embed"):
+        raise UserError(
+            "cond gives this UNet a vector (cond=class_vector), for which neither layout has a place. Networks with tokens "
+            "(cond=class_label) or without a condition can be exported."
+        )
+    learned = any(name.startswith("conditioner.") for name, _ in model.named_parameters())
+    if learned and not isinstance(conditioner, ClassLabel):
+        raise UserError(
+            f"cond.conditioner is a {type(conditioner).__name__} with weights; only a ClassLabel can be exported."
+        )
+
+
+# ---- to=diffusers --------------------------------------------------------------------------------------------------------
+
+README = """# A denoiser of ldmlab, in diffusers' parts
+
+{why}
+
+    from diffusers import {unet}, DDIMScheduler
+    unet = {unet}.from_pretrained("unet")
+    scheduler = DDIMScheduler.from_pretrained("scheduler")     # where the folder is there
+
+{notes}
+"""
+
+
+def _diffusers_folder(
+    chosen: dict[str, Tensor], facts: denoisers.Facts, resolved: Resolved, first_stage: dict[str, Tensor]
+) -> tuple[dict[str, bytes], list[str]]:
+    """The files, and what they do not say: a whole pipeline, or its parts and a README.md that says why."""
+    files = denoisers.as_diffusers(chosen, facts)
+    try:
+        return _whole_pipeline(files, facts, resolved, first_stage), []
+    except WeightsError as error:
+        why = f"No pipeline of diffusers loads this folder whole: {error}"
+    notes = ["the first stage goes beside these files with part=ae out=…/vae"]
+    table = chosen.get(weights_denoiser.TABLE)
+    if table is not None:
+        rows, dim = table.shape
+        null = f"row {rows - 1} means no class" if rows > len(resolved.data.class_names) else "no row means no class"
+        notes.append(f"encoder_hidden_states is a row of class_embedder, [B, 1, {dim}]; {null}")
+    unet = "UNet2DModel" if table is None else "UNet2DConditionModel"
+    listed = "\n".join(f"- {note}" for note in notes)
+    readme = README.format(why=why, unet=unet, notes=listed)
+    return files | {"README.md": readme.encode()}, [why, *notes]
+
+
+def _whole_pipeline(
+    files: dict[str, bytes], facts: denoisers.Facts, resolved: Resolved, first_stage: dict[str, Tensor]
+) -> dict[str, bytes]:
+    """Files that DiffusionPipeline.from_pretrained loads. Raises WeightsError, saying why, where no pipeline computes this."""
+    if needs := resolved.conditioner.needs:
+        raise WeightsError(f"it has none for a condition ({', '.join(needs)}) given as an embedding.")
+    scale, shift = first_stage["scale"].flatten(), first_stage["shift"].flatten()
+    if (scale != scale[0]).any() or shift.any():
+        raise WeightsError("LDMPipeline knows one scale of the latent; this one has a scale per channel or a shift.")
+    ae = resolved.autoencoder
+    if weights_first_stage.tensors_of(ae):
+        groups = weights_first_stage.groups_of(ae)
+        return denoisers.as_pipeline(
+            files, weights.as_diffusers(first_stage, groups, resolved.resolution), facts.target
+        )
+    if scale[0] != 1:
+        raise WeightsError("DDIMPipeline works on unscaled pixels; ae.latent_scale gives them a scale.")
+    return denoisers.as_pipeline(files, None, facts.target)
+
+
+# ---- to=compvis ----------------------------------------------------------------------------------------------------------
+
+
+def _official_notes(
+    cfg: DictConfig, copies: Copies, target: str | None, first_stage: dict[str, Tensor], groups: list[int]
+) -> list[str]:
+    notes = []
+    if target not in ("eps", "z0"):
+        notes.append(
+            f"the official code knows networks that predict eps or z0; this one predicts {target or 'something else'}"
+        )
+    scale, shift = first_stage["scale"].flatten(), first_stage["shift"].flatten()
+    if (scale != scale[0]).any() or shift.any():
+        notes.append(
+            "the latent's scale per channel and its shift have no place in the official model; ldmlab finds them"
+        )
+    elif not weights_first_stage.scale_by_std(cfg) and scale[0] != 1:
+        notes.append(f"scale_factor: {scale[0].item():.6g} goes into the official model's yaml (scale_by_std is false)")
+    if any(k.startswith("conditioner.") and not torch.equal(v, copies.raw[k]) for k, v in (copies.ema or {}).items()):
+        notes.append(
+            "the official code averages the UNet alone and samples with the raw conditioner; ldmlab finds the averaged one"
+        )
+    return notes + (_group_notes(groups) if groups else [])
+
+
+def _group_notes(groups: list[int]) -> list[str]:
+    if groups == [compvis.GROUPS]:
+        return []
+    found = " and ".join(map(str, groups))
+    return [
+        f"the official code normalises in {compvis.GROUPS} groups at any width, this first stage in {found}: "
+        "there the same weights compute something else"
+    ]
+
+
+def _numbers(tensor: Tensor) -> str:
+    numbers = tensor.flatten().tolist()
+    return " ".join(f"{v:.6g}" for v in (numbers if len(set(numbers)) > 1 else numbers[:1]))

@@ -1,0 +1,344 @@
+"""The parts of a run, made once on the meta device, and whether they fit each other and the data (net 3 of the configuration).
+
+Everybody who asks for a shape, a size or a fact of a part reads it here: checks, plan, costs, stages. Trained parts are built
+again, with contents, where they are trained or loaded.
+"""
+
+import functools
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import cast
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from ldmlab import build
+from ldmlab.autoencoders.autoencoder import Autoencoder
+from ldmlab.conditioning.base import Conditioner
+from ldmlab.conditioning.source import ConditionSource, chosen
+from ldmlab.data.base import ImageDataset
+from ldmlab.data.fields import check_mirrors
+from ldmlab.diffusion.denoiser import Denoiser
+from ldmlab.diffusion.objectives import Objective
+from ldmlab.diffusion.schedules import Schedule
+from ldmlab.errors import ConfigError
+from ldmlab.guidance.base import Guidance
+from ldmlab.guidance.interval import share_within
+from ldmlab.metrics.features import Extractor
+from ldmlab.metrics.metric import Metric, available, check, check_counts
+from ldmlab.pipeline.costs import flops_of
+from ldmlab.samplers.sampler import Sampler
+from ldmlab.training.loop import images_at
+from ldmlab.training.post_hoc_ema import gamma_of
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """One run's configuration, data and parts. Networks have shapes and no contents."""
+
+    cfg: DictConfig
+    choices: dict[str, str]
+    data: ImageDataset
+    val: ImageDataset
+    data_caches: Path
+    autoencoder: Autoencoder
+    denoiser: Denoiser
+    objective: Objective
+    sampler: Sampler
+    guidance: tuple[Guidance, ...]
+    extractor: nn.Module
+    metrics: tuple[Metric, ...] = ()
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def conditioner(self) -> Conditioner:
+        return self.denoiser.conditioner
+
+    @property
+    def resolution(self) -> int:
+        return self.data.resolution
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(c, H, W)."""
+        return self.autoencoder.latent_shape(self.resolution)
+
+    @property
+    def ranks(self) -> int:
+        return build.ranks(self.cfg)
+
+    @property
+    def snapshots(self) -> list[int]:
+        """Training images of the snapshots that are sampled and scored, rising; [0] for an imported denoiser."""
+        fit = self.cfg.ldm.fit
+        return [0 if fit is None else images_at(fit, fraction) for fraction in sorted(self.cfg.eval.at)]
+
+    @property
+    def condition_fields(self) -> tuple[str, ...]:
+        """What samples are drawn for: what the conditioner reads, and what guidance reads."""
+        wanted = [*self.conditioner.needs, *(name for kind in self.guidance for name in kind.fields)]
+        return tuple(dict.fromkeys(wanted))
+
+    @property
+    def visited(self) -> list[int]:
+        """The times that are sampled, T-1 first."""
+        return self.sampler.times(self.objective.schedule.T)[:-1]
+
+    def conditions(self, n: int) -> ConditionSource:
+        """What n samples are drawn for."""
+        eval_, label = self.cfg.eval, self.cfg.cond.label
+        return chosen(eval_.label_mode, self.condition_fields, self.data, self.val, n, eval_.seed, label)
+
+    @functools.cached_property
+    def costs(self) -> "Costs":
+        """Counted for a dry run alone: meta kernels load PyTorch's compiler, which takes 5 s."""
+        if not self.cfg.dry_run:
+            return Costs()
+        image = torch.empty(1, 3, self.resolution, self.resolution, device="meta")
+        z = torch.empty(1, *self.latent_shape, device="meta")
+        return Costs(
+            flops_of(lambda: self.autoencoder.moments(image)),
+            flops_of(lambda: self.autoencoder.decode(z)),
+            forward_flops(self.denoiser, self.latent_shape),
+        )
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Floating-point operations of one image's forward passes; zeros when nobody counts."""
+
+    encode: float = 0.0
+    decode: float = 0.0
+    forward: float = 0.0
+
+
+def forward_flops(denoiser: Denoiser, latent_shape: tuple[int, int, int]) -> float:
+    """Of one forward pass of the network under the null condition; on the meta device."""
+    z, t = torch.empty(1, *latent_shape, device="meta"), torch.zeros(1, dtype=torch.long, device="meta")
+    condition = denoiser.null(1, latent_shape[1:], "meta")
+    return flops_of(lambda: denoiser.network(z, t, condition))
+
+
+def resolve(cfg: DictConfig, choices: dict[str, str], data: ImageDataset, val: ImageDataset, caches: Path) -> Resolved:
+    """The parts of a run whose data is there, each built once.
+
+    Raises ConfigError when parts do not fit each other or the data, naming the option and the way out.
+    """
+    check_batches(cfg)
+    with build.shapes_only():
+        check_discriminator(cfg, data.resolution)
+        autoencoder = build.autoencoder(cfg)
+        check_first_stage(cfg, autoencoder)
+        _, height, width = autoencoder.latent_shape(data.resolution)
+        conditioner = build.conditioner(cfg, data, autoencoder)
+        check_fields(cfg, conditioner, data)
+        denoiser = build.denoiser(cfg, autoencoder, data, conditioner)
+    denoiser.network.check_latent(height, width)  # type: ignore[operator]
+    objective = build.objective(cfg, height)
+    sampler = build.sampler(cfg)
+    guidance = build.guidance(cfg, sampler)
+    extractor = build.extractor(cfg)
+    found = Resolved(
+        cfg, choices, data, val, caches, autoencoder, denoiser, objective, sampler, guidance, extractor
+    )  # fmt: skip
+    check_sampling(found)
+    check_guidance(found)
+    check_label(found)
+    check_snapshots(cfg)
+    check_power_ema(cfg)
+    check_evaluation(found)
+    return replace(found, metrics=tuple(checked_metrics(found)))
+
+
+# ---- do they fit: one function a question --------------------------------------------------------------------------------
+
+
+def check_batches(cfg: DictConfig) -> None:
+    """Batches among ranks, and among the groups that share a discriminator's statistics."""
+    ranks, group = build.ranks(cfg), build.group_of(cfg)
+    for path in ("ae.fit", "ldm.fit", "eval.extractor_fit"):
+        above, name = path.split(".")
+        if cfg[above][name] is not None:
+            check_divides(f"{path}.batch_size", cfg[above][name].batch_size, ranks)
+    if cfg.ae.fit is not None and (cfg.ae.fit.batch_size // ranks) % group:
+        raise ConfigError(
+            f"ae.fit.batch_size={cfg.ae.fit.batch_size} over {ranks} processes is not a multiple of "
+            f"ae.loss.norm_images={group}, the images that share the discriminator's statistics. "
+            f"Set ae.loss.norm_images to a divisor of {cfg.ae.fit.batch_size // ranks}, or change the batch."
+        )
+    if cfg.ae.train == "decoder":
+        if cfg.ae.loss is None or cfg.ae.decoder_fit is None:
+            raise ConfigError(
+                "ae.train=decoder needs a loss and a budget: ae.loss and ae.decoder_fit. ae=identity has no decoder."
+            )
+        share = cfg.ae.decoder_fit.batch_size // ranks
+        if cfg.ae.decoder_fit.batch_size % ranks or share % group:
+            raise ConfigError(
+                f"ae.decoder_fit.batch_size={cfg.ae.decoder_fit.batch_size} over {ranks} processes is not a multiple of "
+                f"ae.loss.norm_images={group}. Change one of them."
+            )
+
+
+def check_divides(path: str, batch_size: int, ranks: int) -> None:
+    """A batch divides among the processes."""
+    if batch_size % ranks:
+        raise ConfigError(
+            f"{path}={batch_size} does not divide among {ranks} processes; "
+            f"the nearest that does: {max(1, round(batch_size / ranks)) * ranks}."
+        )
+
+
+def check_discriminator(cfg: DictConfig, resolution: int) -> None:
+    """The images are not smaller than what the discriminator looks at."""
+    if build.group_of(cfg) > 1:
+        smallest = build.part(cfg.ae.loss.discriminator).min_resolution
+        if resolution < smallest:
+            raise ConfigError(
+                f"data.resolution={resolution} is too small for the discriminator, which needs {smallest}. "
+                "Use ae/loss/discriminator=none, or patchgan_2 (12 pixels)."
+            )
+
+
+def check_first_stage(cfg: DictConfig, ae: Autoencoder) -> None:
+    """Tiles against f; a loss with a budget."""
+    if cfg.ae.tile is not None and cfg.ae.tile % (4 * ae.f):
+        raise ConfigError(
+            f"ae.tile={cfg.ae.tile} must be a multiple of 4 f = {4 * ae.f}, for tiles overlap by a quarter; "
+            f"the nearest that is: {max(1, round(cfg.ae.tile / (4 * ae.f))) * 4 * ae.f}."
+        )
+    if (cfg.ae.fit is None) != (cfg.ae.loss is None) and cfg.ae.weights is None:
+        raise ConfigError("ae.fit and ae.loss go together: a first stage is trained with both or with neither (null).")
+
+
+def check_fields(cfg: DictConfig, conditioner: Conditioner, data: ImageDataset) -> None:
+    """The data has what the conditioning needs, and a mirrored image can keep its fields."""
+    if data.flip:
+        check_mirrors(data.fields, data.declared)
+    for name in conditioner.needs:
+        if name not in ("image", *data.fields):
+            kind = str(cfg.cond.conditioner["_target_"]).rpartition(".")[2]
+            raise ConfigError(
+                f"cond={kind} needs the field '{name}', but the data has {', '.join(data.fields) or 'no fields'} "
+                f"beside the image. Use cond=none, or data with '{name}'."
+            )
+
+
+def check_label(found: Resolved) -> None:
+    """The class that samples are asked for is one of the data's."""
+    if found.cfg.cond.label is not None:
+        if "label" not in found.condition_fields:
+            raise ConfigError(
+                "cond.label asks for a class, but this denoiser takes no label. Use cond=class_label, or guidance=classifier."
+            )
+        found.conditions(1)
+
+
+def check_interval(path: str, interval: list[float] | None, schedule: Schedule, visited: list[int]) -> None:
+    """The interval holds a time that is sampled."""
+    if share_within(interval, schedule, visited) == 0:
+        ratios = [schedule.at(t).sigma / max(schedule.at(t).alpha, 1e-9) for t in (visited[-1], visited[0])]
+        raise ConfigError(
+            f"{path}={list(interval or [])} holds none of the {len(visited)} times that are sampled: their noise-to-signal ratios "
+            f"go from {ratios[0]:.3g} to {ratios[1]:.3g}. Widen it, or set it to null."
+        )
+
+
+def check_sampling(found: Resolved) -> None:
+    """Steps against the schedule; classifier-free guidance against what was trained."""
+    sampler, visited = found.sampler, found.visited
+    if sampler.guidance == 1:
+        return
+    check_interval("sampler.guidance_interval", sampler.guidance_interval, found.objective.schedule, visited)
+    if not found.conditioner.needs:
+        raise ConfigError(
+            f"sampler.guidance={sampler.guidance} needs a condition to guide with, and cond has none. Use sampler.guidance=1."
+        )
+    if found.cfg.cond.drop == 0:
+        raise ConfigError(
+            f"sampler.guidance={sampler.guidance} needs a denoiser that also knows the null condition, but cond.drop=0 "
+            "never trains it. Use cond.drop=0.1, or sampler.guidance=1."
+        )
+
+
+def check_guidance(found: Resolved) -> None:
+    """What each kind needs of the data; its own options; its interval."""
+    data = found.data
+    for kind in found.guidance:
+        for name in kind.fields:
+            if name not in data.fields or (name == "label" and len(data.class_names) < 2):
+                raise ConfigError(
+                    f"guidance={kind.name} learns to tell classes apart, and this data has {len(data.class_names)} "
+                    f"(fields: {', '.join(data.fields) or 'none'}). Use data with labels, or guidance=none."
+                )
+        kind.check(found.resolution)
+        if (interval := getattr(kind, "interval", None)) is not None:
+            check_interval(f"guidance.{kind.name}.interval", interval, found.objective.schedule, found.visited)
+
+
+def check_snapshots(cfg: DictConfig) -> None:
+    """The weights that are asked for are kept. Those of an imported denoiser: `weights_denoiser.check`."""
+    if cfg.ldm.fit is None:
+        return
+    if cfg.eval.weights == "ema" and cfg.ldm.fit.ema is None and cfg.eval.ema_width is None:
+        raise ConfigError("eval.weights=ema, but ldm.fit.ema=null keeps no averaged weights. Use eval.weights=raw.")
+    kept = {1.0, *cfg.ldm.fit.snapshots}
+    for fraction in cfg.eval.at:
+        if fraction not in kept:
+            raise ConfigError(
+                f"eval.at={fraction} is not among ldm.fit.snapshots={sorted(kept)}: no weights are kept there. "
+                f"Add it: ldm.fit.snapshots=[{','.join(str(f) for f in sorted(kept | {fraction}))}]."
+            )
+    if len({images_at(cfg.ldm.fit, f) for f in kept}) < len(kept):
+        raise ConfigError(
+            f"ldm.fit.snapshots={sorted(kept)} name the same step twice: {cfg.ldm.fit.images} images are only "
+            f"{-(-cfg.ldm.fit.images // cfg.ldm.fit.batch_size)} steps. Use fewer snapshots or more images."
+        )
+
+
+def check_evaluation(found: Resolved) -> None:
+    """Metrics, labels and images to compare with."""
+    if found.cfg.eval.label_mode == "from_data" and found.conditioner.needs and "label" not in found.data.fields:
+        raise ConfigError("eval.label_mode=from_data needs data with labels.")
+    if len(found.val) == 0:
+        raise ConfigError(
+            "the data has no val images; reconstructions cannot be scored. Give data.val_fraction or a val split."
+        )
+
+
+def checked_metrics(found: Resolved) -> list[Metric]:
+    """`eval.metrics` that this run can compute, of those with required=false. ConfigError for a required one that it cannot."""
+    cfg, extractor = found.cfg, cast(Extractor, found.extractor)
+    offered = available(
+        logits=extractor.logit_dim > 0, classes_of_data=extractor.classes_of_data, conditions=found.condition_fields
+    )
+    wanted = build.metrics(cfg)
+    stages = {need for metric in wanted for need in metric.needs if need.startswith("stage:")}  # the plan's question
+    metrics = check(wanted, offered | stages)
+    if cfg.until in ("scores", "report"):
+        known = {"train": len(found.data), "val": len(found.val)}
+        reference = cfg.eval.reference.images or known.get(cfg.eval.reference.split)
+        if reference is not None:
+            check_counts(metrics, cfg.eval.samples, reference, cfg.eval.bootstrap, extractor.feature_dim)
+    return metrics
+
+
+def check_power_ema(cfg: DictConfig) -> None:
+    """ConfigError unless every width is one, and eval.ema_width has averages to be made of."""
+    for width in cfg.ldm.power_ema:
+        gamma_of(width, "ldm.power_ema")
+    if len(set(cfg.ldm.power_ema)) < len(cfg.ldm.power_ema):
+        raise ConfigError(f"ldm.power_ema={list(cfg.ldm.power_ema)} names a width twice.")
+    wanted = cfg.eval.ema_width
+    if wanted is None:
+        return
+    gamma_of(wanted, "eval.ema_width")
+    if not cfg.ldm.power_ema:
+        raise ConfigError(
+            f"eval.ema_width={wanted} is made from power-function averages, and ldm.power_ema=[] keeps none. "
+            "Train with ldm.power_ema=[0.05,0.1] and some ldm.fit.snapshots, or use eval.ema_width=null."
+        )
+    if cfg.eval.weights != "ema":
+        raise ConfigError(
+            f"eval.ema_width={wanted} is an average, but eval.weights={cfg.eval.weights}. Use eval.weights=ema."
+        )

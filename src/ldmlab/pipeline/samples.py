@@ -1,0 +1,170 @@
+"""Samples of one snapshot of the denoiser: images, their conditions and seeds."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from ldmlab.autoencoders.autoencoder import Autoencoder
+from ldmlab.conditioning.source import ConditionSource
+from ldmlab.guidance.base import Model, SampleCost
+from ldmlab.guidance.stack import Guided
+from ldmlab.pipeline import sampling
+from ldmlab.pipeline.context import Context
+from ldmlab.pipeline.decoder import DecoderStage, decoding, load_decoding
+from ldmlab.pipeline.denoiser import DenoiserStage
+from ldmlab.pipeline.sheets import save_sheet
+from ldmlab.pipeline.stage import Row, Stage, plain
+from ldmlab.store.files import atomic, read_array, write_json
+from ldmlab.training.tracking import number
+
+if TYPE_CHECKING:
+    from ldmlab.pipeline.plan import Plan
+
+
+PICTURED = 256  # conditions kept to look at, where they have a picture
+
+
+class SamplesStage(Stage):
+    """images.npy (uint8 N H W 3), conditions.json (what each was drawn for, its seed), grid.png; for conditions that can be
+    looked at, conditions-pictures.npy (uint8, of the first images).
+
+    images: training images that the snapshot has seen; 0 for an imported denoiser.
+    """
+
+    name: ClassVar[str] = "samples"
+    version: ClassVar[int] = 2
+    due: ClassVar[str | None] = "samples"
+    only_as_end: ClassVar[bool] = True
+
+    def __init__(self, plan: "Plan", images: int):
+        super().__init__(plan)
+        self.images = images
+
+    @classmethod
+    def of(cls, plan: "Plan") -> list[Stage]:
+        return [plan.stage(cls, images) for images in plan.resolved.snapshots]
+
+    @property
+    def label(self) -> str:
+        return self.plan.resolved.choices["sampler"]
+
+    def own(self) -> dict[str, Any]:
+        """What decides a set of samples beside the denoiser."""
+        cfg = self.cfg
+        guidance = {kind.name: kind.options() for kind in self.plan.resolved.guidance if kind.options()}
+        return {
+            "snapshot": self.images, "weights": cfg.eval.weights, "ema_width": cfg.eval.ema_width,
+            "sampler": sampler_options(plain(cfg.sampler)), "guidance": guidance, "label_mode": cfg.eval.label_mode,
+            "label": cfg.cond.label, "n": cfg.eval.samples, "seed": cfg.eval.seed, "tile": cfg.ae.tile,
+        }  # fmt: skip
+
+    def upstream(self) -> dict[str, Stage | str]:
+        decoder = {role: stage for role, stage in decoding(self.plan).items() if isinstance(stage, DecoderStage)}
+        guides = {
+            role: self.plan.named(name) for kind in self.plan.resolved.guidance for role, name in kind.stages.items()
+        }
+        return {"denoiser": self.plan.stage(DenoiserStage), **decoder, **guides}
+
+    def row(self) -> Row:
+        resolved, n = self.plan.resolved, self.cfg.eval.samples
+        sampler, size = resolved.sampler, resolved.resolution
+        counted = "" if self.evaluations == sampler.steps else f" ({number(self.evaluations)} evaluations)"
+        after = f" · after {number(self.images)} img" if self.images else ""
+        what = (
+            f"{number(n)} samples · {self.label} {sampler.steps}{counted} · guidance {sampler.guidance:g}"
+            f"{''.join(f' · {text}' for text in self._guided_by())}{after}"
+        )
+        return Row(what, n, self._cost(), n * size * size * 3 / 1e6)
+
+    @property
+    def evaluations(self) -> int:
+        """Of a denoiser, per sample: the guided pair counts as one, the weak model of autoguidance as another."""
+        asked = self.plan.resolved.sampler.evaluations
+        return asked + sum(kind.evaluations(asked) for kind in self.plan.resolved.guidance)
+
+    def _guided_by(self) -> list[str]:
+        texts = []
+        for kind in self.plan.resolved.guidance:
+            if text := kind.words():
+                stages = [self.plan.named(name).words() for name in kind.stages.values()]
+                texts.append(text + "".join(f" ({words})" for words in stages if words))
+        return texts
+
+    def _cost(self) -> float:
+        """Floating-point operations of one sample; 0 when nobody counts."""
+        resolved = self.plan.resolved
+        cost = SampleCost(
+            resolved.sampler.evaluations, resolved.costs.forward, resolved.costs.decode, resolved.objective.schedule,
+            resolved.visited, lambda name: self.plan.named(name).forward_flops(),
+        )  # fmt: skip
+        for kind in resolved.guidance:
+            kind.cost(cost)
+        return cost.total
+
+    def work(self, ctx: Context, folder: Path) -> None:
+        cfg, resolved = ctx.cfg, self.plan.resolved
+        ae, model = load_decoding(self.plan, ctx), self.plan.stage(DenoiserStage).load(ctx, self.images)
+        results = Results(self.plan, ctx, ae)
+        guided = Guided(Model(model, resolved.objective), tuple(kind.load(results) for kind in resolved.guidance))
+        n, shape = cfg.eval.samples, resolved.latent_shape
+        source = resolved.conditions(n)
+        seeds = [sampling.image_seed(cfg.eval.seed, i) for i in range(n)]
+
+        def draw(indices: list[int]) -> Tensor:
+            batch = {k: v.to(ctx.device) if isinstance(v, Tensor) else v for k, v in source.batch(indices).items()}
+            bound = guided.bind(batch, len(indices), shape[1:], ctx.device)
+            return sampling.draw(
+                resolved.sampler, bound.denoise, resolved.objective.schedule, ae.decode, bound.cond,
+                [seeds[i] for i in indices], shape, ctx.device,
+            )  # fmt: skip
+
+        sampling.sample_all(draw, n, folder, cfg.eval.batch_size, ctx.ranks, f"samples {self._share}")
+        if ctx.main:
+            self._write(folder, source, seeds)
+
+    def _write(self, folder: Path, source: ConditionSource, seeds: list[int]) -> None:
+        """What the images were drawn for, and a sheet of the first to look at."""
+        n = len(seeds)
+        record = {"seed": seeds, **source.record(n)}
+        if source.fields and source.fields != ("label",):
+            record["describe"] = [source.describe(i) for i in range(n)]
+        write_json(folder / "conditions.json", record)
+        shown = [source.picture(i) for i in range(min(n, PICTURED))]
+        if pictures := [picture for picture in shown if picture is not None]:
+            with atomic(folder / "conditions-pictures.npy") as beside, beside.open("wb") as file:
+                np.save(file, np.stack(pictures))
+        classes = len(record["class_names"]) if "class_names" in record and self.cfg.cond.label is None else 8
+        columns = min(max(classes, 4), 16)
+        save_sheet(folder / "grid.png", np.asarray(read_array(folder / "images.npy")[: columns * 8]), columns)
+
+    @property
+    def _share(self) -> str:
+        final = self.plan.resolved.snapshots[-1]
+        return "" if self.images == final else f"@{self.images / final:.0%}"
+
+
+def sampler_options(sampler: dict[str, Any]) -> dict[str, Any]:
+    """A sampler's options without those that say nothing: limits of a guidance or a churn that is not there."""
+    interval = sampler["guidance_interval"]
+    silent = ["guidance_interval", "guidance_rescale"] if sampler["guidance"] == 1 else []
+    silent += ["s_tmin", "s_tmax", "s_noise"] if sampler.get("s_churn") == 0 else []
+    kept = {k: v for k, v in sampler.items() if k not in silent}
+    if interval is not None and "guidance_interval" in kept:
+        kept["guidance_interval"] = [float(ratio) for ratio in interval]
+    return kept
+
+
+class Results:
+    """What guidance finds of a run, once per sampling (`guidance.base.Results`)."""
+
+    def __init__(self, plan: "Plan", ctx: Context, ae: Autoencoder):
+        self._plan, self._ctx, self._ae = plan, ctx, ae
+        self.resolution, self.device = plan.resolved.resolution, ctx.device
+
+    def stage(self, name: str) -> Any:
+        return self._plan.named(name).load(self._ctx)
+
+    def decode_with_slope(self, z_BCHW: Tensor) -> Tensor:
+        return self._ae.decode_with_slope(z_BCHW)

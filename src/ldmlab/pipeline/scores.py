@@ -1,0 +1,122 @@
+"""FID and the other metrics of one set of samples, with intervals and the protocol card."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+
+from ldmlab.metrics.evaluate import evaluate
+from ldmlab.metrics.extraction import extract_all
+from ldmlab.metrics.features import FeatureSet
+from ldmlab.metrics.metric import Inputs
+from ldmlab.metrics.protocol import ProtocolCard
+from ldmlab.pipeline.context import Context
+from ldmlab.pipeline.extractor import extractor_of, load_extractor
+from ldmlab.pipeline.reference import ReferenceStage
+from ldmlab.pipeline.samples import SamplesStage
+from ldmlab.pipeline.stage import Row, Stage
+from ldmlab.store.files import read_array, write_json
+
+if TYPE_CHECKING:
+    from ldmlab.pipeline.plan import Plan
+
+
+class ScoresStage(Stage):
+    """scores.json: each metric with its interval, the protocol card, what a reader must know; features.npz."""
+
+    name: ClassVar[str] = "scores"
+    version: ClassVar[int] = 2
+    due: ClassVar[str | None] = "scores"
+
+    def __init__(self, plan: "Plan", images: int):
+        super().__init__(plan)
+        self.images = images
+
+    @classmethod
+    def of(cls, plan: "Plan") -> list[Stage]:
+        return [plan.stage(cls, images) for images in plan.resolved.snapshots]
+
+    @property
+    def label(self) -> str:
+        return self.plan.resolved.choices["eval"]
+
+    @property
+    def samples(self) -> SamplesStage:
+        return self.plan.stage(SamplesStage, self.images)
+
+    def own(self) -> dict[str, Any]:
+        return {"metrics": self.cfg.metric, "bootstrap": self.cfg.eval.bootstrap}
+
+    def upstream(self) -> dict[str, Stage | str]:
+        reference = self.plan.stage(ReferenceStage)
+        return {"samples": self.samples, "reference": reference, "extractor": extractor_of(self.plan)}
+
+    def row(self) -> Row:
+        return Row(" ".join(name.upper() for name in self.cfg.eval.metrics), self.cfg.eval.samples)
+
+    def work(self, ctx: Context, folder: Path) -> None:
+        cfg, extractor = ctx.cfg, load_extractor(self.plan, ctx)
+        reference, samples = self.plan.stage(ReferenceStage).load(ctx), self.samples.make(ctx)
+        images = read_array(samples / "images.npy")
+        found = extract_all(
+            lambda rows: torch.from_numpy(np.asarray(images[rows])), len(images), extractor, folder, cfg.eval.batch_size,
+            ctx.device, ctx.ranks, "features", "scores",
+        )  # fmt: skip
+        if ctx.main:
+            metrics = self.plan.resolved.metrics
+            scores = evaluate(metrics, self._inputs(ctx, found, reference, images, samples, extractor))
+            card = self.card(extractor, len(reference))
+            result = {"snapshot_images": self.images or None, **scores.to_dict()}
+            result["warnings"] = [*scores.warnings, *card.warnings()]
+            write_json(folder / "scores.json", {**result, "card": card.to_dict(), "card_short": card.short()})
+        ctx.barrier()
+
+    def _inputs(
+        self, ctx: Context, found: FeatureSet, reference: FeatureSet, images: np.ndarray, samples: Path, extractor: Any
+    ) -> Inputs:
+        """What the metrics are given."""
+        cfg, resolved = ctx.cfg, self.plan.resolved
+        stages = {
+            need.partition(":")[2] for metric in resolved.metrics for need in metric.needs if need.startswith("stage:")
+        }
+        real = self.plan.stage(ReferenceStage).images(ctx)
+        return Inputs(
+            cfg.eval.bootstrap, cfg.eval.seed, found, reference,
+            read_samples=lambda rows: torch.from_numpy(np.asarray(images[rows])), read_reference=real,
+            conditions=resolved.conditions(cfg.eval.samples) if resolved.condition_fields else None,
+            class_names=tuple(ctx.data.class_names), classes_of_data=extractor.classes_of_data,
+            stages={name: self.plan.named(name).make(ctx) for name in stages},
+        )  # fmt: skip
+
+    def card(self, extractor: Any, reference_images: int) -> ProtocolCard:
+        """Everything that decides a score beside the trained network."""
+        cfg, resolved = self.cfg, self.plan.resolved
+        sampler, evaluations = resolved.sampler, self.samples.evaluations
+        weights = cfg.eval.weights if cfg.eval.ema_width is None else f"ema width {cfg.eval.ema_width:g}"
+        labelled = "label" in resolved.condition_fields
+        mode = (f"label {cfg.cond.label}" if cfg.cond.label is not None else cfg.eval.label_mode) if labelled else None
+        return ProtocolCard(
+            reference=self.plan.stage(ReferenceStage).address.id, reference_split=cfg.eval.reference.split,
+            reference_images=reference_images, resolution=resolved.resolution, samples=cfg.eval.samples, label_mode=mode,
+            sampler=self.samples.label, steps=sampler.steps, eta=getattr(sampler, "eta", None),
+            weights=weights, snapshot_images=self.images or None, extractor=extractor.name,
+            extractor_hash=extractor.fingerprint(), resize=extractor.resize_text, grid=getattr(sampler, "grid", None),
+            seed=cfg.eval.seed, evaluations=evaluations if evaluations != sampler.steps else None,
+            guidance=self._guidance(),
+        )  # fmt: skip
+
+    def _guidance(self) -> dict[str, dict[str, Any]]:
+        """Kind → its entry on the card, with the stages that it follows; and the sampler's churn, where there is any."""
+        churn = _churn(self.cfg)
+        found: dict[str, dict[str, Any]] = {} if churn is None else {"churn": churn}
+        for kind in self.plan.resolved.guidance:
+            if own := kind.card():
+                found[kind.name] = own | {role: self.plan.named(name).on_card() for role, name in kind.stages.items()}
+        return found
+
+
+def _churn(cfg: Any) -> dict[str, float] | None:
+    """The options of Heun's churn where there is any."""
+    known = {k: v for k, v in cfg.sampler.items() if str(k).startswith("s_")}
+    return known if known and known["s_churn"] > 0 else None

@@ -1,0 +1,118 @@
+"""What a stage of a run says of itself: what it is a function of, what it is and costs, and how it is made.
+
+A stage is one class in one file. The order of stages is written nowhere: it follows from what each declares to stand on
+(`Plan.order`). A stage from outside the package is a subclass and a yaml in a folder `stage/` (docs/guide/extending.md).
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from omegaconf import DictConfig, OmegaConf
+
+from ldmlab.store.store import Address
+
+if TYPE_CHECKING:
+    from ldmlab.pipeline.context import Context
+    from ldmlab.pipeline.plan import Plan
+
+
+@dataclass
+class Row:
+    """One line of the plan: what a stage is, and its work."""
+
+    what: str
+    images: int = 0  # of work
+    flops: float = 0.0  # per image of work; 0 when nobody counts
+    megabytes: float = 0.0  # left in the store
+
+
+class Stage:
+    """One stage of one run; `plan.stage(...)` makes each once.
+
+    name: its folder in the store. version: grows when its code changes what it computes. due: the word of `until` at which a run
+    wants it for its own sake; None: only where another stage stands on it. only_as_end: at later words it is wanted only where
+    another stage stands on it. listed: whether the plan has a line for it.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    due: ClassVar[str | None] = None
+    only_as_end: ClassVar[bool] = False
+    listed: ClassVar[bool] = True
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+
+    @classmethod
+    def of(cls, plan: Plan) -> list[Stage]:
+        """The stages of this kind that the run has: none, one, or one a snapshot."""
+        return [plan.stage(cls)]
+
+    @property
+    def cfg(self) -> DictConfig:
+        return self.plan.resolved.cfg
+
+    @property
+    def label(self) -> str:
+        """The readable half of the folder's name."""
+        return self.name
+
+    def own(self) -> dict[str, Any]:
+        """What of the configuration decides its result, beside what it stands on."""
+        raise NotImplementedError
+
+    def upstream(self) -> dict[str, Stage | str]:
+        """Role → the stage it stands on, or the id of something that is no stage (a file, a generated set)."""
+        return {}
+
+    @functools.cached_property
+    def address(self) -> Address:
+        """id = sha256(own options, upstream ids, version)."""
+        known = self.plan.store.upstream_id
+        ids = {role: on if isinstance(on, str) else known(on.address) for role, on in self.upstream().items()}
+        return Address(self.name, self.label, self.version, {k: plain(v) for k, v in self.own().items()}, ids)
+
+    @property
+    def trains(self) -> bool:
+        """Whether a network learns in it: `score.py` and `sample.py` refuse to make such a stage."""
+        return False
+
+    def check(self) -> None:
+        """ConfigError for options that cannot be. Called before anything is built."""
+
+    def row(self) -> Row:
+        """What it is and costs."""
+        return Row(self.label)
+
+    def on_card(self) -> str:
+        """How a protocol card names it."""
+        return self.address.id
+
+    def words(self) -> str:
+        """What a row of the plan adds in brackets where this stage guides; "" for nothing."""
+        return ""
+
+    def forward_flops(self) -> float:
+        """Of one forward pass of the network that it trains, counted on tensors without contents; 0 without one."""
+        return 0.0
+
+    def work(self, ctx: Context, folder: Path) -> float | None:
+        """Write the result's files into `folder`; runs on all ranks. May return the seconds that earlier attempts spent too."""
+        raise NotImplementedError
+
+    def make(self, ctx: Context) -> Path:
+        """The finished folder, found or built."""
+        return ctx.make(self.address, lambda folder: self.work(ctx, folder))
+
+    def load(self, ctx: Context) -> Any:
+        """The finished result as other stages use it; made when it is not there."""
+        return self.make(ctx)
+
+
+def plain(node: Any) -> Any:
+    """A config node as plain data."""
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node

@@ -1,0 +1,278 @@
+"""`ldm.weights`: a denoiser that comes from a file. Does it fit, what of it is in an id, what should be known about it.
+
+Nothing of it is trained, so `ldm.fit` does not exist for it (`config.finish` sets it to null). Its stage holds what a trained
+one does: weights.safetensors and, where the file has an averaged copy, ema.safetensors; `eval.weights` chooses as ever.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from ldmlab import build
+from ldmlab.config.compose import group_options, load
+from ldmlab.diffusion.denoiser import Denoiser
+from ldmlab.diffusion.objectives import Objective
+from ldmlab.errors import ConfigError, WeightsError
+from ldmlab.interop import denoisers, schedules, weights
+from ldmlab.interop.compvis import some
+from ldmlab.interop.official_unet import Average, UNetLayout
+from ldmlab.networks.attention import SelfAttention, SpatialTransformer
+from ldmlab.pipeline import weights_first_stage
+from ldmlab.store.checkpoint import save_tensors
+from ldmlab.store.files import atomic, read_json, write_json
+from ldmlab.training.loop import total_steps
+
+TABLE = "conditioner.embedding.weight"  # of the class conditioner; its last row means "no class"
+
+
+def check(cfg: DictConfig, choices: dict[str, str], model: Denoiser, objective: Objective) -> None:
+    """Whether `ldm.weights` can be what `ldm`, `cond` and `objective` say. Reads the file; `model`: on the meta device.
+
+    Raises WeightsError or ConfigError, naming what differs and, of the network, which words fit.
+    """
+    if cfg.ldm.weights is None:
+        if cfg.ldm.fit is None:
+            raise ConfigError("ldm.fit=null trains nothing. Give a budget, or trained weights: ldm.weights=file.")
+        return
+    check_options(cfg)
+    found = denoisers.read(Path(cfg.ldm.weights))
+    expected = model.state_dict()
+    for tensors in (found.copies.raw, found.copies.ema):
+        if tensors is not None:
+            check_tensors(cfg, choices, found, tensors, expected)
+    check_heads(found, model.network)
+    check_objective(cfg, found, objective)
+    if cfg.eval.weights == "ema" and found.copies.ema is None:
+        raise ConfigError(
+            f"eval.weights=ema, but {found.file} holds one copy of the weights and no averaged one beside it. "
+            "Use eval.weights=raw, which is that copy."
+        )
+
+
+def check_options(cfg: DictConfig) -> None:
+    """ConfigError for options of a training that does not take place."""
+    if list(cfg.eval.at) != [1.0]:
+        raise ConfigError(f"eval.at={list(cfg.eval.at)}: ldm.weights is one state of a denoiser. Use eval.at=[1.0].")
+    if cfg.ldm.power_ema or cfg.eval.ema_width is not None:
+        raise ConfigError(
+            "ldm.power_ema and eval.ema_width are averages made in training, and ldm.weights is not trained. "
+            "Use ldm.power_ema=[] eval.ema_width=null."
+        )
+    if given := [
+        name for name in ("parameters", "flops_per_image", "flops_per_step") if cfg.ldm.budget[name] is not None
+    ]:
+        raise ConfigError(
+            f"ldm.budget.{given[0]} chooses a width, and ldm.weights has one. Leave it out and say the file's ldm.network.width."
+        )
+
+
+def check_tensors(
+    cfg: DictConfig,
+    choices: dict[str, str],
+    found: denoisers.Source,
+    tensors: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+) -> None:
+    """Names, shapes and values of one copy."""
+    if _lacks_null(tensors, expected) and cfg.cond.drop > 0:
+        raise WeightsError(
+            f"{found.file} was trained without the null class: its table has {len(tensors[TABLE])} rows for as many classes, "
+            f"and cond.drop={cfg.cond.drop} says one more. Use cond.drop=0, which samples without guidance."
+        )
+    if wrong := weights.misfit(completed(tensors, expected), expected):
+        network = {k: v for k, v in tensors.items() if k.startswith("network.")}
+        raise WeightsError(
+            f"{found.file} does not fit ldm={choices['ldm']} cond={choices['cond']}: {wrong}. {_fitting(network, cfg, choices)}"
+        )
+    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if broken:
+        raise WeightsError(f"{found.file}: {some(broken)} holds values that are not finite; the file is damaged.")
+
+
+def load_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give a denoiser the weights of a file of its stage, which may lack the null class (`completed`)."""
+    model.load_state_dict(completed(tensors, model.state_dict()))
+
+
+def average_of(cfg: DictConfig, folder: Path) -> Average | None:
+    """How the averaged copy of a finished denoiser was made: in training here, or as its file said."""
+    if cfg.ldm.weights is not None:
+        said = read_json(folder / "imported.json")["average"]
+        return None if said is None else Average(**said)
+    return None if cfg.ldm.fit.ema is None else Average(cfg.ldm.fit.ema, total_steps(cfg.ldm.fit))
+
+
+def completed(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, with a row of zeros for a null class that was never trained (and, at cond.drop=0, is never used)."""
+    whole = dict(tensors)
+    if _lacks_null(tensors, expected):
+        whole[TABLE] = torch.cat([whole[TABLE], torch.zeros_like(whole[TABLE][:1])])
+    return whole
+
+
+def check_heads(found: denoisers.Source, network: nn.Module) -> None:
+    """WeightsError when the file says other heads than the network has: tensors fit any number (docs/paper.md#heads)."""
+    ours = heads_of(network)
+    if found.heads is None:
+        return
+    other = [
+        f"{name} has {n} in the file and {ours[name]} here" for name, n in found.heads.items() if ours.get(name, n) != n
+    ]
+    if other:
+        raise WeightsError(
+            f"{found.file} has other attention heads: {some(other, 2)}. The same tensors would compute something else; "
+            "set ldm.network.heads or ldm.network.head_channels."
+        )
+
+
+def check_objective(cfg: DictConfig, found: denoisers.Source, objective: Objective) -> None:
+    """WeightsError when the file says another target or noise schedule than `objective`."""
+    target = target_of(cfg)
+    if None not in (found.target, target) and found.target != target:
+        raise WeightsError(
+            f"{found.file} predicts {found.target}, and objective.target={target}. Choose another objective=, or "
+            f"objective.target={found.target}."
+        )
+    if found.alpha_bar_T is None:
+        return
+    if other := schedules.difference(found.alpha_bar_T, objective.schedule.alpha_bar_T):
+        fitting = [name for name in group_options("objective/schedule") if _has_schedule(name, found.alpha_bar_T)]
+        way = f"It fits objective/schedule={fitting[0]}." if fitting else "No objective/schedule= of conf fits it."
+        raise WeightsError(f"{found.file} was trained with another noise schedule than objective= has: {other}. {way}")
+
+
+def target_of(cfg: DictConfig) -> str | None:
+    """The word of `objective.target`; None for a part."""
+    return cfg.objective.target if isinstance(cfg.objective.target, str) else None
+
+
+def heads_of(network: nn.Module) -> dict[str, int]:
+    """Heads of each attention of a UNet, by its name; empty for other networks."""
+    found = {name: m.heads for name, m in network.named_modules() if isinstance(m, SelfAttention)}
+    for name, module in network.named_modules():
+        if isinstance(module, SpatialTransformer):
+            found[name] = module.transformer_blocks[0].attn1.heads  # type: ignore[assignment,union-attr]
+    return found
+
+
+def install(cfg: DictConfig, model: Denoiser, folder: Path) -> None:
+    """Write the stage's files: each copy as the model's own tensors, and where they are from."""
+    found = denoisers.read(Path(cfg.ldm.weights))
+    for name, tensors in (("weights", found.copies.raw), ("ema", found.copies.ema)):
+        if tensors is not None:
+            load_into(model, tensors)
+            own = model.state_dict()
+            kept = {key: own[key][: len(tensor)] if key == TABLE else own[key] for key, tensor in tensors.items()}
+            with atomic(folder / f"{name}.safetensors") as beside:
+                save_tensors(beside, kept)
+    source = {
+        "file": found.file.name,
+        "sha256_of_tensors": denoisers.digest(Path(cfg.ldm.weights)),
+        "layout": found.layout,
+        "average": None if found.average is None else found.average._asdict(),
+    }
+    write_json(folder / "imported.json", source)
+
+
+def options(cfg: DictConfig) -> dict[str, Any]:
+    """What an imported denoiser is a function of beside its first stage, for its id."""
+    network, cond, objective = (
+        OmegaConf.to_container(node) for node in (cfg.ldm.network, cfg.cond.conditioner, cfg.objective)
+    )
+    assert isinstance(network, dict) and isinstance(objective, dict)
+    network.pop("checkpointing", None)
+    read = {name: objective[name] for name in ("target", "schedule")}  # the rest of it matters in training alone
+    return {
+        "weights": denoisers.digest(Path(cfg.ldm.weights)), "format": denoisers.VERSION, "network": network, "cond": cond,
+        "objective": read,
+    }  # fmt: skip
+
+
+def notes(cfg: DictConfig) -> list[str]:
+    """What the file leaves open and the composition decides, to be read with the plan."""
+    if cfg.ldm.weights is None:
+        return []
+    found, lines = denoisers.read(Path(cfg.ldm.weights)), []
+    network = cfg.ldm.network
+    if found.heads is None and "head_channels" in network:
+        said = f"heads={network.heads}" if network.heads is not None else f"head_channels={network.head_channels}"
+        lines.append(
+            f"ldm.weights: no tensor says how many heads an attention has; this run computes with ldm.network.{said}. "
+            "The paper's class-conditional models were trained with one head (docs/paper.md#heads)."
+        )
+    mode = cfg.ae.latent_scale.mode
+    if mode not in weights_first_stage.UNMEASURED and cfg.ae.weights is not None:
+        said = "the file does not say" if found.scale is None else f"{found.scale.flatten()[0].item():.6g}"
+        lines.append(
+            f"ldm.weights: ae.latent_scale.mode={mode} measures the latent's scale on this data; the denoiser was trained with "
+            f"another ({said}). Use mode=stored, given or none for its own."
+        )
+    return lines
+
+
+def _lacks_null(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
+    if TABLE not in tensors or TABLE not in expected:
+        return False
+    (rows, dim), wanted = tensors[TABLE].shape, expected[TABLE].shape
+    return bool((rows + 1, dim) == tuple(wanted))
+
+
+def _has_schedule(option: str, alpha_bar_T: Tensor) -> bool:
+    try:
+        schedule = build.objective(load([f"objective/schedule={option}"]).cfg).schedule
+    except ConfigError:
+        return False  # a schedule that goes with other targets
+    return schedules.difference(alpha_bar_T, schedule.alpha_bar_T) is None
+
+
+def _fitting(network: dict[str, Tensor], cfg: DictConfig, choices: dict[str, str]) -> str:
+    """The words whose network has exactly these tensors: an option of conf/ldm, or with the fewest changes."""
+    layout = denoisers.layout_of(network)
+    if layout is None:
+        return "It is no UNet of this family."
+    parts = []
+    name, best, debug = (
+        choices["ldm"],
+        _changes(cfg, layout),
+        [f"debug={choices['debug']}"] if "debug" in choices else [],
+    )
+    others = group_options("ldm") if best is None or (best and not debug) else []  # debug=tiny gives all one structure
+    for option in others:
+        try:
+            words = _changes(load([f"ldm={option}", "ldm.weights=file", *debug]).cfg, layout)
+        except ConfigError:
+            continue  # an option that needs more words than a name
+        if words is not None and (best is None or len(words) + (name == choices["ldm"]) < len(best)):
+            name, best = option, words  # another option costs one word more than the one that was typed
+    if best is not None and (best or name != choices["ldm"]):
+        parts.append(f"Its network is ldm={' '.join([name, *best])}; no tensor says how many heads.")
+    if layout.context_dim is not None:
+        parts.append(
+            f"It reads tokens of {layout.context_dim} features: cond.conditioner.dim={layout.context_dim} (cond=class_label)."
+        )
+    else:
+        parts.append("It reads no tokens: cond=none.")
+    parts.append(f"Its latent has {layout.out_channels} channels, ae.network.c={cfg.ae.network.c}.")
+    return " ".join(parts)
+
+
+def _changes(cfg: DictConfig, layout: UNetLayout) -> list[str] | None:
+    """Words that give `ldm.network` the file's structure; None for another kind of network."""
+    network = cfg.ldm.network
+    if "multipliers" not in network:
+        return None
+    names = ["width", "multipliers", "blocks", "scale_shift_norm", "resblock_updown"]
+    names += ["transformer_depth"] if layout.context_dim is not None else []
+    wanted: dict[str, Any] = {name: getattr(layout, name) for name in names}
+    if sorted(network.attention_factors or []) != layout.attention_factors or network.attention_sizes is not None:
+        wanted["attention_factors"] = layout.attention_factors
+        wanted |= {"attention_sizes": None} if network.attention_sizes is not None else {}
+    changed = {k: v for k, v in wanted.items() if k.startswith("attention") or network[k] != v}
+    words = {None: "null"}
+    return [
+        f"ldm.network.{k}={words.get(v) if v is None else str(v).replace(' ', '').lower()}" for k, v in changed.items()
+    ]
