@@ -60,7 +60,9 @@ class ReconstructionsStage(Stage):
 
     def row(self) -> Row:
         costs = self.plan.resolved.costs
-        return Row(f"{number(self.images)} val images · PSNR SSIM rFID R-IS bits", self.images, costs.encode + costs.decode)
+        return Row(
+            f"{number(self.images)} val images · PSNR SSIM rFID R-IS bits", self.images, costs.encode + costs.decode
+        )
 
     def work(self, ctx: Context, folder: Path) -> None:
         ae, extractor = load_decoding(self.plan, ctx), load_extractor(self.plan, ctx)
