@@ -5,7 +5,7 @@ from ldmlab.autoencoders.autoencoder import Autoencoder
 from ldmlab.autoencoders.pca import PCANetwork
 from ldmlab.autoencoders.regularisers.none import NoRegulariser
 from ldmlab.data.batches import to_float
-from ldmlab.metrics.reconstruction import Reconstruction
+from ldmlab.metrics.reconstruction import ReconstructionError
 from ldmlab.pipeline.linear_twin import compared, linear_psnr, warnings
 
 
@@ -21,7 +21,7 @@ def test_it_is_the_psnr_of_the_linear_first_stage() -> None:
     got = linear_psnr(4, 3, lambda most: [to_float(train[:most])], lambda rows: val[rows], 10, 4, torch.device("cpu"))
     ae = Autoencoder(PCANetwork(4, 3, lambda c: c), NoRegulariser())
     ae.fit_linear(lambda: [to_float(train)])
-    gauge = Reconstruction()
+    gauge = ReconstructionError()
     gauge.update(to_float(val), ae(to_float(val)).image_BCHW)
     assert got == pytest.approx(gauge.values()["psnr"].mean(), abs=1e-6)
 

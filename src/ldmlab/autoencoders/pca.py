@@ -84,6 +84,9 @@ class LinearPath(nn.Module):
     std_C: Tensor
     taps_PCWW: Tensor
     bias_P: Tensor
+    basis_QP: Tensor  # these three with rounds > 0 alone
+    context_CQWW: Tensor
+    offset_C: Tensor
 
     def __init__(self, f: int, c: int, window: int = 1, whiten: bool = True, rounds: int = 0):
         super().__init__()
