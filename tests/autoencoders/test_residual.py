@@ -89,6 +89,13 @@ def test_a_step_of_both_players_moves_every_parameter(kind, path):
             assert any(not torch.equal(a, b) for a, b in zip(before, ae.parameters(), strict=False))
 
 
+def test_the_linear_path_stays_in_full_precision_under_autocast():
+    ae, image = made(KL()), pictures()
+    with torch.autocast("cpu", torch.bfloat16):
+        half = ae(image).image_BCHW
+    torch.testing.assert_close(half, ae(image).image_BCHW, atol=1e-5, rtol=0)  # E and D are zero still
+
+
 def test_training_beats_the_linear_start():
     image = pictures(32)
     ae = made(NoRegulariser(), images=image)

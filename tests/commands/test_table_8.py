@@ -16,7 +16,9 @@ from ldmlab.store.checkpoint import load_tensors
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-CELLS = [[f"ae={name}"] for name in group_options("ae") if name != "identity"] + [
+CELLS = [
+    [f"ae={name}"] for name in group_options("ae") if name != "identity" and "pca" not in name and "quick" not in name
+] + [
     ["ae=vq_f8", "ae/regulariser=fsq"],
     ["ae=vq_f4", "ae/regulariser=vq_ema"],
 ]

@@ -118,8 +118,23 @@ def with_files(words: list[str]) -> list[str]:
         more.append("guidance.image.file=/nowhere.png")
     if "ae/regulariser=none" in words:
         return ["ae=identity", "ae/regulariser=none"]
-    if "ae/regulariser=fsq_3" in words:
-        return ["ae=vq_f4", "ae/regulariser=fsq_3"]  # three channels
+    channels = {
+        "fsq_2": "kl_f2_quick",
+        "fsq_3": "vq_f4",
+        "fsq_3_1024": "kl_f4_quick",
+        "fsq_8": "kl_f16_quick",
+        "fsq_16": "kl_f32_quick",
+    }
+    for word in words:  # as many channels as numbers of levels
+        if (name := word.removeprefix("ae/regulariser=")) in channels:
+            return [f"ae={channels[name]}", word]
+        if word.startswith("ae/network="):
+            first = {"residual": "kl_f8_quick", "pca": "pca_f8", "identity": "identity"}.get(
+                word.partition("=")[2], "kl_f8"
+            )
+            return [f"ae={first}", word]
+    if any("quick_gan" in w for w in words):
+        more.append("ae.loss.perceptual.weights=/nowhere.pth")
     return [*words, *more]
 
 

@@ -20,7 +20,7 @@ from ldmlab.errors import WeightsError
 from ldmlab.interop import compvis, diffusers, weights
 from ldmlab.pipeline import weights_first_stage
 
-OPTIONS = [name for name in group_options("ae") if name != "identity"]
+OPTIONS = [name for name in group_options("ae") if name != "identity" and "pca" not in name and "quick" not in name]
 
 
 def network(option: str = "kl_f4_small", *words: str) -> Autoencoder:

@@ -127,11 +127,13 @@ class Autoencoder(nn.Module):
     def fit_linear(self, images: Callable[[], Iterable[Tensor]]) -> None:
         """Closed-form values before training, for a network or codebook that starts from the training images.
 
-        images   gives the same batches [B, 3, ·, ·] in [-1, 1] each time it is called: once for the network, once for a
-                 codebook, once for a decoder that reads more than its own latent or one that was quantised
+        images   gives the same batches [B, 3, ·, ·] in [-1, 1] each time it is called: once or twice for the network, once
+                 for a codebook, once for a decoder that reads more than its own latent or one that was quantised
         """
         if self.network.fits:
             self.network.fit_linear(images())
+            if self.network.encoder_waits:
+                self.network.fit_encoder(images())
         if self.regulariser.starts:
             self.regulariser.start(self.network.encode_at_start(image_BCHW) for image_BCHW in images())
         if self.network.fits and (self.network.decoder_waits or self.regulariser.quantises):

@@ -38,6 +38,14 @@ class Network(nn.Module):
     def fit_linear(self, images: Iterable[Tensor]) -> None:
         """Closed-form values from batches [B, 3, ·, ·] in [-1, 1], gone through once; nothing by default."""
 
+    @property
+    def encoder_waits(self) -> bool:
+        """Whether `fit_encoder` is needed after `fit_linear`."""
+        return False
+
+    def fit_encoder(self, images: Iterable[Tensor]) -> None:
+        """Closed-form values of the encoder that need those of `fit_linear` first; the same images; nothing by default."""
+
     def encode_at_start(self, image_BCHW: Tensor) -> Tensor:
         """What `encode` gives right after `fit_linear`; a network that knows a shorter way takes it."""
         return self.encode(image_BCHW)

@@ -14,12 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ldmlab.autoencoders.lapped import lapped, taps, windowed
 from ldmlab.autoencoders.network import Network
 from ldmlab.autoencoders.regularisers.base import widen
 from ldmlab.errors import ConfigError, TrainingError
 from ldmlab.networks.blocks import no_autocast
 
 IMAGE_CHANNELS = 3
+LAPPED_POSITIONS = 400_000  # patches that the lapped encoder is found on, at most
+COEFFICIENTS_PER_CHANNEL, MIN_COEFFICIENTS = 4, 48  # components of a patch that the lapped encoder reads
 RIDGE = 1e-6  # of the taps' mean square, added to each: neighbours repeat one another
 
 
@@ -70,6 +73,8 @@ class LinearPath(nn.Module):
              between latents are distances between pixels (what a codebook should see)
     window   1: decoding is that transpose. 3, 5: the least-squares map from window×window neighbouring latents to the patch,
              still linear and in closed form. It needs `fit_decoder`
+    rounds   0: encoding is that projection. More: the encoder reads window×window patches too, after so many rounds of
+             alternating least squares (`lapped`); then z is no longer of orthonormal components. It needs `fit_encoder`
 
     Everything is a buffer: saved with the weights, trained by nobody. Before `fit` it maps everything to 0.
     """
@@ -79,32 +84,45 @@ class LinearPath(nn.Module):
     std_C: Tensor
     taps_PCWW: Tensor
     bias_P: Tensor
+    basis_QP: Tensor  # these three with rounds > 0 alone
+    context_CQWW: Tensor
+    offset_C: Tensor
 
-    def __init__(self, f: int, c: int, window: int = 1, whiten: bool = True):
+    def __init__(self, f: int, c: int, window: int = 1, whiten: bool = True, rounds: int = 0):
         super().__init__()
         size = IMAGE_CHANNELS * f * f
-        self.f, self.c, self.window, self.whiten = f, c, window, whiten
+        self.f, self.c, self.window, self.whiten, self.rounds = f, c, window, whiten, rounds
         self.register_buffer("mean_P", torch.zeros(size))
         self.register_buffer("basis_CP", torch.zeros(c, size))
+        if rounds:
+            q = min(size, max(COEFFICIENTS_PER_CHANNEL * c, MIN_COEFFICIENTS))
+            self.register_buffer("basis_QP", torch.zeros(q, size))
+            self.register_buffer("context_CQWW", torch.zeros(c, q, window, window))
+            self.register_buffer("offset_C", torch.zeros(c))
+        self._positions = 0  # that `fit` saw
         self.register_buffer("std_C", torch.ones(c))
         self.register_buffer("taps_PCWW", torch.zeros(size, c, window, window))
         self.register_buffer("bias_P", torch.zeros(size))
 
     def encode(self, image_BCHW: Tensor) -> Tensor:
         """[B, 3, f·H, f·W] → [B, c, H, W]; never in half precision."""
-        weight_CP = self.basis_CP / self.std_C[:, None]
-        bias_C = -weight_CP @ self.mean_P
-        weight_C3ff = weight_CP.view(self.c, IMAGE_CHANNELS, self.f, self.f)
         with no_autocast(image_BCHW.device.type):
+            if self.rounds:
+                return windowed(self._coefficients(widen(image_BCHW)), self.context_CQWW, self.offset_C)
+            weight_CP = self.basis_CP / self.std_C[:, None]
+            bias_C = -weight_CP @ self.mean_P
+            weight_C3ff = weight_CP.view(self.c, IMAGE_CHANNELS, self.f, self.f)
             return F.conv2d(widen(image_BCHW), weight_C3ff, bias_C, stride=self.f)
+
+    def _coefficients(self, image_BCHW: Tensor) -> Tensor:
+        """Of each patch in the first q components, not scaled, [B, Q, H, W]."""
+        weight_Q3ff = self.basis_QP.view(-1, IMAGE_CHANNELS, self.f, self.f)
+        return F.conv2d(image_BCHW, weight_Q3ff, -self.basis_QP @ self.mean_P, stride=self.f)
 
     def decode(self, z_BCHW: Tensor) -> Tensor:
         """[B, c, H, W] → patches [B, P, H, W], never in half precision; `pixel_shuffle` by f makes the image of them."""
-        edge = self.window // 2
-        z_BCHW = widen(z_BCHW)
-        padded_BCHW = F.pad(z_BCHW, (edge,) * 4, mode="replicate") if edge else z_BCHW
         with no_autocast(z_BCHW.device.type):
-            return F.conv2d(padded_BCHW, self.taps_PCWW, self.bias_P)
+            return windowed(widen(z_BCHW), self.taps_PCWW, self.bias_P)
 
     @torch.no_grad()
     def fit(self, images: Iterable[Tensor]) -> None:
@@ -126,6 +144,9 @@ class LinearPath(nn.Module):
             )
         variance_C = variance_P[: self.c]
         std_C = (variance_C if self.whiten else variance_C.mean().expand_as(variance_C)).sqrt()
+        self._positions = moments.count
+        if self.rounds:
+            self.basis_QP.copy_(basis_PP[: len(self.basis_QP)])
         self.mean_P.copy_(moments.mean())
         self.basis_CP.copy_(basis_PP[: self.c])
         self.std_C.copy_(std_C)
@@ -135,13 +156,27 @@ class LinearPath(nn.Module):
         self.bias_P.copy_(moments.mean())
 
     @torch.no_grad()
+    def fit_encoder(self, images: Iterable[Tensor]) -> None:
+        """rounds > 0: the lapped encoder, from images spread evenly over those of `fit` in the same order."""
+        every = -(-self._positions // LAPPED_POSITIONS)
+        parts, before = [], 0
+        for image_BCHW in images:
+            chosen = image_BCHW[(-before) % every :: every]
+            before += len(image_BCHW)
+            if len(chosen):
+                parts.append(self._coefficients(chosen))
+        encoder = lapped(torch.cat(parts), self.c, self.window, self.rounds, self.whiten)
+        self.context_CQWW.copy_(encoder.context_CQWW)
+        self.offset_C.copy_(encoder.offset_C)
+
+    @torch.no_grad()
     def fit_decoder(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Decoding becomes the least-squares map from (latent [B, c, H, W], image) to the patches, in one pass."""
         normal_QQ: Tensor | None = None
         target_QP = torch.zeros(0)
         count = 0
         for z_BCHW, image_BCHW in pairs:
-            tap_MQ = self._taps(z_BCHW).double()
+            tap_MQ = taps(z_BCHW, self.window).double()
             patch_MP = patches(image_BCHW, self.f).double()
             if normal_QQ is None:
                 normal_QQ, target_QP = tap_MQ.T @ tap_MQ, tap_MQ.T @ patch_MP
@@ -157,14 +192,6 @@ class LinearPath(nn.Module):
         self.taps_PCWW.copy_(weight_QP[:-1].T.reshape(self.taps_PCWW.shape))
         self.bias_P.copy_(weight_QP[-1])
 
-    def _taps(self, z_BCHW: Tensor) -> Tensor:
-        """Neighbouring latents of each position and a 1, [M, Q + 1]."""
-        edge = self.window // 2
-        padded_BCHW = F.pad(z_BCHW, (edge,) * 4, mode="replicate") if edge else z_BCHW
-        tap_BQN = F.unfold(padded_BCHW, self.window)
-        tap_MQ = tap_BQN.transpose(1, 2).flatten(0, 1)
-        return torch.cat([tap_MQ, tap_MQ.new_ones(len(tap_MQ), 1)], dim=1)
-
 
 class PCANetwork(Network):
     """Principal components of f×f patches, c of them; nothing is trained.
@@ -172,6 +199,7 @@ class PCANetwork(Network):
     f           patch size in pixels, 1 to 32
     c           components, at most 3·f·f
     window      latents a side that the decoder reads for a patch, see `LinearPath`; 1 is PCA
+    rounds      0: each latent is of its own patch; more: of window×window patches (a lapped transform), see `LinearPath`
     whiten      True: each channel of unit variance; False: one scale for all, see `LinearPath`
     fit_images  training images that the components are taken from, spread evenly over them; null is all
     """
@@ -186,11 +214,12 @@ class PCANetwork(Network):
         window: Literal[1, 3, 5] = 1,
         whiten: bool = True,
         fit_images: int | None = None,
+        rounds: int = 0,
     ):
         super().__init__()
-        check_linear(f, c, fit_images)
+        check_linear(f, c, fit_images, window, rounds)
         self.f, self.c, self.fit_images = f, c, fit_images
-        self.linear = LinearPath(f, c, window, whiten)
+        self.linear = LinearPath(f, c, window, whiten, rounds)
         self.quant_conv = nn.Conv2d(c, channels_in(c), 1).requires_grad_(False)
         with torch.no_grad():  # the components as they are; what else the regulariser asks for is constant
             self.quant_conv.weight.copy_(torch.eye(channels_in(c), c)[:, :, None, None])
@@ -204,6 +233,15 @@ class PCANetwork(Network):
     def fit_linear(self, images: Iterable[Tensor]) -> None:
         """See `LinearPath.fit`."""
         self.linear.fit(images)
+
+    @property
+    def encoder_waits(self) -> bool:
+        """Whether encoding is more than the projection."""
+        return self.linear.rounds > 0
+
+    def fit_encoder(self, images: Iterable[Tensor]) -> None:
+        """See `LinearPath.fit_encoder`."""
+        self.linear.fit_encoder(images)
 
     def fit_decoder(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
         """See `LinearPath.fit_decoder`."""
@@ -225,7 +263,7 @@ class PCANetwork(Network):
         return F.pixel_shuffle(features_BCHW, self.f)
 
 
-def check_linear(f: int, c: int, images: int | None) -> None:
+def check_linear(f: int, c: int, images: int | None, window: int, rounds: int) -> None:
     """Raises ConfigError for values that no linear first stage has."""
     if not 1 <= f <= 32:
         raise ConfigError(f"ae.network.f={f} must be between 1 and 32.")
@@ -236,3 +274,8 @@ def check_linear(f: int, c: int, images: int | None) -> None:
         )
     if images is not None and images < 1:
         raise ConfigError(f"ae.network.images={images} must be at least 1, or null for all training images.")
+    if rounds < 0 or (rounds and window == 1):
+        raise ConfigError(
+            f"ae.network.rounds={rounds} with ae.network.window={window}: an encoder that reads neighbours needs a window of 3 or "
+            "5, and rounds from 0 up. Set ae.network.window=3, or ae.network.rounds=0."
+        )

@@ -37,6 +37,8 @@ class ResidualNetwork(Network):
                     zero. average: each change of resolution has DC-AE's shortcut, averaged or repeated channels. none: neither
     window          path=pca: latents a side that the linear decoder reads for a patch (`pca.LinearPath`); 1 is PCA's transpose
     whiten          path=pca: each linear channel of unit variance, or (false) one scale for all, which suits a codebook
+    rounds          path=pca: of alternating least squares, after which the linear encoder reads a window of patches too
+                    (`pca.LinearPath`); 0: its own patch
     fit_images      path=pca: training images that the components are taken from, spread evenly over them; null is all
 
     Raises ConfigError for values no network can be built from.
@@ -55,15 +57,16 @@ class ResidualNetwork(Network):
         window: Literal[1, 3, 5] = 3,
         whiten: bool = True,
         fit_images: int | None = None,
+        rounds: int = 0,
     ):
         super().__init__()
         depths = depths or [2] * len(multipliers)
         decoder_depths = decoder_depths or depths
         _check(c, multipliers, stem, width, depths, decoder_depths)
         self.c, self.stem, self.f = c, stem, stem * 2 ** (len(multipliers) - 1)
-        check_linear(self.f, c, fit_images)
+        check_linear(self.f, c, fit_images, window, rounds)
         self.fits, self.fit_images = path == "pca", fit_images
-        self.linear = LinearPath(self.f, c, window, whiten) if path == "pca" else None
+        self.linear = LinearPath(self.f, c, window, whiten, rounds) if path == "pca" else None
         widths = [width * m for m in multipliers]
         shortcut = path == "average"
         self.encoder = ResidualEncoder(channels_in(c), stem, widths, depths, shortcut)
@@ -99,6 +102,16 @@ class ResidualNetwork(Network):
         """See `LinearPath.fit`."""
         if self.linear is not None:
             self.linear.fit(images)
+
+    @property
+    def encoder_waits(self) -> bool:
+        """Whether the linear encoder is more than the projection."""
+        return self.linear is not None and self.linear.rounds > 0
+
+    def fit_encoder(self, images: Iterable[Tensor]) -> None:
+        """See `LinearPath.fit_encoder`."""
+        if self.linear is not None:
+            self.linear.fit_encoder(images)
 
     def fit_decoder(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
         """See `LinearPath.fit_decoder`."""

@@ -32,7 +32,7 @@ def compare_family(cfg: DictConfig, words: list[str], device: torch.device) -> r
 
     Each is composed from the command's own words with `ae=` exchanged, so `ae.network.width=32` reaches every one.
     """
-    known = [name for name in group_options("ae") if name != "identity"]
+    known = [name for name in group_options("ae") if name != "identity" and not name.startswith("pca")]
     if wrong := [name for name in cfg.bench.family if name not in known]:
         raise ConfigError(f"bench.family={wrong}: no such first stage to measure. There are {', '.join(known)}.")
     rest = [word for word in words if not word.startswith("ae=")]

@@ -10,6 +10,7 @@ from torch import Tensor
 from ldmlab import build
 from ldmlab.autoencoders.autoencoder import Autoencoder
 from ldmlab.autoencoders.health import Health
+from ldmlab.autoencoders.pca import PCANetwork
 from ldmlab.autoencoders.regularisers.base import Posterior
 from ldmlab.autoencoders.scale import measure_scale
 from ldmlab.data.base import to_batch
@@ -78,6 +79,8 @@ class FirstStage(Stage):
         if parameters_of(ae):
             kind = type(ae.regulariser).__name__
             what = f"{kind} f={ae.f} c={c} · {millions(parameters_of(ae))} · latent {h}x{w}x{c}"
+        if isinstance(ae.network, PCANetwork):
+            what = f"PCA f={ae.f} c={ae.c}, {type(ae.regulariser).__name__} · in closed form · latent {h}x{w}x{c}"
         if self.cfg.ae.weights is not None:
             measured = self.cfg.ae.latent_scale.mode not in weights_first_stage.UNMEASURED
             images = self.cfg.ae.latent_scale.images if measured else 0
