@@ -10,8 +10,8 @@ from conftest import WARNING, FakeStore, score
 
 from ldmlab.metrics import intervals
 from ldmlab.reports.collect import read_runs
-from ldmlab.reports.document import Note, csv_text, markdown
-from ldmlab.reports.numbers import count, distinguishable, number, paired, shown
+from ldmlab.reports.document import Note, markdown
+from ldmlab.reports.numbers import count, csv_text, distinguishable, number, paired, shown
 from ldmlab.reports.records import Estimate, Run
 from ldmlab.reports.tables import csv_rows, first_stage_table, samples_table, shown_table
 

@@ -207,6 +207,7 @@ def read_stage(entry: dict[str, Any], run_folder: Path, command: str, scored: bo
         seconds=float(seconds) if is_number(seconds) and (finished or seconds) else None,
         upstream=dict(entry.get("upstream") or {}),
         command=command,
+        read_pictures=read_samples,
         rows=read_rows(folder / "metrics.jsonl", finished, command),
         provenance=read_json(folder / "card.json", command) if (folder / "card.json").is_file() else {},
         config_text=config.read_text(encoding="utf-8") if config.is_file() else "",

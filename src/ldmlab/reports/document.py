@@ -7,8 +7,6 @@ beside it. Equal documents give equal bytes: nothing here reads a clock.
 Text may hold `code` between backticks and links [to a file](table.csv) of the page's own folder; all else is plain.
 """
 
-import csv
-import io
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -16,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ldmlab.reports.drawing import svg
-from ldmlab.reports.figures import Figure, files
+from ldmlab.reports.drawing import files, svg
+from ldmlab.reports.figures import Figure
 from ldmlab.reports.pictures import Picture, Pictures, data_uri, sheet
 from ldmlab.store.files import atomic
 
@@ -276,16 +274,6 @@ def entries(rows: Sequence[Sequence[str]]) -> list[list[Entry]]:
         return Entry(value, f"[{interval}") if bracket and interval.endswith("]") else Entry(text)
 
     return [[entry(text) for text in row] for row in rows]
-
-
-def csv_text(records: Sequence[dict[str, Any]]) -> str:
-    """Records as CSV in full precision, a column for every name that occurs; None is empty."""
-    out = io.StringIO()
-    names = list(dict.fromkeys(name for record in records for name in record))
-    writer = csv.DictWriter(out, names, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return out.getvalue()
 
 
 def write(out: Path, contents: dict[str, bytes], entry: str = "index.html") -> Path:

@@ -10,9 +10,10 @@ import io
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ldmlab.reports.figures import HEIGHT, MARKERS, WIDTH, Figure, Series, round_ticks, window
+from ldmlab.reports.figures import HEIGHT, MARKERS, WIDTH, Figure, Series, data_csv, round_ticks, window
 
 PAPER_FONTS = (
     "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Liberation Sans', 'DejaVu Sans', sans-serif"
@@ -240,3 +241,11 @@ def png(figure: Figure) -> bytes:
     """The figure as PNG on white, 187 dots an inch (972 pixels wide)."""
     options: dict[str, Any] = {"format": "png", "dpi": 187, "facecolor": "white", "metadata": {"Software": None}}
     return _rendered(figure, THEMES["light"], lambda canvas, out: canvas.savefig(out, **options))
+
+
+def files(figure: Figure, folder: str = "figures") -> dict[str, bytes]:
+    """{relative path: contents} of the three files a figure leaves on disk."""
+    base = Path(folder) / figure.name
+    return {
+        f"{base}.svg": svg(figure).encode(), f"{base}.png": png(figure), f"{base}.csv": data_csv(figure).encode()
+    }  # fmt: skip

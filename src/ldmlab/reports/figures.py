@@ -7,11 +7,10 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from ldmlab.metrics.protocol import leaf_differences
-from ldmlab.reports.numbers import MetricDeclaration, common_card, metrics_of
+from ldmlab.reports.numbers import MetricDeclaration, common_card, csv_text, metrics_of
 from ldmlab.reports.records import Run, StageRecord
 
 WIDTH, HEIGHT = 374 / 72, 224 / 72  # inches
@@ -195,8 +194,6 @@ def _spans(series: list[Series]) -> bool:
 
 def data_csv(figure: Figure) -> str:
     """The drawn numbers, unsmoothed: one line a point, in full precision."""
-    from ldmlab.reports.document import csv_text
-
     over = "images" if figure.x == TRAINING else slug(figure.x)
     records = []
     for s in figure.series:
@@ -210,13 +207,3 @@ def data_csv(figure: Figure) -> str:
                  "other_protocol": loose, "source": sources[i]}
             )  # fmt: skip
     return csv_text(records)
-
-
-def files(figure: Figure, folder: str = "figures") -> dict[str, bytes]:
-    """{relative path: contents} of the three files a figure leaves on disk."""
-    from ldmlab.reports.drawing import png, svg
-
-    base = Path(folder) / figure.name
-    return {
-        f"{base}.svg": svg(figure).encode(), f"{base}.png": png(figure), f"{base}.csv": data_csv(figure).encode()
-    }  # fmt: skip

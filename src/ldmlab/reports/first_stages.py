@@ -63,7 +63,7 @@ def report(
     scores = score_table(cells, runs)
     page = document(cells, runs, scores, study, missing_notes(missing, runs), title)
     records = {"table.csv": tables.csv_rows([scores]), "cells.csv": cells_csv(cells), "paper.csv": paper_csv(table_8())}
-    files = {name: doc.csv_text(rows).encode() for name, rows in records.items()}
+    files = {name: numbers.csv_text(rows).encode() for name, rows in records.items()}
     return doc.write(Path(out), page.files() | files)
 
 

@@ -1,9 +1,11 @@
 """How numbers are said: what each metric is called, rounding, and the comparison of two scores."""
 
+import csv
+import io
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
@@ -245,3 +247,13 @@ def pair_names(pairs: list[tuple[Cell, Cell]]) -> str:
 
 def tie(metric: MetricDeclaration, which: str) -> str:
     return f"Not distinguishable in {metric.label} by {PAIRED}: {which}."
+
+
+def csv_text(records: Sequence[dict[str, Any]]) -> str:
+    """Records as CSV in full precision, a column for every name that occurs; None is empty."""
+    out = io.StringIO()
+    names = list(dict.fromkeys(name for record in records for name in record))
+    writer = csv.DictWriter(out, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return out.getvalue()

@@ -5,6 +5,7 @@ A run is `store/runs/<name>-<id>/run.json`. It lists its stages in the order of 
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -109,6 +110,7 @@ class StageRecord:
     seconds: float | None
     upstream: dict[str, Any]
     command: str  # of the run that lists it: what to type to make it again
+    read_pictures: Callable[[Path, str], SampleSet] = field(repr=False, compare=False)  # (folder, command)
     rows: list[dict[str, Any]] = field(default_factory=list)
     scores: dict[str, Estimate] = field(default_factory=dict)
     card: dict[str, Any] = field(default_factory=dict)  # the protocol card of its scores
@@ -164,9 +166,7 @@ class StageRecord:
         """Images and conditions of a samples stage. Raises DataError when a file is missing, damaged or of another
         length.
         """
-        from ldmlab.reports.collect import read_samples
-
-        return read_samples(self.folder, self.command)
+        return self.read_pictures(self.folder, self.command)
 
 
 @dataclass(frozen=True)

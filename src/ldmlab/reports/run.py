@@ -37,7 +37,7 @@ def report(run_folders: list[Path], out: Path, title: str | None = None) -> Path
     check_folder(Path(out))
     found = [table for table in (tables.samples_table(runs), tables.first_stage_table(runs)) if table is not None]
     page = document(runs, found, title)
-    return doc.write(Path(out), page.files() | {"table.csv": doc.csv_text(tables.csv_rows(found)).encode()})
+    return doc.write(Path(out), page.files() | {"table.csv": numbers.csv_text(tables.csv_rows(found)).encode()})
 
 
 def check_folder(out: Path) -> None:

@@ -63,7 +63,7 @@ def report(
     if not study.cells:
         raise DataError(f"study={name}: no samples are scored yet. Make them: python src/train.py -m sweeps={name}")
     page = document(study, runs, name, missing_notes(missing, runs), counted, title)
-    return doc.write(Path(out), page.files() | {"table.csv": doc.csv_text(csv_rows(study)).encode()})
+    return doc.write(Path(out), page.files() | {"table.csv": numbers.csv_text(csv_rows(study)).encode()})
 
 
 def missing_notes(missing: list[tuple[str, str]], runs: list[Run]) -> list[doc.Note]:
