@@ -136,7 +136,7 @@ def test_what_decides_a_score_stands_on_its_card(study: Study) -> None:
     for file in study.store.glob("scores/*/scores.json"):
         found = json.loads(file.read_text())
         assert (found["card"]["extractor"], found["card"]["sampler"]) == ("pooled", "early")
-        assert "threshold" in json.dumps(found["card"])
+        assert "threshold" in json.dumps(found["card"]) and "above" in found["card"]["sampler_options"]
         assert list(found["scores"]) == ["fid", "kid", "precision", "recall", "contrast"]
 
 

@@ -49,6 +49,7 @@ class ProtocolCard:
     rounding: str = "8-bit, nearest"
     grid: str | None = None  # the sampler's choice of time steps
     evaluations: int | None = None  # of denoisers a sample (a guided pair is one, a weak model another); None: steps
+    sampler_options: dict[str, Any] = field(default_factory=dict)  # those that have no field of their own here
     guidance: dict[str, dict[str, Any]] = field(default_factory=dict)
     seed: int = 0  # of the start noise
     versions: dict[str, str] = field(default_factory=versions)

@@ -15,7 +15,7 @@ from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.extractor import extractor_of, load_extractor
 from ldmlab.pipeline.reference import ReferenceStage
 from ldmlab.pipeline.samples import SamplesStage
-from ldmlab.pipeline.stage import Row, Stage
+from ldmlab.pipeline.stage import Row, Stage, plain
 from ldmlab.store.files import read_array, write_json
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class ScoresStage(Stage):
         return {"samples": self.samples, "reference": reference, "extractor": extractor_of(self.plan)}
 
     def row(self) -> Row:
-        return Row(" ".join(name.upper() for name in self.cfg.eval.metrics), self.cfg.eval.samples)
+        return Row(" · ".join(metric.label for metric in self.plan.resolved.metrics), self.cfg.eval.samples)
 
     def work(self, ctx: Context, folder: Path) -> None:
         cfg, extractor = ctx.cfg, load_extractor(self.plan, ctx)
@@ -103,7 +103,7 @@ class ScoresStage(Stage):
             weights=weights, snapshot_images=self.images or None, extractor=extractor.name,
             extractor_hash=extractor.fingerprint(), resize=extractor.resize_text, grid=getattr(sampler, "grid", None),
             seed=cfg.eval.seed, evaluations=evaluations if evaluations != sampler.steps else None,
-            guidance=self._guidance(),
+            sampler_options=_other_options(cfg), guidance=self._guidance(),
         )  # fmt: skip
 
     def _guidance(self) -> dict[str, dict[str, Any]]:
@@ -114,6 +114,15 @@ class ScoresStage(Stage):
             if own := kind.card():
                 found[kind.name] = own | {role: self.plan.named(name).on_card() for role, name in kind.stages.items()}
         return found
+
+
+ON_CARD = ("_target_", "_partial_", "steps", "eta", "grid", "guidance", "guidance_interval", "guidance_rescale")
+
+
+def _other_options(cfg: Any) -> dict[str, Any]:
+    """The sampler's own options beside those that every card names and its churn."""
+    own = {str(k): v for k, v in plain(cfg.sampler).items() if k not in ON_CARD}
+    return {k: v for k, v in own.items() if not k.startswith("s_")}
 
 
 def _churn(cfg: Any) -> dict[str, float] | None:

@@ -162,7 +162,8 @@ def other_run(plan: "Plan") -> OtherRun:
     folder = folder if fraction == 1 else folder / "snapshots" / f"{at:012d}"
     if cfg.eval.weights == "ema" and not (folder / "ema.safetensors").is_file():
         raise ConfigError(f"{where} keeps no averaged weights. Use eval.weights=raw, or another run.")
-    return OtherRun(other, stage["name"], stage["id"], folder, at)
+    known = plan.store.upstream_id((run / stage["folder"]).resolve())  # with verify=false, of altered files too
+    return OtherRun(other, stage["name"], known, folder, at)
 
 
 def check_other(plan: "Plan", other: DictConfig, where: str) -> None:
