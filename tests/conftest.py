@@ -1,11 +1,16 @@
 """What several test folders share."""
 
+import os
 from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = (
+    "1"  # of the commands that tests start too: threads that fight for two cores are ten times slower
+)
 
 import pytest
 import torch
 
-torch.set_num_threads(1)  # tests run side by side; threads that fight for two cores are ten times slower
+torch.set_num_threads(1)
 
 
 @pytest.fixture

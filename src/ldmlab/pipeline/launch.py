@@ -96,8 +96,10 @@ def make_accelerator(device: str) -> Any:
 
 
 def set_threads(threads: int | None) -> None:
-    """CPU threads of this rank: runtime.threads, else the cores divided by the ranks on this machine."""
+    """CPU threads of this rank: as given, else as OMP_NUM_THREADS says, else the cores divided by the ranks on this machine."""
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(threads or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    shared = int(told) if told.isdecimal() and int(told) > 0 else cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    torch.set_num_threads(threads or max(1, shared))
