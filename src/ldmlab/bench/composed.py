@@ -38,7 +38,7 @@ def measure_composed(cfg: DictConfig, words: list[str], device: torch.device) ->
     resolve(cfg, {}, data, val, Path())
     report = record.Report("composed", COLUMNS)
     peaks: dict[str, Peak] = {}
-    with work.any_weights(cfg) as note:
+    with work.any_weights(cfg) as (cfg, note):
         for name, precision, made in _works(cfg, data, device):
             record.announce(name)
             if precision not in peaks:

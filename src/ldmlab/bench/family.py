@@ -40,7 +40,7 @@ def compare_family(cfg: DictConfig, words: list[str], device: torch.device) -> r
     report, notes = record.Report("family", COLUMNS), set()
     for name, member in members:
         record.announce(name)
-        with work.any_weights(member) as note:
+        with work.any_weights(member) as (member, note):
             report.rows.append({"ae": name, **_row(member, cfg.bench.batch_size, device)})
             notes.add(note)
     size = cfg.data.resolution
