@@ -42,7 +42,7 @@ def test_autoguidance_by_a_snapshot_and_by_a_run(store: Path) -> None:
     assert first != second and {p.parent for p in store.glob("denoiser/*/done.json")} == before
     assert "8 evaluations" in text and "auto2" in text
     card = json.loads((newest(store, "scores") / "scores.json").read_text())["card"]
-    weak = card["autoguidance"]
+    weak = card["guidance"]["auto"]
     assert weak["scale"] == 2.0 and weak["images"] == 32 and card["evaluations"] == 8
     assert any(folder.name.endswith(weak["weak"]) for folder in before)
 
@@ -60,8 +60,8 @@ def test_everything_at_once_and_each_in_the_card(store: Path, tmp_path: Path) ->
     found = json.loads((sealed(store, "noisy_classifier") / "scores.json").read_text())
     assert found["images"] == 16 and {"accuracy", "accuracy_t0", "accuracy_t3", "chance"} <= set(found)
     card = json.loads((newest(store, "scores") / "scores.json").read_text())["card"]
-    assert card["image_guidance"]["transform"]["factor"] == 2
-    assert sealed(store, "noisy_classifier").name.endswith(card["classifier_guidance"]["classifier"])
+    assert card["guidance"]["image"]["transform"]["factor"] == 2
+    assert sealed(store, "noisy_classifier").name.endswith(card["guidance"]["classifier"]["classifier"])
 
 
 def test_an_image_pulls_samples_towards_it(store: Path, tmp_path: Path) -> None:

@@ -62,6 +62,8 @@ def test_export_and_import_give_the_same_latents_and_scores(tmp_path: Path) -> N
     blocks = [np.load(only(s, "latents/*/moments-00000.npy")) for s in (one, two)]
     assert (blocks[0] == blocks[1]).all()
     scores = [json.loads(only(s, "reconstructions/*/scores.json").read_text()) for s in (one, two)]
+    for found in scores:  # the advice to a trained stage is not for an imported one
+        found["warnings"] = [text for text in found["warnings"] if not text.startswith("below linear")]
     assert scores[0] == scores[1]
     assert not (stages[1].parent / "metrics.jsonl").exists() and only(two, "denoiser/*/done.json")
     text = run("train", f"store={two}", f"ae.weights={out / 'model.ckpt'}", "ae=vq_f8", code=1)

@@ -133,6 +133,9 @@ def with_files(words: list[str]) -> list[str]:
                 word.partition("=")[2], "kl_f8"
             )
             return [f"ae={first}", word]
+    words = [
+        f"eval.metrics=[{w.partition('=')[2]}]" if w.startswith("metric=") else w for w in words
+    ]  # not a choice of one
     if any("quick_gan" in w for w in words):
         more.append("ae.loss.perceptual.weights=/nowhere.pth")
     return [*words, *more]

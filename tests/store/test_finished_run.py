@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from option_words import replacing
 
 from ldmlab.config.compose import Composed, load
 from ldmlab.errors import DataError
@@ -39,7 +40,7 @@ KINDS = {
 
 
 def composed(store: Path, *words: str) -> Composed:
-    return load([*TINY, f"store={store}", *words])
+    return load(replacing([*TINY, f"store={store}"], words))
 
 
 @pytest.fixture(scope="session")

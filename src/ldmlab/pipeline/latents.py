@@ -42,6 +42,7 @@ class LatentsStage(Stage):
     name: ClassVar[str] = "latents"
     version: ClassVar[int] = 2
     due: ClassVar[str | None] = "latents"
+    _verified = False  # in this command
 
     @classmethod
     def of(cls, plan: "Plan") -> list[Stage]:
@@ -72,10 +73,15 @@ class LatentsStage(Stage):
             ctx.data, ae.moments, folder, ctx.cfg.latents.dtype, ctx.device, ctx.cfg.eval.batch_size, ctx.ranks,
         )  # fmt: skip
 
-    def load(self, ctx: Context) -> latent_cache.LatentCache:
-        found = latent_cache.LatentCache(self.make(ctx), ctx.data)
-        if ctx.cfg.latents.verify:
+    def make(self, ctx: Context) -> Path:
+        folder = super().make(ctx)
+        if ctx.cfg.latents.verify and not self._verified:
+            self._verified = True
+            found = latent_cache.LatentCache(folder, ctx.data)
             worst = latent_cache.verify(found, self.plan.stage(FirstStage).load(ctx).moments, ctx.device)
             images = len(found.card["certificate"])
             ctx.say(f" latents {self.address.id} verified: {images} images, largest difference {worst:.2g} std")
-        return found
+        return folder
+
+    def load(self, ctx: Context) -> latent_cache.LatentCache:
+        return latent_cache.LatentCache(self.make(ctx), ctx.data)

@@ -112,7 +112,9 @@ class ScoresStage(Stage):
         found: dict[str, dict[str, Any]] = {} if churn is None else {"churn": churn}
         for kind in self.plan.resolved.guidance:
             if own := kind.card():
-                found[kind.name] = own | {role: self.plan.named(name).on_card() for role, name in kind.stages.items()}
+                for role, name in kind.stages.items():
+                    own = own | self.plan.named(name).on_card(role)
+                found[kind.name] = own
         return found
 
 

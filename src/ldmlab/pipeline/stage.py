@@ -89,9 +89,9 @@ class Stage:
         """What it is and costs."""
         return Row(self.label)
 
-    def on_card(self) -> str:
-        """How a protocol card names it."""
-        return self.address.id
+    def on_card(self, role: str) -> dict[str, Any]:
+        """What a protocol card says of it where a guidance needs it in this role."""
+        return {role: self.address.id}
 
     def words(self) -> str:
         """What a row of the plan adds in brackets where this stage guides; "" for nothing."""

@@ -64,8 +64,8 @@ class WeakModel(Stage):
     def upstream(self) -> dict[str, Stage | str]:
         return {"denoiser": self.other.id if self.other else self.plan.stage(DenoiserStage)}
 
-    def on_card(self) -> str:
-        return f"{self.other.id if self.other else 'own snapshot'}, {self.images} images"
+    def on_card(self, role: str) -> dict[str, Any]:
+        return {role: self.other.id if self.other else "own snapshot", "images": self.images}
 
     def words(self) -> str:
         auto = self.cfg.guidance.auto
