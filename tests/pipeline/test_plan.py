@@ -172,3 +172,20 @@ def test_an_interval_beside_all_times_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("words,said", [("plms", "plms 50 (51 evaluations)"), ("dpmpp_2m_sde", "dpmpp_2m_sde 50 ·")])
 def test_the_plan_counts_evaluations(words: str, said: str, tmp_path: Path) -> None:
     assert said in plan_of(f"sampler={words}", "until=samples", root=tmp_path).rows[-1][1].what
+
+
+def test_without_an_extractor_nothing_is_scored_by_features(tmp_path: Path) -> None:
+    plan = plan_of("eval=none", "until=samples", root=tmp_path)
+    assert not plan.has("extractor") and not plan.has("scores") and plan.resolved.metrics == ()
+    rows = {stage.name: row.what for stage, row in plan.rows}
+    assert "rFID" not in rows["reconstructions"] and "PSNR" in rows["reconstructions"]
+    with pytest.raises(ConfigError, match=r"eval=none has no feature extractor\. Use until=samples"):
+        plan_of("eval=none", root=tmp_path)
+    with pytest.raises(ConfigError, match="ae/loss/perceptual=shapes looks through the classifier of eval=shapes"):
+        plan_of("eval=none", "until=samples", "ae/loss/perceptual=shapes", root=tmp_path)
+
+
+def test_an_extractor_for_rfid_alone_is_noted(tmp_path: Path) -> None:
+    note = "eval=none leaves both out"
+    assert any(note in text for text in plan_of("until=autoencoder", root=tmp_path).notes)
+    assert not any(note in text for text in plan_of(root=tmp_path).notes)
