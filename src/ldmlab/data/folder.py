@@ -237,7 +237,9 @@ class Folder:
 
     def in_two_splits(self, other: ImageDataset) -> list[list[str]]:
         """Groups of paths with equal content in this split and in another one of the same root."""
-        splits = {one.split: zip(one._paths, one._sha256, strict=True) for one in (self, other) if isinstance(one, Folder)}
+        splits = {
+            one.split: zip(one._paths, one._sha256, strict=True) for one in (self, other) if isinstance(one, Folder)
+        }
         return in_two_splits(splits)
 
     def fingerprint(self) -> str:
