@@ -281,10 +281,12 @@ def verify(out: str | Path, say: Callable[[str], None] = print) -> Manifest:
     folder = Path(out).expanduser()
     file = folder / NAME
     if not file.exists():
-        unfinished = (
-            " It holds an unfinished data set: repeat the command that made it." if (folder / _WORK).exists() else ""
+        way_out = (
+            " It holds an unfinished data set: repeat the command that made it."
+            if (folder / _WORK).exists()
+            else " Give the folder that prepare made: out=/shards/name."
         )
-        raise DataError(f"{file} does not exist, so there is nothing to verify against.{unfinished}")
+        raise DataError(f"{file} does not exist, so there is nothing to verify against.{way_out}")
     manifest = parse_manifest(file.read_text(), file)
     bad: list[str] = []
     for split, records in manifest.splits.items():
