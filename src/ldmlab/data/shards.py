@@ -313,7 +313,6 @@ def _class_names(root: Path, manifest: Manifest | None, labels: np.ndarray) -> t
         made = "prepare the set again" if manifest is not None else f"remove {file} to call classes by their numbers"
         raise DataError(
             f"data.root={root}: the label {highest} occurs, but there are only {len(names)} class names in "
-            f"{NAME if manifest is not None else file.name}. Add the names of the classes {len(names)} to {highest}, "
-            f"or {made}."
+            f"{NAME if manifest is not None else file.name}. Add the names from label {len(names)} on, or {made}."
         )
     return tuple(names)
