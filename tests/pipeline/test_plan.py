@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from option_words import replacing
 
 from ldmlab import terminal
 from ldmlab.config.compose import load
@@ -17,7 +18,7 @@ BASE = ["data.train_images=64", "data.val_images=16", "data.cached=false", "ldm.
 
 
 def plan_of(*words: str, root: Path) -> Plan:
-    return prepare(load([*BASE, f"store={root}", *words]))
+    return prepare(load(replacing([*BASE, f"store={root}"], words)))
 
 
 def ids(plan: Plan) -> dict[str, str]:
@@ -51,7 +52,7 @@ BEHIND_AE = {"autoencoder", "latents", "denoiser", "samples", "scores"}
         ("data.seed=1", ALL),
         ("data.flip=true", {"data", "reference"} | BEHIND_AE),
         ("sampler.steps=7", {"samples", "scores"}),
-        ("eval.samples=7", {"samples", "scores"}),
+        ("eval.samples=70", {"samples", "scores"}),
         ("eval.weights=raw", {"samples", "scores"}),
         ("eval.metrics=[fid]", {"scores"}),
         ("eval.reference.images=7", {"scores", "reference"}),
