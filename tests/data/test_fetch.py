@@ -73,3 +73,41 @@ def test_a_cut_or_altered_shard_is_named_and_not_kept(out, tmp_path) -> None:
 def test_an_address_that_is_not_there_is_named(tmp_path) -> None:
     with pytest.raises(DataError, match=r"manifest.json cannot be read"):
         Shards("http://127.0.0.1:9/set", 16, cache=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("root", "why"),
+    [
+        ("http://127.0.0.1:9/set", "Failed to connect|Couldn't connect|refused"),
+        ("pipe:echo first >&2; echo no such host >&2; exit 3; #", "no such host"),
+        ("pipe:exit 3; #", "exit code 3"),
+        ("pipe:no-such-program-here", "not found"),
+    ],
+)
+def test_an_address_that_fails_is_one_clear_line(root, why, tmp_path, capfd) -> None:
+    with pytest.raises(DataError, match=why) as caught:
+        Shards(root, 16, cache=tmp_path)
+    said = str(caught.value)
+    assert said.startswith(f"data.root={root}: its manifest.json cannot be read") and "\n" not in said
+    assert "Check the address" in said and "bufsize" not in said and "['" not in said
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_page_that_is_not_there_is_one_clear_line(served, tmp_path, capfd) -> None:
+    address, _ = served
+    with pytest.raises(DataError, match=r"404.*Check the address"):
+        Shards(f"{address}/nowhere", 16, cache=tmp_path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_program_that_is_not_installed_is_named(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for root, program in (("s3://bucket/set", "aws"), ("http://127.0.0.1:9/set", "curl")):
+        with pytest.raises(DataError, match=rf"{program} is not installed"):
+            Shards(root, 16, cache=tmp_path)
+
+
+def test_a_command_that_fails_after_all_bytes_came_is_an_error(out, tmp_path) -> None:
+    failing = f"pipe:cat '{out}/{{shard}}'; echo the connection broke >&2; exit 5"
+    with pytest.raises(DataError, match="the connection broke"):
+        Shards(failing, 16, cache=tmp_path)

@@ -1,3 +1,4 @@
+import functools
 import io
 import json
 import os
@@ -118,7 +119,7 @@ def test_an_altered_byte_is_detected_at_the_next_start(root, tmp_path):
     before = Shards(str(root), 16, cache=cache).fingerprint()
     file = root / "train-0002.tar"
     content = file.read_bytes()
-    file.write_bytes(content[:700] + bytes([content[700] ^ 1]) + content[701:])
+    file.write_bytes(content[:3260] + bytes([content[3260] ^ 1]) + content[3261:])
     with pytest.raises(DataError, match=r"train-0002\.tar was altered.*delete .*cache"):
         Shards(str(root), 16, cache=cache)
     assert Shards(str(root), 16).fingerprint() != before
@@ -239,3 +240,64 @@ def test_the_fingerprint_is_of_contents(root, tmp_path):
     assert Shards(str(root), 8).fingerprint() != first
     write_tar(root / "train-0000.tar", samples(500, 10))
     assert Shards(str(root), 16).fingerprint() != first
+
+
+@functools.cache
+def bomb() -> bytes:
+    """110 kB of PNG that claim 900 million pixels."""
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        crc = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + crc
+
+    head = struct.pack(">IIBBBBB", 30_000, 30_000, 1, 0, 0, 0, 0)
+    rows = zlib.compress(bytes(30_000 * (1 + 30_000 // 8)), 9)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("cached", [True, False], ids=["cache", "no cache"])
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (lambda: b"this is a letter, not a picture" * 9, "not a picture that Pillow knows"),
+        (lambda: picture(1)[:100], "cut off|truncated|broken"),
+        (lambda: b"", "not a picture that Pillow knows"),
+        (bomb, "more than 178,956,970 pixels"),
+    ],
+    ids=["text", "cut", "empty", "bomb"],
+)
+def test_the_first_picture_of_every_shard_is_decoded_when_the_set_is_opened(root, tmp_path, content, why, cached):
+    cache = tmp_path / "cache" if cached else None
+    Shards(str(root), 16)
+    write_tar(root / "train-0001.tar", [("k0010.png", content()), ("k0010.cls", b"1"), *samples(11, 9)])
+    for _ in range(2):  # a refused shard is not remembered as a good one
+        with pytest.raises(DataError, match=rf"train-0001\.tar: the first picture .*({why}).*Make the shard again"):
+            Shards(str(root), 16, cache=cache)
+
+
+def test_a_memory_without_a_decoded_picture_is_not_trusted(root, tmp_path):
+    """Files that remember shards, written by a version that decoded nothing."""
+    cache = tmp_path / "cache"
+    Shards(str(root), 16, cache=cache)
+    (memory,) = cache.glob("shards-*.json")
+    known = json.loads(memory.read_text())
+    write_tar(root / "train-0001.tar", [("k0010.png", b"text"), ("k0010.cls", b"1"), *samples(11, 9)])
+    (tmp_path / "alone").mkdir()
+    alone = shutil.copy(root / "train-0001.tar", tmp_path / "alone" / "train-0001.tar")
+    index, stat = index_tar(alone), (root / "train-0001.tar").stat()
+    from ldmlab.store.files import sha256_file
+
+    record = {"name": "train-0001.tar", "bytes": stat.st_size, "sha256": sha256_file(alone), "offsets": index.offsets,
+              "sizes": index.sizes, "labels": index.labels}  # fmt: skip
+    known["train-0001.tar"] = {"stamp": [stat.st_size, stat.st_mtime_ns], "record": record}
+    memory.write_text(json.dumps(known))
+    with pytest.raises(DataError, match=r"train-0001\.tar: the first picture"):
+        Shards(str(root), 16, cache=cache)
+
+
+def test_a_class_beyond_classes_json_says_what_to_do(root):
+    (root / "classes.json").write_text('["a", "b"]')
+    with pytest.raises(DataError, match=r"label 2 occurs.*2 class names.*classes\.json.*remove"):
+        Shards(str(root), 16)

@@ -190,3 +190,23 @@ def test_an_extractor_for_rfid_alone_is_noted(tmp_path: Path) -> None:
     note = "eval=none leaves both out"
     assert any(note in text for text in plan_of("until=autoencoder", root=tmp_path).notes)
     assert not any(note in text for text in plan_of(root=tmp_path).notes)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(30)
+def test_a_dry_run_of_huge_images_computes_none_of_them(tmp_path: Path) -> None:
+    words = ["debug=tiny", "data.resolution=4096", "dry_run=true", f"store={tmp_path}"]
+    costs = {stage.name: row.flops for stage, row in prepare(load(words)).rows}
+    assert costs["extractor"] > 1e12
+
+
+def test_the_extractor_costs_what_its_own_forward_pass_counts(tmp_path: Path) -> None:
+    import torch
+
+    from ldmlab.pipeline.costs import flops_of
+
+    plan = prepare(load(["debug=tiny", "dry_run=true", f"store={tmp_path}"]))
+    net, size = plan.resolved.extractor, plan.resolved.resolution
+    assert net is not None and {p.device.type for p in net.parameters()} == {"cpu"}
+    costs = {stage.name: row.flops for stage, row in plan.rows}
+    assert costs["extractor"] == 3 * flops_of(lambda: net(torch.zeros(1, 3, size, size)))

@@ -25,7 +25,7 @@ def local_copy(root: str, split: Split, cache: Path) -> Path:
 
     Raises DataError for an address that cannot be read, a shard that is not the manifest's, and a disk without room.
     """
-    manifest, text = fetch_manifest(address_of(root, NAME))
+    manifest, text = fetch_manifest(address_of(root, NAME), f"data.root={root}")
     folder = cache / "remote" / hashlib.sha256(text.encode()).hexdigest()[:12]
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import PIL
 from filelock import FileLock
-from PIL import UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from ldmlab.data.transforms import read_rgb
 from ldmlab.errors import DataError
@@ -151,6 +151,8 @@ def picture_problem(content: bytes) -> str | None:
         read_rgb(content)
     except UnidentifiedImageError:
         return "not a picture that Pillow knows"
+    except Image.DecompressionBombError:
+        return f"it claims more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels, and was not decoded"
     except (
         Exception
     ) as error:  # decoders raise many kinds on damaged files (OSError, SyntaxError, struct.error, zlib.error …)

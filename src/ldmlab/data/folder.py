@@ -13,7 +13,8 @@ from typing import Annotated, Literal
 
 import numpy as np
 
-from ldmlab.data.base import SPLITS, Sample, Split, digest
+from ldmlab.data.base import SPLITS, ImageDataset, Sample, Split, digest
+from ldmlab.data.duplicates import in_two_splits
 from ldmlab.data.fields import label
 from ldmlab.data.files import SUFFIXES, Survey, list_pictures, readable
 from ldmlab.data.transforms import CROP_RULE, center_crop, read_rgb
@@ -233,6 +234,13 @@ class Folder:
         if not self.fields:
             raise DataError(f"data.root={self._listing.root} has no labels: its pictures are not in class folders.")
         return self._labels
+
+    def in_two_splits(self, other: ImageDataset) -> list[list[str]]:
+        """Groups of paths with equal content in this split and in another one of the same root."""
+        splits = {
+            one.split: zip(one._paths, one._sha256, strict=True) for one in (self, other) if isinstance(one, Folder)
+        }
+        return in_two_splits(splits)
 
     def fingerprint(self) -> str:
         """sha256 (hex) over relative paths, contents, classes, split rule, crop rule and resolution."""

@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import shutil
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from filelock import FileLock, Timeout
 from PIL import Image, features
 
 from ldmlab.data.base import SPLITS, Split, digest
+from ldmlab.data.duplicates import in_two_splits, sentence
 from ldmlab.data.files import Found, Survey, in_order, readable, workers, write_json
 from ldmlab.data.folder import Labels, Listing, list_folder
 from ldmlab.data.manifest import NAME, Manifest, ShardRecord, parse_manifest
@@ -131,14 +131,12 @@ def _prepare(
         splits={},
         sources={split: [[path, found[path].sha256] for path in paths] for split, paths in ordered.items()},
         unreadable={path: what.problem for path, what in found.items() if what.problem is not None},
-        in_two_splits=_shared(ordered, found),
+        in_two_splits=in_two_splits({s: [(path, found[path].sha256) for path in ordered[s]] for s in ordered}),
         licence=licence,
     )
     draft = replace(draft, plan=_plan(draft, per_shard))
     if draft.in_two_splits:
-        log.warning(
-            "%d pictures lie in two splits with equal content: %s", len(draft.in_two_splits), draft.in_two_splits[:3]
-        )
+        log.warning(sentence(draft.in_two_splits))
     if (finished := _finished(out, draft)) is not None:
         shutil.rmtree(out / _WORK)
         return finished
@@ -167,15 +165,6 @@ def _survey(listing: Listing, work: Path, max_unreadable: int) -> tuple[dict[str
 
 def _place(path: str) -> bytes:
     return hashlib.sha256(os.fsencode(path)).digest()
-
-
-def _shared(ordered: dict[Split, list[str]], found: dict[str, Found]) -> list[list[str]]:
-    """Groups of paths with equal content that fall into more than one split."""
-    groups: dict[str, list[tuple[Split, str]]] = defaultdict(list)
-    for split, paths in ordered.items():
-        for path in paths:
-            groups[found[path].sha256].append((split, path))
-    return sorted([path for _, path in group] for group in groups.values() if len({split for split, _ in group}) > 1)
 
 
 def _plan(draft: Manifest, per_shard: int) -> str:
@@ -292,10 +281,12 @@ def verify(out: str | Path, say: Callable[[str], None] = print) -> Manifest:
     folder = Path(out).expanduser()
     file = folder / NAME
     if not file.exists():
-        unfinished = (
-            " It holds an unfinished data set: repeat the command that made it." if (folder / _WORK).exists() else ""
+        way_out = (
+            " It holds an unfinished data set: repeat the command that made it."
+            if (folder / _WORK).exists()
+            else " Give the folder that prepare made: out=/shards/name."
         )
-        raise DataError(f"{file} does not exist, so there is nothing to verify against.{unfinished}")
+        raise DataError(f"{file} does not exist, so there is nothing to verify against.{way_out}")
     manifest = parse_manifest(file.read_text(), file)
     bad: list[str] = []
     for split, records in manifest.splits.items():

@@ -17,10 +17,10 @@ import numpy as np
 from filelock import FileLock
 
 from ldmlab.data.address import REMOTE
-from ldmlab.data.base import SPLITS, Sample, Split, digest
+from ldmlab.data.base import SPLITS, ImageDataset, Sample, Split, digest
 from ldmlab.data.fetch import local_copy
 from ldmlab.data.fields import label
-from ldmlab.data.files import in_order, workers, write_json
+from ldmlab.data.files import in_order, picture_problem, workers, write_json
 from ldmlab.data.manifest import NAME, Manifest, ShardRecord, parse_manifest
 from ldmlab.data.tarindex import index_tar
 from ldmlab.data.transforms import CROP_RULE, center_crop, read_rgb
@@ -37,8 +37,8 @@ class Shards:
     With a manifest the shards must be the ones it lists, byte for byte. Without one every shard must be structurally
     whole and its numbering without gaps; from the second start on (with `cache`) all shards of the first must be there
     with the same content. A missing first or last shard cannot be noticed at the very first start without a manifest.
-    A shard is read in full when it is new or its size or mtime changed, otherwise its last check counts; `verify` reads
-    everything.
+    A shard is read in full, and its first picture decoded, when it is new or its size or mtime changed; otherwise its
+    last check counts. `verify` reads and decodes everything.
 
     root:  a folder; or `pipe:<command>`, http(s)://, s3:// of a set with a manifest, which is copied into `cache` once.
     cache: folder for the index and the hashes; None makes them anew at every start.
@@ -77,6 +77,7 @@ class Shards:
         self._labels = np.concatenate([np.array(shard.labels or [], dtype=np.int64) for shard in shards])
         self.class_names = _class_names(self.root, manifest, self._labels) if self.fields else ()
         self.declared = (label(len(self.class_names)),) if self.fields else ()
+        self._in_two_splits = [] if manifest is None else manifest.in_two_splits
         self._files = _OpenFiles()
 
     def __len__(self) -> int:
@@ -105,6 +106,10 @@ class Shards:
     def split_record(self) -> dict[str, object]:
         """How the splits were made, for cards: by the names of the shards."""
         return {"rule": f"shards named {self.split}-*", "split": self.split, "images": len(self)}
+
+    def in_two_splits(self, other: ImageDataset) -> list[list[str]]:
+        """Groups of paths with equal content in different splits, as `prepare` found them; [] without a manifest."""
+        return self._in_two_splits
 
     def fingerprint(self) -> str:
         """sha256 (hex) over the shards' contents in order, class names, crop rule and resolution."""
@@ -177,7 +182,7 @@ class _Check:
         jobs = [(name, stamps[name], remembered.get(name)) for name in names]
         records: list[ShardRecord] = []
         found = in_order(lambda job: self._one(*job), jobs, workers())
-        new = sum(remembered.get(name, {}).get("stamp") != stamps[name] for name in names)
+        new = sum(not self._seen(remembered.get(name), stamps[name]) for name in names)
         if new:
             with progress(f"checking {self.root}", len(names), "shards") as advance:
                 for record in found:
@@ -185,7 +190,7 @@ class _Check:
                     advance(1)
         else:
             records = list(found)
-        memory = {name: {"stamp": stamps[name], "record": asdict(r)} for name, r in zip(names, records, strict=True)}
+        memory = {name: self._remembered(stamps[name], r) for name, r in zip(names, records, strict=True)}
         if self.memory is not None and memory != remembered:
             self.memory.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{self.memory}.lock"):
@@ -199,17 +204,27 @@ class _Check:
         if wanted is not None and stamp[0] != wanted.bytes:
             how = "is cut off" if stamp[0] < wanted.bytes else "has grown"
             raise DataError(f"{file} {how}: {stamp[0]} bytes instead of {wanted.bytes}. {self._accept()}")
-        if known is not None and known["stamp"] == stamp and before is not None and before == wanted:
+        if before is not None and before == wanted and self._seen(known, stamp):
             return before
         sha256 = sha256_file(file)
         if wanted is not None and sha256 != wanted.sha256:
             raise DataError(
                 f"{file} was altered: its sha256 is {sha256[:16]}…, not {wanted.sha256[:16]}…. {self._accept()}"
             )
-        if wanted is not None:
-            return wanted
-        index = index_tar(file)
-        return ShardRecord(name, stamp[0], sha256, index.offsets, index.sizes, index.labels)
+        if wanted is None:
+            index = index_tar(file)
+            wanted = ShardRecord(name, stamp[0], sha256, index.offsets, index.sizes, index.labels)
+        _decode_first(file, wanted)
+        return wanted
+
+    @staticmethod
+    def _remembered(stamp: list[int], record: ShardRecord) -> dict[str, Any]:
+        return {"stamp": stamp, "record": asdict(record), "decoded": 1}
+
+    @staticmethod
+    def _seen(known: dict[str, Any] | None, stamp: list[int]) -> bool:
+        """Whether this very file was read in full before, and a picture of it decoded."""
+        return known is not None and known["stamp"] == stamp and known.get("decoded") == 1
 
     def _accept(self) -> str:
         if self.expected is not None:
@@ -241,6 +256,16 @@ class _Check:
             return json.loads(self.memory.read_text())
         except ValueError as error:
             raise DataError(f"{self.memory} is damaged: {error}. Delete it: it will be made again.") from error
+
+
+def _decode_first(file: Path, record: ShardRecord) -> None:
+    """DataError when the first picture of a shard is none: a shard of text, of damaged pictures, of decompression bombs."""
+    with open(file, "rb") as opened:
+        content = os.pread(opened.fileno(), record.sizes[0], record.offsets[0])
+    if (problem := picture_problem(content)) is not None:
+        raise DataError(
+            f"{file}: the first picture (byte {record.offsets[0]}) cannot be read: {problem}. Make the shard again."
+        )
 
 
 def _tars(root: Path) -> list[str]:
@@ -285,5 +310,9 @@ def _class_names(root: Path, manifest: Manifest | None, labels: np.ndarray) -> t
     else:
         names = [str(k) for k in range(highest + 1)]
     if highest >= len(names):
-        raise DataError(f"data.root={root}: the label {highest} occurs, but there are only {len(names)} class names.")
+        made = "prepare the set again" if manifest is not None else f"remove {file} to call classes by their numbers"
+        raise DataError(
+            f"data.root={root}: the label {highest} occurs, but there are only {len(names)} class names in "
+            f"{NAME if manifest is not None else file.name}. Add the names from label {len(names)} on, or {made}."
+        )
     return tuple(names)

@@ -1,5 +1,6 @@
 """The feature extractor that scores look through: from a file, or (shapes) a classifier trained here."""
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -39,6 +40,12 @@ def load_extractor(plan: "Plan", ctx: Context) -> Any:
     return None if extractor is None else frozen(extractor, ctx.device)
 
 
+def _forward_flops(net: nn.Module, size: int) -> float:
+    """Of one image, counted on the meta device: an image of 4096x4096 would take a minute."""
+    shapes = copy.deepcopy(net).to("meta")
+    return flops_of(lambda: shapes(torch.zeros(1, 3, size, size, device="meta")))
+
+
 class ExtractorStage(Stage):
     """weights.safetensors and ema.safetensors of the classifier, scores.json with its accuracy on val images."""
 
@@ -63,7 +70,7 @@ class ExtractorStage(Stage):
     def row(self) -> Row:
         fit, size = self.cfg.eval.extractor_fit, self.plan.resolved.resolution
         net = cast(nn.Module, self.plan.resolved.extractor)
-        per_image = 3 * flops_of(lambda: net(torch.zeros(1, 3, size, size))) if self.cfg.dry_run else 0.0
+        per_image = 3 * _forward_flops(net, size) if self.cfg.dry_run else 0.0
         what = f"{self.label} classifier {millions(parameters_of(net))}"
         return Row(what, total_steps(fit) * fit.batch_size, per_image)
 

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from ldmlab import build, terminal
 from ldmlab.config.complete import files_of
 from ldmlab.config.compose import Composed
+from ldmlab.data import duplicates
 from ldmlab.errors import ConfigError, UserError
 from ldmlab.pipeline import budget, memory, weights_denoiser, weights_first_stage
 from ldmlab.pipeline.context import Context
@@ -35,7 +36,8 @@ def prepare(composed: Composed) -> Plan:
     weights_first_stage.check(cfg, choices, resolved.autoencoder)
     weights_denoiser.check(cfg, choices, resolved.denoiser, resolved.objective)
     too_large = memory.complaint(resolved)  # of this machine: execute refuses, a plan may be for another one
-    resolved.notes.extend([note for note in (sized, too_large) if note] + weights_denoiser.notes(cfg))
+    said = [note for note in (sized, too_large) if note]
+    resolved.notes.extend([*said, *duplicates.notes(data, val), *weights_denoiser.notes(cfg)])
     plan = Plan(resolved, store)
     check_files(plan)
     return plan

@@ -83,7 +83,7 @@ def _read_seal(place: Place) -> dict[str, Any]:
     whole = isinstance(seal, dict) and isinstance(seal.get("files"), dict) and seal.get("sha256") == _seal_sha256(seal)
     if not whole or (seal["stage"], seal["id"]) != (stage, id):
         raise DataError(
-            f"{path} was altered: it is no longer the seal of this {stage}, so its files cannot be trusted. "
+            f"{path} was altered: it is no longer the seal of this {stage} stage, so its files cannot be trusted. "
             f"Remove {path.parent} and run the same command to build it again."
         )
     return dict(seal)
@@ -181,7 +181,7 @@ class Store:
         if altered and self.verify:
             more = f" (and {len(altered) - 1} more files)" if len(altered) > 1 else ""
             raise DataError(
-                f"{folder / altered[0]}{more} was altered: its sha256 is not the one in done.json, so this {stage} "
+                f"{folder / altered[0]}{more} was altered: its sha256 is not the one in done.json, so this {stage} stage "
                 f"is not used. Remove {folder} and run the same command to build it again{_other_way(0)}."
             )
         return found
