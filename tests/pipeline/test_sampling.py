@@ -11,7 +11,8 @@ from ldmlab.conditioning.source import labels_for
 from ldmlab.diffusion.objectives import Prediction
 from ldmlab.diffusion.schedules import Cosine
 from ldmlab.pipeline import sampling
-from ldmlab.pipeline.sampling import contact_sheet, image_seed, sample_all
+from ldmlab.pipeline.sampling import image_seed, sample_all
+from ldmlab.pipeline.sheets import tiled
 from ldmlab.samplers.heun import Heun
 
 
@@ -76,6 +77,6 @@ def test_a_condition_is_encoded_once_per_draw_and_not_once_per_step() -> None:
 
 def test_contact_sheet_places_images() -> None:
     images = np.stack([np.full((2, 2, 3), 10 * i, np.uint8) for i in range(5)])
-    sheet = contact_sheet(images, columns=3, scale=2, gap=1)
+    sheet = tiled(images, columns=3, scale=2, gap=1)
     assert sheet.shape == (9, 14, 3)
     assert sheet[0, 5].tolist() == [10] * 3 and sheet[5, 0].tolist() == [30] * 3 and sheet[5, 10].tolist() == [255] * 3

@@ -1,4 +1,4 @@
-"""The feature extractor that scores look through: from a file, or (shapes) a classifier trained here."""
+"""The feature extractor of the scores: from a file, or (shapes) a classifier trained here."""
 
 from collections.abc import Iterator
 from pathlib import Path

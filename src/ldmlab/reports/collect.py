@@ -6,17 +6,19 @@ a record like the others, with whatever it has written so far.
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 from ldmlab.errors import DataError
 from ldmlab.reports.records import Estimate, Run, SampleSet, StageRecord, is_number
+from ldmlab.store import files
 
 FRACTIONS = ("precision", "recall", "label_agreement", "codebook_usage")
+LINEAR = {  # of facts.json: how each was computed
+    "linear_psnr": "mean PSNR of principal components with the same f and c, of the same val images",
+    "gain_over_linear": "PSNR less that of principal components with the same f and c",
+}
 BESIDE_SCORES = ("card", "card_short", "warnings", "metrics")  # of scores.json
 
 
@@ -24,28 +26,17 @@ def again(command: str) -> str:
     return f"The same command makes what is missing: {command}" if command else "Run its command again."
 
 
-@contextmanager
-def reading(path: Path, command: str) -> Iterator[None]:
-    """A file that is missing or damaged becomes one sentence with its name and the command that makes it again."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file, and a finished stage leaves one. {again(command)}") from None
-    except (ValueError, OSError, EOFError, BadZipFile) as error:
-        raise DataError(f"{path} is damaged ({error}). Delete it. {again(command)}") from None
+def sentences(command: str) -> tuple[str, str]:
+    """What is said of a missing and of a damaged file, with the command that makes it again."""
+    return f": no such file, and a finished stage leaves one. {again(command)}", f"Delete it. {again(command)}"
 
 
 def read_json(path: Path, command: str) -> Any:
-    with reading(path, command):
-        return json.loads(path.read_text(encoding="utf-8"))
+    return files.read_json(path, *sentences(command))
 
 
 def read_arrays(path: Path, command: str) -> dict[str, Any]:
-    """All arrays of an npz without pickled objects."""
-    import numpy as np
-
-    with reading(path, command), np.load(path, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+    return files.read_arrays(path, *sentences(command))
 
 
 def read_score(raw: Any, where: str, command: str) -> Estimate:
@@ -61,6 +52,7 @@ def read_score(raw: Any, where: str, command: str) -> Estimate:
                 None if high is None else float(high),
                 str(raw.get("method") or ""),
                 tuple(float(value) for value in raw.get("replicates") or ()),
+                str(raw.get("covers") or ""),
             )
     raise DataError(f"{where}: a score is a number or {{value, low, high}}; got {raw!r}. {again(command)}")
 
@@ -108,11 +100,8 @@ def read_rows(path: Path, finished: bool, command: str) -> list[dict[str, Any]]:
 
 def read_images(path: Path, command: str) -> Any:
     """uint8 [N, H, W, 3], mapped from disk. Raises DataError when it is missing, damaged or something else."""
-    import numpy as np
-
-    with reading(path, command):
-        images_NHWC = np.load(path, mmap_mode="r", allow_pickle=False)
-    if images_NHWC.ndim != 4 or images_NHWC.shape[3] != 3 or images_NHWC.dtype != np.uint8:
+    images_NHWC = files.read_array(path, *sentences(command))
+    if images_NHWC.ndim != 4 or images_NHWC.shape[3] != 3 or images_NHWC.dtype != "uint8":
         found = f"{images_NHWC.dtype} {list(images_NHWC.shape)}"
         raise DataError(f"{path} must be uint8 [N, H, W, 3]; got {found}. {again(command)}")
     return images_NHWC
@@ -151,13 +140,20 @@ def read_results(stage: str, folder: Path, command: str) -> dict[str, Any]:
     else:
         raise DataError(f"{path} has no 'scores'. {again(command)}")
     return {
-        "scores": read_scores(numbers, path, command),
+        "scores": read_scores(numbers, path, command) | read_linear(folder / "facts.json", command),
         "card": raw.get("card") or {},
         "card_short": raw.get("card_short") or "",
         "warnings": tuple(raw.get("warnings") or ()),
         "declared": raw.get("metrics") or {},
         "snapshot_images": raw.get("snapshot_images"),
     }
+
+
+def read_linear(path: Path, command: str) -> dict[str, Estimate]:
+    """From facts.json of a first stage: the PSNR of a linear first stage with the same f and c, and the gain over it."""
+    facts = read_json(path, command) if path.is_file() else {}
+    found = {key: facts[key] for key in LINEAR if facts.get(key) is not None}
+    return {key: Estimate(float(value), method=LINEAR[key]) for key, value in found.items()}
 
 
 def read_told(folder: Path, command: str) -> dict[str, Any]:

@@ -9,8 +9,8 @@ Text may hold `code` between backticks and links [to a file](table.csv) of the p
 
 import json
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -21,7 +21,9 @@ from ldmlab.store.files import atomic
 
 TEMPLATES = Path(__file__).parent / "templates"
 INLINE = re.compile(r"(`[^`\n]+`|\[[^\]\n]+\]\([\w./#-]+\))")  # code and links, the only markup of a text
-NoteKind = Literal["protocol", "comparability", "ranking", "tie", "warning", "comparison", "missing", "remark"]
+NoteKind = Literal[
+    "protocol", "comparability", "ranking", "tie", "warning", "comparison", "missing", "remark", "interval"
+]
 
 
 class Note(NamedTuple):
@@ -47,7 +49,8 @@ class Entry(NamedTuple):
 @dataclass(frozen=True)
 class Table:
     """Rows as long as `heads`. left: how many of the first columns are words. second: head of the column that holds the
-    entries' second lines in Markdown. faint: rows that stand back.
+    entries' second lines in Markdown. faint: rows that stand back. explained: (second line, tooltip) of a head, by head;
+    on the page alone.
     """
 
     heads: list[str]
@@ -57,6 +60,7 @@ class Table:
     notes: Sequence[Note] = ()
     second: str = ""
     faint: frozenset[int] = frozenset()
+    explained: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
 class Text(NamedTuple):

@@ -30,6 +30,7 @@ class Estimate:
     """A measured number and its 95 % interval; `low` and `high` are None where the stage gave a number without one.
 
     method: how it was computed, one sentence. replicates: its bootstrap, drawn alike in every run of equal n and seed.
+    covers: what its interval covers, one sentence.
     """
 
     value: float
@@ -37,6 +38,7 @@ class Estimate:
     high: float | None = None
     method: str = field(default="", compare=False)
     replicates: tuple[float, ...] = field(default=(), compare=False, repr=False)
+    covers: str = field(default="", compare=False)
 
     def times(self, factor: float) -> "Estimate":
         low, high = (None if bound is None else bound * factor for bound in (self.low, self.high))

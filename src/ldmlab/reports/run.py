@@ -11,7 +11,19 @@ from ldmlab.reports.figures import Figure
 from ldmlab.reports.pictures import Picture, Pictures
 from ldmlab.reports.records import Run, StageRecord, varied
 
-HEADLINE = ("fid", "is", "precision", "recall", "label_agreement", "psnr", "kid", "rfid", "ssim", "perceptual")
+HEADLINE = (
+    "fid",
+    "fid_infinity",
+    "is",
+    "precision",
+    "recall",
+    "label_agreement",
+    "psnr",
+    "kid",
+    "rfid",
+    "ssim",
+    "perceptual",
+)
 LEADING = {"denoiser": ("loss",), "autoencoder": ("psnr", "loss")}
 TITLES = {
     ("denoiser", "loss"): "Denoiser loss",
@@ -19,8 +31,8 @@ TITLES = {
     ("autoencoder", "psnr"): "Autoencoder PSNR (dB)",
 }
 READING = (
-    "Brackets: 95 % interval. ↑ more is better, ↓ less is better. Full precision: [table.csv](table.csv) · as text: "
-    "[report.md](report.md)"
+    "Brackets: 95 % interval; in a head, what it is over. ↑ more is better, ↓ less is better. Full precision: "
+    "[table.csv](table.csv) · as text: [report.md](report.md)"
 )
 
 
@@ -101,7 +113,7 @@ def answer(
         table = tables.varied_table([run.label for run in runs], differ)
         right: list[doc.Block] = [doc.Section("What differs", [table])] if differ else []
         return doc.Section("", [doc.Columns([doc.Figures(first)] if first else [], right)], "answer")
-    numbers_first: list[doc.Block] = [doc.Headlines(headlines(runs[0])), *([doc.Figures(first)] if first else [])]
+    numbers_first: list[doc.Block] = [*headlines(runs[0]), *([doc.Figures(first)] if first else [])]
     if not drawn:
         inside: list[doc.Block] = [doc.Section("Reconstructions", rebuilt, "reconstructions")] if rebuilt else []
         return doc.Section("", [*numbers_first, *inside], "answer")
@@ -112,20 +124,20 @@ def answer(
     return doc.Section("", [doc.Columns(sheet, numbers_first)], "answer")
 
 
-def headlines(run: Run) -> list[doc.Headline]:
-    """Up to six scores of the run's last snapshot and its first stage."""
+def headlines(run: Run) -> list[doc.Block]:
+    """Up to six scores of the run's last snapshot and its first stage, and what their intervals are over."""
     last = run.last_scored.scores if run.last_scored is not None else None
     sources = [record for record in (last, run.first_stage) if record is not None]
+    metrics = {metric.key: (metric, record) for record in reversed(sources) for metric in numbers.metrics_of([record])}
     measured = dict.fromkeys([*HEADLINE, *(metric.key for metric in numbers.metrics_of(sources[:1]))])
+    chosen = [metrics[key] for key in measured if key in metrics][:6]
     found = []
-    for key in measured:
-        source = next((record for record in sources if key in record.scores), None)
-        if source is not None:
-            metric = numbers.declaration(key, source.declared)
-            text, interval = numbers.shown(source.scores[key], metric.factor)
-            label = metric.label + (", reconstructions" if source.stage != "scores" else "")
-            found.append(doc.Headline(label, text, metric.unit, interval, source.anchor))
-    return found[:6]
+    for metric, record in chosen:
+        text, interval = numbers.shown(record.scores[metric.key], metric.factor)
+        label = metric.label + (", reconstructions" if record.stage != "scores" else "")
+        found.append(doc.Headline(label, text, metric.unit, interval, record.anchor))
+    words = numbers.by_words((metric for metric, _ in chosen), "interval")
+    return [doc.Headlines(found), *([doc.Text(f"95 % intervals. {words}.", "small")] if words else [])]
 
 
 def sample_grids(runs: list[Run]) -> list[tuple[Run, StageRecord, str, Pictures]]:

@@ -14,8 +14,9 @@ from ldmlab.metrics.protocol import leaf_differences
 from ldmlab.reports import numbers
 from ldmlab.reports.document import Entry, Note, Table
 from ldmlab.reports.numbers import OVERLAP, PAIRED, MetricDeclaration
-from ldmlab.reports.records import Estimate, Run, StageRecord
+from ldmlab.reports.records import Estimate, Run, StageRecord, is_number
 
+FEW_SAMPLES = 10_000  # below, FID is biased visibly
 NOTE_MARKS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -110,10 +111,22 @@ def join(title: str, rows: list[Scored], default: str) -> ScoreTable:
         for row in rows
     )  # fmt: skip
     notes = [Note("comparability", f"Not comparable with the other rows. {gap}.", mark) for gap, mark in marks.items()]
+    notes += bias_note(records)
     warnings = dict.fromkeys(text for record in records for text in record.warnings)
     notes += [Note("warning", text if text.endswith(".") else f"{text}.") for text in warnings]
     short = next((r.card_short for r in records if not unlike(r, metrics[0].key, cards[metrics[0].key])), "")
     return rank(ScoreTable(title, tuple(metrics), made, short, tuple(notes)))
+
+
+def bias_note(records: list[StageRecord]) -> list[Note]:
+    """Why FID and FID∞ of few samples differ, where both are there."""
+    both = [r for r in records if {"fid", "fid_infinity"} <= r.scores.keys() and is_number(r.card.get("samples"))]
+    few = sorted({r.card["samples"] for r in both if r.card["samples"] < FEW_SAMPLES})
+    if not few:
+        return []
+    n = " and ".join(map(numbers.count, few))
+    why = f"FID of {n} samples is biased upwards, and FID∞ estimates its limit for infinitely many samples"
+    return [Note("remark", f"FID and FID∞ differ because {why}; compare FID at equal N only.")]
 
 
 def rank(table: ScoreTable) -> ScoreTable:
@@ -213,8 +226,20 @@ def shown_table(table: ScoreTable, heads: list[str] | None = None, labels: Label
     rows = [[*(labels or own)(row), *map(entry, row.cells)] for row in table.rows]
     notes = [*table.notes, *([Note("protocol", f"Protocol: {table.card_short}.")] if table.card_short else [])]
     faint = frozenset(n for n, row in enumerate(table.rows) if not row.final and row.cells[0].score is not None)
+    if covered := numbers.by_words(table.metrics, "covers"):
+        notes.append(Note("interval", f"What the 95 % intervals cover. {covered}."))
     all_heads = [*before, *(metric.head for metric in table.metrics)]
-    return Table(all_heads, rows, table.title, 1, notes, "" if heads else "stage", faint)
+    return Table(
+        all_heads, rows, table.title, 1, notes, "" if heads else "stage", faint, interval_heads(table, before[0])
+    )
+
+
+def interval_heads(table: ScoreTable, first: str) -> dict[str, tuple[str, str]]:
+    """For heads of the table: what the 95 % interval is over, and covers. Under `first` alone where all metrics share it."""
+    words = {metric.interval for metric in table.metrics if metric.interval}
+    shared = {first: (f"[95 % interval {words.pop()}]", "")} if len(words) == 1 else {}
+    own = {m.head: ("" if shared else f"[{m.interval}]", m.covers) for m in table.metrics if m.interval}
+    return shared | own
 
 
 def csv_rows(tables: list[ScoreTable]) -> list[dict[str, Any]]:
