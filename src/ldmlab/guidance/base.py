@@ -1,4 +1,4 @@
-"""What a kind of guidance says of itself and does: one object a kind, from its options to the denoise callable it wraps.
+"""The interface of a kind of guidance: one object a kind, from its options to the denoise callable that it wraps.
 
 A new kind is one file with one subclass of `Guidance` and one yaml (docs/guide/extending.md).
 

@@ -1,4 +1,4 @@
-"""The seam of the metrics: what a metric says of itself, what one scoring pass gives it, what it answers.
+"""The interface of metrics: what a metric declares, what one scoring pass gives it, and what it returns.
 
 A metric is a dataclass of its settings, one file and one yaml in `conf/metric`. Everything else it declares on the class:
 

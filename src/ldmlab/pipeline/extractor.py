@@ -75,7 +75,7 @@ class ExtractorStage(Stage):
             assert found.logits is not None
             accuracy = float((found.logits.argmax(1) == val.labels()).mean())
             write_json(folder / "scores.json", {"accuracy": accuracy, "images": len(val)})
-            ctx.say(f" extractor: {accuracy:.1%} of {len(val)} val images named right")
+            ctx.say(f" extractor: {accuracy:.1%} of {len(val)} val images classified correctly")
         return done.seconds
 
     def load(self, ctx: Context) -> Any:

@@ -112,7 +112,9 @@ def in_order(wanted: Iterator[Stage]) -> list[Stage]:
         if id(stage) in done:
             return
         if stage in open_:
-            raise ConfigError(f"stages stand on each other in a circle: {' → '.join(s.name for s in [*open_, stage])}.")
+            raise ConfigError(
+                f"stages depend on each other in a circle: {' → '.join(s.name for s in [*open_, stage])}."
+            )
         open_.append(stage)
         for on in stage.upstream().values():
             if isinstance(on, Stage):

@@ -46,14 +46,10 @@ def read_score(raw: Any, where: str, command: str) -> Estimate:
     if isinstance(raw, dict) and is_number(raw.get("value")):
         low, high = raw.get("low"), raw.get("high")
         if all(bound is None or is_number(bound) for bound in (low, high)):
-            return Estimate(
-                float(raw["value"]),
-                None if low is None else float(low),
-                None if high is None else float(high),
-                str(raw.get("method") or ""),
-                tuple(float(value) for value in raw.get("replicates") or ()),
-                str(raw.get("covers") or ""),
-            )
+            low, high = (None if bound is None else float(bound) for bound in (low, high))
+            replicates = tuple(map(float, raw.get("replicates") or ()))
+            method, covers = (str(raw.get(name) or "") for name in ("method", "covers"))
+            return Estimate(float(raw["value"]), low, high, method, replicates, covers)
     raise DataError(f"{where}: a score is a number or {{value, low, high}}; got {raw!r}. {again(command)}")
 
 
@@ -156,7 +152,7 @@ def read_linear(path: Path, command: str) -> dict[str, Estimate]:
     return {key: Estimate(float(value), method=LINEAR[key]) for key, value in found.items()}
 
 
-def read_told(folder: Path, command: str) -> dict[str, Any]:
+def read_section(folder: Path, command: str) -> dict[str, Any]:
     """report.json: what a stage puts on the page itself, {"title", "text", "table": {"columns", "rows"}, "pictures"}.
 
     Raises DataError when a row of its table is not as long as the columns, or a picture is not in the folder.
@@ -164,16 +160,16 @@ def read_told(folder: Path, command: str) -> dict[str, Any]:
     path = folder / "report.json"
     if not path.is_file():
         return {}
-    told = read_json(path, command)
-    table = told.get("table") or {"columns": [], "rows": []} if isinstance(told, dict) else {}
+    section = read_json(path, command)
+    table = section.get("table") or {"columns": [], "rows": []} if isinstance(section, dict) else {}
     if not {"columns", "rows"} <= set(table) or any(len(row) != len(table["columns"]) for row in table["rows"]):
         raise DataError(
             f"{path}: 'table' needs 'columns' and 'rows', each row as long as the columns. {again(command)}"
         )
-    for name in told.get("pictures") or ():
+    for name in section.get("pictures") or ():
         if Path(name).name != name or not (folder / name).is_file():
             raise DataError(f"{path}: pictures: {name!r} is not a file of {folder}. {again(command)}")
-    return told
+    return section
 
 
 def read_stage(entry: dict[str, Any], run_folder: Path, command: str, scored: bool) -> StageRecord:
@@ -207,7 +203,7 @@ def read_stage(entry: dict[str, Any], run_folder: Path, command: str, scored: bo
         rows=read_rows(folder / "metrics.jsonl", finished, command),
         provenance=read_json(folder / "card.json", command) if (folder / "card.json").is_file() else {},
         config_text=config.read_text(encoding="utf-8") if config.is_file() else "",
-        told=read_told(folder, command),
+        section=read_section(folder, command),
         **(read_results(stage, folder, command) if finished and scored else {}),
     )
     if finished and stage == "samples":
@@ -243,7 +239,7 @@ def read_run(folder: Path) -> Run:
 
 
 def read_runs(folders: list[Path]) -> list[Run]:
-    """The runs in the order given, each once. Two runs of one name are told apart by their id."""
+    """The runs in the order given, each once. Runs of equal name get their id as a suffix."""
     if not folders:
         raise DataError(
             "No runs to report on. A run's folder is store/runs/<name>-<id>; python src/train.py … makes one."

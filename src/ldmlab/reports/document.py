@@ -21,6 +21,7 @@ from ldmlab.store.files import atomic
 
 TEMPLATES = Path(__file__).parent / "templates"
 INLINE = re.compile(r"(`[^`\n]+`|\[[^\]\n]+\]\([\w./#-]+\))")  # code and links, the only markup of a text
+Look = Literal["", "best", "tied", "state", "code"]
 NoteKind = Literal[
     "protocol", "comparability", "ranking", "tie", "warning", "comparison", "missing", "remark", "interval"
 ]
@@ -40,7 +41,7 @@ class Entry(NamedTuple):
     text: str
     interval: str = ""
     mark: str = ""
-    look: Literal["", "best", "tied", "state", "code"] = ""
+    look: Look = ""
     href: str = ""
     under: str = ""
     anchor: str = ""

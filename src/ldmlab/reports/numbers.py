@@ -210,12 +210,12 @@ class Comparison:
 
     metric: MetricDeclaration
     score: Estimate
-    told: bool
+    distinguishable: bool
 
     @property
     def verdict(self) -> str:
         """better, worse, different (of a metric without a direction) or not distinguishable."""
-        if not self.told:
+        if not self.distinguishable:
             return "not distinguishable"
         if not self.metric.better:
             return "different"
@@ -252,11 +252,11 @@ Cell = TypeVar("Cell", bound=Compared)
 def indistinct(
     pairs: Iterable[tuple[Cell, Cell]], metrics: Iterable[MetricDeclaration]
 ) -> list[tuple[MetricDeclaration, list[tuple[Cell, Cell]]]]:
-    """For each metric the pairs, of equal protocol, that cannot be told apart."""
+    """For each metric the pairs, of equal protocol, that are not distinguishable."""
     pairs, found = list(pairs), []
     for metric in metrics:
         differences = [(a, b, compare(a.compared, b.compared, metric)) for a, b in pairs]
-        same = [(a, b) for a, b, difference in differences if difference is not None and not difference.told]
+        same = [(a, b) for a, b, difference in differences if difference is not None and not difference.distinguishable]
         found += [(metric, same)] if same else []
     return found
 

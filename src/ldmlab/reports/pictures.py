@@ -164,7 +164,7 @@ def read_picture(path: Path, name: str, names: tuple[str, ...], side: int = 72) 
 
 
 def opaque(images_NHWC: Any) -> Any:
-    """With a fourth channel, so that the gaps of a sheet can be told from black: [N, H, W, 4]."""
+    """With a fourth channel, so that the gaps of a sheet differ from black: [N, H, W, 4]."""
     import numpy as np
 
     return np.pad(images_NHWC, ((0, 0), (0, 0), (0, 0), (0, 1)), constant_values=255)
@@ -225,7 +225,7 @@ def tile(pictures: SampleSet, index: int, prefix: str = "") -> Tile:
 
 
 def _seeds(tiles: list[Tile]) -> str:
-    """ "seeds 0–7" or "seeds 3, 13, 23": so that a picture can be asked for again."""
+    """ "seeds 0–7" or "seeds 3, 13, 23": by which a picture can be made again."""
     seeds = [tile.seed for tile in tiles if tile.seed is not None]
     if not seeds:
         return ""

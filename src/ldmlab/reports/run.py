@@ -71,7 +71,7 @@ def document(runs: list[Run], found: list[tables.ScoreTable], title: str | None)
         doc.Section("Scores", [*shown, doc.Text(READING, "small")], "scores") if shown else None,
         samples(runs, drawn),
         doc.Section("Reconstructions", rebuilt, "reconstructions") if rebuilt and (drawn or not one) else None,
-        *told(runs),
+        *own_sections(runs),
         training(runs, lead if first != lead[:1] else lead[1:], [f for f in scores if f not in first], others),
         cost(runs),
         plan(runs),
@@ -173,11 +173,10 @@ def samples(runs: list[Run], drawn: list[tuple[Run, StageRecord, str, Pictures]]
     if pairs is not None:
         columns = f"Each column is one seed{' and one class' if labels else ''}. {pairs.sizes}"
         blocks.append(doc.Section(heading, [pairs, doc.Text(columns, "small")]))
+    first = "the first of each class" if labels else "the first"
     for run, stage, after, grid in drawn:
-        which = (
-            f"{numbers.count(grid.shown)} of {numbers.count(grid.of)} images, the first of each row's kind, unselected."
-        )
-        pair = " At the left of a sample stands the picture it was drawn from." if grid.conditioned else ""
+        which = f"{numbers.count(grid.shown)} of {numbers.count(grid.of)} images, {first}, unselected."
+        pair = " Left of each sample: its condition." if grid.conditioned else ""
         inside: list[doc.Block] = [
             grid,
             doc.Text(f"{which} {grid.sizes}{pair} All of them: [{stage.place}](#{stage.anchor})", "small"),
@@ -218,25 +217,27 @@ def reconstructions(runs: list[Run]) -> list[doc.Block]:
             name = f"reconstructions-{n}" if len(runs) > 1 else "reconstructions"
             network, who = run.stage("autoencoder") or record, f"{run.label}: " if len(stages) > 1 else ""
             caption = f"{who}{network.what} on validation images. [{record.place}](#{record.anchor})"
-            picture = pictures.read_picture(path, name, ("original", "reconstruction", "error"))
+            picture = pictures.read_picture(path, name, ("original", "reconstruction", "error × 4"))
             blocks += [picture, doc.Text(caption, "small")]
     return blocks
 
 
-def told(runs: list[Run]) -> list[doc.Section]:
+def own_sections(runs: list[Run]) -> list[doc.Section]:
     """A section for each stage that put something on the page itself (`report.json`)."""
     sections = []
-    for record in {stage.id: stage for run in runs for stage in run.stages if stage.told}.values():
-        table, title = record.told.get("table") or {}, str(record.told.get("title") or record.stage)
-        blocks: list[doc.Block] = [doc.Text(str(record.told["text"]))] if record.told.get("text") else []
+    for record in {stage.id: stage for run in runs for stage in run.stages if stage.section}.values():
+        table, title = record.section.get("table") or {}, str(record.section.get("title") or record.stage)
+        blocks: list[doc.Block] = [doc.Text(str(record.section["text"]))] if record.section.get("text") else []
         if table.get("columns"):
             rows = [["–" if value is None else str(value) for value in row] for row in table["rows"]]
             blocks.append(doc.Table([str(head) for head in table["columns"]], doc.entries(rows)))
-        for name in record.told.get("pictures") or ():
+        for name in record.section.get("pictures") or ():
             shown = pictures.read_picture(record.folder / name, f"{record.stage}-{Path(name).stem}", (Path(name).stem,))
             blocks.append(Picture(shown.name, shown.png, shown.width, min(shown.width, 358), shown.names))
         sections.append(
-            doc.Section(title, [*blocks, doc.Text(f"[{record.place}](#{record.anchor})", "small")], f"told-{record.id}")
+            doc.Section(
+                title, [*blocks, doc.Text(f"[{record.place}](#{record.anchor})", "small")], f"section-{record.id}"
+            )
         )
     return sections
 
@@ -270,9 +271,9 @@ def training(runs: list[Run], lead: list[Figure], scores: list[Figure], others: 
 
 
 def alarms(runs: list[Run]) -> list[str]:
-    """What the health guards said, once for a stage that several runs share."""
-    told = [(r, images, text) for run in runs for r in run.stages for images, text in r.alarms]
-    return list(dict.fromkeys(f"{r.stage} {r.id}, after {images} images: {text}" for r, images, text in told))
+    """The warnings of the health checks, once for a stage that several runs share."""
+    found = [(r, images, text) for run in runs for r in run.stages for images, text in r.alarms]
+    return list(dict.fromkeys(f"{r.stage} {r.id}, after {images} images: {text}" for r, images, text in found))
 
 
 def cost(runs: list[Run]) -> doc.Section:

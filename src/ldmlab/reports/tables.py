@@ -1,7 +1,7 @@
 """Scores as tables: a row per run and snapshot, every number with its interval, only equal protocols side by side.
 
 A cell whose protocol differs from its column's is marked with the field that differs; the best of a column is bold only
-where it can be told from every other row. `ScoreTable` is plain records: `shown_table` rounds them for a page, `csv_rows`
+where it is distinguishable from every other row. `ScoreTable` is plain records: `shown_table` rounds them for a page, `csv_rows`
 gives them in full precision.
 """
 
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ldmlab.metrics.protocol import leaf_differences
 from ldmlab.reports import numbers
-from ldmlab.reports.document import Entry, Note, Table
+from ldmlab.reports.document import Entry, Look, Note, Table
 from ldmlab.reports.numbers import OVERLAP, PAIRED, MetricDeclaration
 from ldmlab.reports.records import Estimate, Run, StageRecord, is_number
 
@@ -27,11 +27,11 @@ class ScoreCell:
     interval: str = ""  # "[11.9, 12.8]"
     note: str = ""  # mark of the note that says which field of the protocol differs
     best: bool = False
-    tied: bool = False  # cannot be told from the best of its column
+    tied: bool = False  # not distinguishable from the best of its column
 
 
 class Scored(NamedTuple):
-    """What becomes a row: the scores, or what is waited for while there are none."""
+    """What becomes a row: the scores, or why there are none yet."""
 
     run: Run
     record: StageRecord | None
@@ -130,8 +130,8 @@ def bias_note(records: list[StageRecord]) -> list[Note]:
 
 
 def rank(table: ScoreTable) -> ScoreTable:
-    """Bold is the best of a column that is told from every other final row; otherwise the best and all that cannot be told
-    from it are tied, and a note names them.
+    """Bold is the best of a column that is distinguishable from every other final row; otherwise the best and all that is
+    not distinguishable from it are tied, and a note names them.
     """
     rows, ties, rules = [list(row.cells) for row in table.rows], dict[str, list[str]](), set[str]()
     for i, metric in enumerate(table.metrics):
@@ -151,9 +151,11 @@ def rank(table: ScoreTable) -> ScoreTable:
             ties.setdefault(listed([table.rows[n].label for n in tied]), []).append(metric.label)
     rule, notes = " or ".join(sorted(rules)), list(table.notes)
     if any(cell.best for row in rows for cell in row):
-        notes.append(Note("ranking", f"Bold: best of its column, told from every other row by {rule}."))
+        notes.append(Note("ranking", f"Bold: best of its column, distinguishable from every other row by {rule}."))
     if ties:
-        notes.append(Note("ranking", f"≈: the best of its column and what cannot be told from it by {rule}."))
+        notes.append(
+            Note("ranking", f"≈: the best of its column and all that is not distinguishable from it by {rule}.")
+        )
         pairs = "; ".join(f"{names} in {', '.join(metrics)}" for names, metrics in ties.items())
         notes.append(Note("tie", f"Not distinguishable by {rule}: {pairs}."))
     made = tuple(replace(row, cells=tuple(cells)) for row, cells in zip(table.rows, rows, strict=True))
@@ -215,12 +217,8 @@ def shown_table(table: ScoreTable, heads: list[str] | None = None, labels: Label
 
     def entry(cell: ScoreCell) -> Entry:
         state = cell.score is None and cell.text != "–"
-        return Entry(
-            cell.text,
-            cell.interval,
-            cell.note,
-            "state" if state else "best" if cell.best else "tied" if cell.tied else "",
-        )
+        look: Look = "state" if state else "best" if cell.best else "tied" if cell.tied else ""
+        return Entry(cell.text, cell.interval, cell.note, look)
 
     before = heads or ["run", *(["training images"] if table.has_snapshots else [])]
     rows = [[*(labels or own)(row), *map(entry, row.cells)] for row in table.rows]
