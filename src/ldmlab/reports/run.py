@@ -11,19 +11,8 @@ from ldmlab.reports.figures import Figure
 from ldmlab.reports.pictures import Picture, Pictures
 from ldmlab.reports.records import Run, StageRecord, varied
 
-HEADLINE = (
-    "fid",
-    "fid_infinity",
-    "is",
-    "precision",
-    "recall",
-    "label_agreement",
-    "psnr",
-    "kid",
-    "rfid",
-    "ssim",
-    "perceptual",
-)
+HEADLINE = ("fid", "fid_infinity", "is", "precision", "recall", "label_agreement")
+HEADLINE += ("psnr", "kid", "rfid", "ssim", "perceptual")
 LEADING = {"denoiser": ("loss",), "autoencoder": ("psnr", "loss")}
 TITLES = {
     ("denoiser", "loss"): "Denoiser loss",
@@ -234,11 +223,8 @@ def own_sections(runs: list[Run]) -> list[doc.Section]:
         for name in record.section.get("pictures") or ():
             shown = pictures.read_picture(record.folder / name, f"{record.stage}-{Path(name).stem}", (Path(name).stem,))
             blocks.append(Picture(shown.name, shown.png, shown.width, min(shown.width, 358), shown.names))
-        sections.append(
-            doc.Section(
-                title, [*blocks, doc.Text(f"[{record.place}](#{record.anchor})", "small")], f"section-{record.id}"
-            )
-        )
+        blocks.append(doc.Text(f"[{record.place}](#{record.anchor})", "small"))
+        sections.append(doc.Section(title, blocks, f"section-{record.id}"))
     return sections
 
 

@@ -14,14 +14,8 @@ from ldmlab.reports.records import Run, StageRecord, flatten
 
 TRAINED = ("data", "ae", "ldm", "cond", "objective")  # groups of options behind a denoiser
 OF_SAMPLER = ("steps", "eta", "grid")  # of the card: they may follow from the sampler
-OF_SAMPLING = (
-    "sampler",
-    *OF_SAMPLER,
-    "guidance",
-    "guidance_interval",
-    "guidance_rescale",
-    "weights",
-)  # fields of the card
+# Fields of the card
+OF_SAMPLING = ("sampler", *OF_SAMPLER, "guidance", "guidance_interval", "guidance_rescale", "weights")
 STUDIED = (*OF_SAMPLING, "evaluations")  # what a study of samples may vary; in all else the cards must be equal
 UNGUIDED = 1.0  # the guidance at which the fields below say nothing
 OF_GUIDANCE = ("guidance_interval", "guidance_rescale")
