@@ -122,7 +122,7 @@ def needs_classifier(cfg: DictConfig) -> bool:
     return perceptual is not None and bool(perceptual.get("_partial_", False))
 
 
-def evaluation_distance(cfg: DictConfig, extractor: nn.Module) -> nn.Module | None:
+def evaluation_distance(cfg: DictConfig, extractor: nn.Module | None) -> nn.Module | None:
     """The perceptual distance that reconstructions are scored with: in the features of `eval.extractor`, so that every
     first stage of a study is measured alike whatever it was trained with. Where the extractor has no feature maps, the
     first stage's own; None without either."""
@@ -131,7 +131,7 @@ def evaluation_distance(cfg: DictConfig, extractor: nn.Module) -> nn.Module | No
 
     if isinstance(extractor, SqueezeNet) and cfg.data.resolution >= 32:
         return SqueezeNetDistance(cfg.eval.extractor.weights)
-    if hasattr(extractor, "feature_maps"):
+    if extractor is not None and hasattr(extractor, "feature_maps"):
         return ShapesDistance(extractor)
     own = cfg.ae.loss is not None and cfg.ae.loss.perceptual is not None and not needs_classifier(cfg)
     return cast(nn.Module, part(cfg.ae.loss.perceptual)) if own else None
@@ -232,8 +232,10 @@ def metrics(cfg: DictConfig) -> tuple[Metric, ...]:
     return tuple(part(cfg.metric[name]) for name in cfg.eval.metrics)
 
 
-def extractor(cfg: DictConfig) -> nn.Module:
-    """The configured feature extractor; one that is trained here comes untrained."""
+def extractor(cfg: DictConfig) -> nn.Module | None:
+    """The configured feature extractor; one that is trained here comes untrained. None with eval=none."""
+    if cfg.eval.extractor is None:
+        return None
     with seeded("extractor"):
         return cast(nn.Module, part(cfg.eval.extractor))
 

@@ -22,7 +22,7 @@ def gradients(loss: Tensor, module: torch.nn.Module) -> list[Tensor]:
 @pytest.mark.parametrize("words", [["ae=kl_f4"], ["ae=vq_f4", "ae/loss/perceptual=none"]])
 def test_losses_and_gradients_are_ours(words: list[str]) -> None:
     cfg = load([*words, *SMALL]).cfg
-    with work.any_weights(cfg) as note:
+    with work.any_weights(cfg) as (cfg, note):
         assert ("random weights" in note) == (len(words) == 1)
         ours, terms = build.autoencoder(cfg).double(), build.first_stage_loss(cfg, None).double()
     plain = official_layers(build.autoencoder(cfg).double())

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from option_words import replacing
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -25,7 +26,7 @@ TINY = [
 
 
 def command(script: str, store: Path, *words: str) -> list[str]:
-    return [sys.executable, f"src/{script}.py", *TINY, f"store={store}", *words]
+    return [sys.executable, f"src/{script}.py", *replacing([*TINY, f"store={store}"], words)]
 
 
 def environment(threads: int = 1) -> dict[str, str]:
@@ -248,7 +249,7 @@ def distance_moved(root: Path, stage: str, words: list[str]) -> tuple[float, flo
     from ldmlab.config.compose import load
     from ldmlab.pipeline.run import prepare
 
-    composed = load([*TINY, *words, f"store={root / 'one'}"])
+    composed = load(replacing([*TINY, f"store={root / 'one'}"], words))
     ae = build.autoencoder(composed.cfg)
     start = ae if stage == "autoencoder" else build.denoiser(composed.cfg, ae, prepare(composed).resolved.data)
     begun = dict(start.named_parameters())
@@ -314,7 +315,7 @@ def test_pixel_space_reuses_data_and_extractor(whole: Path) -> None:
     before = {p.parent.name for p in whole.glob("extractor/*/done.json")}
     words = [w for w in TINY if not w.startswith("ae.")]  # nothing to train there
     done = subprocess.run(
-        [sys.executable, "src/train.py", *words, "ae=identity", "ldm.fit.images=16", f"store={whole}"],
+        [sys.executable, "src/train.py", *replacing(words, ["ae=identity", "ldm.fit.images=16", f"store={whole}"])],
         cwd=ROOT, env=environment(), capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

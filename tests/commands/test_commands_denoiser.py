@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from option_words import replacing
 from test_commands_interop import TINY, only, run
 
 from ldmlab.config.compose import load
@@ -20,7 +21,7 @@ RESULT = "samples/*/images.npy"
 @pytest.mark.timeout(900)
 def test_export_and_import_give_the_same_samples(tmp_path: Path) -> None:
     one, two, out = (tmp_path / name for name in ("one", "two", "out"))
-    composed = load([*TINY, *TRAINING, f"store={one}"])
+    composed = load(replacing(TINY, [*TRAINING, f"store={one}"]))
     with pytest.raises(UserError, match=r"is not in the store. Make it first: python src/train.py ae=x until=denoiser"):
         export(composed, "compvis", out, "python src/export.py ae=x part=ldm to=compvis out=y")
     run("train", *TRAINING, f"store={one}", "until=samples")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from option_words import replacing
 from safetensors.torch import load_file
 
 from ldmlab.config.compose import load
@@ -25,7 +26,7 @@ TRAINING = ["ae.fit.images=32", "ae.fit.warmup=0"]
 
 def run(script: str, *words: str, code: int = 0) -> str:
     done = subprocess.run(
-        [sys.executable, f"src/{script}.py", *TINY, *words], capture_output=True, text=True, cwd=ROOT,
+        [sys.executable, f"src/{script}.py", *replacing(TINY, words)], capture_output=True, text=True, cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
     )  # fmt: skip
     text = done.stdout + done.stderr
@@ -43,7 +44,7 @@ def only(store: Path, pattern: str) -> Path:
 def test_export_and_import_give_the_same_latents_and_scores(tmp_path: Path) -> None:
     one, two, out = tmp_path / "one", tmp_path / "two", tmp_path / "out"
     words = [*TRAINING, f"store={one}"]
-    composed = load([*TINY, *words, "until=autoencoder"])
+    composed = load(replacing(TINY, [*words, "until=autoencoder"]))
     with pytest.raises(UserError, match=r"is not in the store.*python src/train.py ae=x until=autoencoder"):
         export(composed, "compvis", out, "python src/export.py ae=x to=compvis out=y")
     run("train", *words, "until=latents")

@@ -81,7 +81,7 @@ def test_delta_is_in_an_id_of_huber_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["objective.target=epz"], r"objective\.target must be one of eps, v, z0, flow Did you mean 'eps'"),
+        (["objective.target=epz"], r"objective\.target must be one of eps, v, z0, flow .*got 'epz'. Did you mean 'eps'"),
         (["objective.schedule=cosine"], r"objective\.schedule must be a part with a _target_ \(Schedule\); got 'cosine'"),
         (["objective/schedule=cosin"], r"objective/schedule=cosin: no such option\. Did you mean 'cosine'"),
         (["objective=eps_linear", "objective/schedule=flow"], r"objective\.target=eps cannot work with a schedule that ends"),

@@ -1,11 +1,12 @@
 """`ldm.weights` in a composition: fits are checked before anything is made, ids are of the tensors, nothing is trained."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from option_words import replacing
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -23,12 +24,6 @@ BASE = [
     "eval.label_mode=uniform",
 ]  # fmt: skip
 Edit = Callable[[dict[str, Tensor]], dict[str, Tensor]]
-
-
-def replacing(words: Sequence[str], other: Sequence[str]) -> list[str]:
-    """Both, without those of the first whose option the second gives too: an option is given once."""
-    given = {word.partition("=")[0] for word in other}
-    return [*(word for word in words if word.partition("=")[0] not in given), *other]
 
 
 def plan_of(root: Path, *words: str) -> Plan:

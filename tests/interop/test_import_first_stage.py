@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from option_words import replacing
 from safetensors.torch import save_file
 
 from ldmlab import build
@@ -34,12 +35,6 @@ def write(folder: Path, *words: str, official: bool = True) -> Path:
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("small"), "ae=kl_f4_small", official=False)
-
-
-def replacing(words: list[str], other: list[str]) -> list[str]:
-    """Both, without those of the first whose option the second gives too: an option is given once."""
-    given = {word.partition("=")[0] for word in other}
-    return [*(word for word in words if word.partition("=")[0] not in given), *other]
 
 
 def plan_of(root: Path, *words: str) -> Plan:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from option_words import replacing
 
 from ldmlab import terminal
 from ldmlab.config.compose import load
@@ -17,7 +18,7 @@ BASE = ["data.train_images=64", "data.val_images=16", "data.cached=false", "ldm.
 
 
 def plan_of(*words: str, root: Path) -> Plan:
-    return prepare(load([*BASE, f"store={root}", *words]))
+    return prepare(load(replacing([*BASE, f"store={root}"], words)))
 
 
 def ids(plan: Plan) -> dict[str, str]:
@@ -51,7 +52,7 @@ BEHIND_AE = {"autoencoder", "latents", "denoiser", "samples", "scores"}
         ("data.seed=1", ALL),
         ("data.flip=true", {"data", "reference"} | BEHIND_AE),
         ("sampler.steps=7", {"samples", "scores"}),
-        ("eval.samples=7", {"samples", "scores"}),
+        ("eval.samples=70", {"samples", "scores"}),
         ("eval.weights=raw", {"samples", "scores"}),
         ("eval.metrics=[fid]", {"scores"}),
         ("eval.reference.images=7", {"scores", "reference"}),
@@ -172,3 +173,20 @@ def test_an_interval_beside_all_times_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("words,said", [("plms", "plms 50 (51 evaluations)"), ("dpmpp_2m_sde", "dpmpp_2m_sde 50 ·")])
 def test_the_plan_counts_evaluations(words: str, said: str, tmp_path: Path) -> None:
     assert said in plan_of(f"sampler={words}", "until=samples", root=tmp_path).rows[-1][1].what
+
+
+def test_without_an_extractor_nothing_is_scored_by_features(tmp_path: Path) -> None:
+    plan = plan_of("eval=none", "until=samples", root=tmp_path)
+    assert not plan.has("extractor") and not plan.has("scores") and plan.resolved.metrics == ()
+    rows = {stage.name: row.what for stage, row in plan.rows}
+    assert "rFID" not in rows["reconstructions"] and "PSNR" in rows["reconstructions"]
+    with pytest.raises(ConfigError, match=r"eval=none has no feature extractor\. Use until=samples"):
+        plan_of("eval=none", root=tmp_path)
+    with pytest.raises(ConfigError, match="ae/loss/perceptual=shapes looks through the classifier of eval=shapes"):
+        plan_of("eval=none", "until=samples", "ae/loss/perceptual=shapes", root=tmp_path)
+
+
+def test_an_extractor_for_rfid_alone_is_noted(tmp_path: Path) -> None:
+    note = "eval=none leaves both out"
+    assert any(note in text for text in plan_of("until=autoencoder", root=tmp_path).notes)
+    assert not any(note in text for text in plan_of(root=tmp_path).notes)

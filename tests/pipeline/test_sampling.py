@@ -7,13 +7,19 @@ import numpy as np
 import pytest
 import torch
 
+from ldmlab.conditioning.base import Cond
+from ldmlab.conditioning.compose import Compose
 from ldmlab.conditioning.source import labels_for
-from ldmlab.diffusion.objectives import Prediction
+from ldmlab.diffusion.denoiser import Denoiser
+from ldmlab.diffusion.objectives import Objective
 from ldmlab.diffusion.schedules import Cosine
+from ldmlab.guidance.base import Model
+from ldmlab.guidance.stack import Guided
 from ldmlab.pipeline import sampling
 from ldmlab.pipeline.sampling import image_seed, sample_all
 from ldmlab.pipeline.sheets import tiled
 from ldmlab.samplers.heun import Heun
+from ldmlab.store.ranks import Ranks
 
 
 def test_label_modes() -> None:
@@ -41,7 +47,7 @@ def test_parts_of_any_cut_make_the_same_file(
         return torch.tensor(indices, dtype=torch.uint8)[:, None, None, None].expand(-1, 2, 2, 3)
 
     for rank in reversed(range(ranks)):
-        sample_all(draw, 17, tmp_path, batch, rank, ranks, lambda: None, lambda n: None)
+        sample_all(draw, 17, tmp_path, batch, Ranks(rank, ranks))
     images = np.load(tmp_path / "images.npy")
     assert (
         images.dtype == np.uint8 and images[:, 0, 0, 0].tolist() == list(range(17)) and sorted(drawn) == list(range(17))
@@ -53,25 +59,51 @@ def test_finished_parts_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sampling, "PART", 5)
     np.save(sampling.part_path(tmp_path, 5), np.full((5, 2, 2, 3), 99, np.uint8))
     draw = lambda indices: torch.zeros(len(indices), 2, 2, 3, dtype=torch.uint8)  # noqa: E731
-    sample_all(draw, 12, tmp_path, 5, 0, 1, lambda: None, lambda n: None)
+    sample_all(draw, 12, tmp_path, 5, Ranks())
     assert np.load(tmp_path / "images.npy")[:, 0, 0, 0].tolist() == [0] * 5 + [99] * 5 + [0] * 2
 
 
+class Counting(Compose):
+    """A conditioner of labels that writes down what it encodes."""
+
+    needs = ("label",)
+
+    def __init__(self) -> None:
+        super().__init__([])
+        self.needs = ("label",)
+        self.encoded: list[list[int]] = []
+
+    def forward(self, batch: dict[str, Any]) -> Cond:
+        self.encoded.append(batch["label"].tolist())
+        return Cond(vector_BD=torch.zeros(len(batch["label"]), 1))
+
+    def null(self, batch_size: int, size: tuple[int, int], device: Any) -> Cond:
+        return Cond(vector_BD=torch.ones(batch_size, 1, device=device))
+
+
+class Seeing(torch.nn.Module):
+    """A network that writes down the condition of each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Any] = []
+
+    def forward(self, z: torch.Tensor, t_B: torch.Tensor, cond: Any) -> torch.Tensor:
+        self.seen.append(cond)
+        return z
+
+    def prepared(self, cond: Any) -> Any:
+        return cond
+
+
 def test_a_condition_is_encoded_once_per_draw_and_not_once_per_step() -> None:
-    encoded: list[list[int]] = []
-    seen: list[Any] = []
-
-    def condition(indices: list[int]) -> object:
-        encoded.append(indices)
-        return object()
-
-    def denoise(z: torch.Tensor, t_B: torch.Tensor, cond: Any) -> Prediction:
-        seen.append(cond)
-        return Prediction(z, z)
-
-    arguments = (Cosine(), lambda z: z, condition, [11, 12], (3, 4, 4), torch.device("cpu"), [7, 8])
-    images = sampling.draw(Heun(5), denoise, *arguments)
-    assert encoded == [[7, 8]] and len(seen) == 9 and len({id(cond) for cond in seen}) == 1
+    network, conditioner = Seeing(), Counting()
+    guided = Guided(Model(Denoiser(network, conditioner), Objective("eps", Cosine())))
+    bound = guided.bind({"label": torch.tensor([7, 8])}, 2, (4, 4), "cpu")
+    images = sampling.draw(
+        Heun(5), bound.denoise, Cosine(), lambda z: z, bound.cond, [11, 12], (3, 4, 4), torch.device("cpu")
+    )
+    assert conditioner.encoded == [[7, 8]] and len(network.seen) == 9 and len({id(cond) for cond in network.seen}) == 1
     assert images.shape == (2, 4, 4, 3) and images.dtype == torch.uint8
 
 

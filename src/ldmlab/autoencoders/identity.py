@@ -24,7 +24,7 @@ class IdentityNetwork(Network):
     def __init__(self, channels_in: Annotated[Callable[[int], int], Given], c: Width = 3):
         super().__init__()
         if c != 3:
-            raise ConfigError(f"ae.network.c={c}: the latent of ae=identity is the image, so c is 3.")
+            raise ConfigError(f"ae.network.c={c}: the latent of ae=identity is the image, so c is 3. Leave it out.")
         if channels_in(c) != c:
             raise ConfigError(
                 f"ae=identity hands over {c} channels, ae.regulariser wants {channels_in(c)}; take ae/regulariser=none."

@@ -51,7 +51,7 @@ def compare_autoencoder(cfg: DictConfig, words: list[str], device: torch.device)
         )
     batch = cfg.bench.batch_size or cfg.ae.fit.batch_size
     size = cfg.data.resolution
-    with work.any_weights(cfg) as note:
+    with work.any_weights(cfg) as (cfg, note):
         rows: dict[str, dict[str, Any]] = {}
         for name in (OFFICIAL, OURS, CHECKPOINTING):
             record.announce(f"memory of a step, {name}")

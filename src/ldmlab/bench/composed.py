@@ -38,7 +38,7 @@ def measure_composed(cfg: DictConfig, words: list[str], device: torch.device) ->
     resolve(cfg, {}, data, val, Path())
     report = record.Report("composed", COLUMNS)
     peaks: dict[str, Peak] = {}
-    with work.any_weights(cfg) as note:
+    with work.any_weights(cfg) as (cfg, note):
         for name, precision, made in _works(cfg, data, device):
             record.announce(name)
             if precision not in peaks:
@@ -81,7 +81,7 @@ def _works(cfg: DictConfig, data: Any, device: torch.device) -> Any:
             z_BCHW = ae.encode(many["image"])
         yield "encode", "fp32", work.encode(ae, many["image"])
         yield "decode", "fp32", work.decode(ae, z_BCHW)
-        classifier = build.extractor(cfg).to(device) if build.needs_classifier(cfg) else None
+        classifier = build.extractor(cfg) if build.needs_classifier(cfg) else None
         loss = build.first_stage_loss(cfg, classifier).to(device)
         few = batch_of(build.micro_batch(cfg, cfg.ae.fit, build.group_of(cfg)))
         _prepare(cfg, ae)

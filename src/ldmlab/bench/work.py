@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ldmlab import build
 from ldmlab.autoencoders.autoencoder import Autoencoder
 from ldmlab.bench.memory import tensors_of
+from ldmlab.config.compose import with_values
 from ldmlab.data.base import to_batch
 from ldmlab.data.batches import to_float
 from ldmlab.diffusion.denoiser import Denoiser, denoise_with
@@ -47,14 +48,14 @@ class AnyNoise(Draws):
 
 
 @contextlib.contextmanager
-def any_weights(cfg: DictConfig) -> Iterator[str]:
+def any_weights(cfg: DictConfig) -> Iterator[tuple[DictConfig, str]]:
     """Within, LPIPS without given weights finds random ones of VGG16's shapes: speed and memory do not depend on them.
 
-    Yields a note for the table, empty when nothing was put in place.
+    Yields the configuration to build from, and a note for the table, empty when nothing was put in place.
     """
     perceptual = cfg.ae.loss.perceptual if cfg.ae.loss is not None else None
     if perceptual is None or perceptual["_target_"] != LPIPS or perceptual.weights is not None:
-        yield ""
+        yield cfg, ""
         return
     from torchvision.models.vgg import cfgs, make_layers
 
@@ -63,11 +64,8 @@ def any_weights(cfg: DictConfig) -> Iterator[str]:
         features = make_layers(cfgs["D"], batch_norm=False)  # VGG16 without its classifier, the bulk of it
         state = {f"features.{k}": v for k, v in features.state_dict().items()}
         torch.save(state, file)
-        perceptual.weights = str(file)
-        try:
-            yield "LPIPS with random weights: neither speed nor memory depends on them"
-        finally:
-            perceptual.weights = None
+        weighted = with_values(cfg, {"ae.loss.perceptual.weights": str(file)})
+        yield weighted, "LPIPS with random weights: neither speed nor memory depends on them"
 
 
 def real_batch(data: Any, size: int, device: torch.device) -> dict[str, Any]:

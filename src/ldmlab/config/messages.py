@@ -46,7 +46,9 @@ def translate(error: Exception, words: Sequence[Word]) -> ConfigError:
     text = _chain_text(error)
     if isinstance(error, AssertionError):  # OmegaConf's answer to an option below a node that is null
         return _below_null(texts)
-    if "Could not override" in text and (missing := _no_such_group(words)) is not None:
+    named = re.search(r"Could not override '([\w./@-]+)'", text)
+    about = [word for word in words if named and word.text.partition("=")[0].lstrip("+") == named[1]]
+    if (missing := _no_such_group(about, texts)) is not None:
         return missing
     if found := re.search(r"Could not (?:find|load) '([\w./-]+)'", text):
         return no_such_option(found[1], words)
@@ -155,10 +157,9 @@ def no_such_option(named: str, words: Sequence[Word]) -> ConfigError:
     return ConfigError(f"{group}={option}: no such option.{nearest(option, allowed)} {group} takes: {listed(allowed)}.")
 
 
-def _no_such_group(words: Sequence[Word]) -> ConfigError | None:
-    """A word `a/b=c` whose group does not exist, or that the chosen option of `a` has no place for."""
-    texts = [word.text for word in words]
-    for word in words:
+def _no_such_group(about: Sequence[Word], texts: Sequence[str]) -> ConfigError | None:
+    """A word `a/b=c` whose group does not exist, or that the chosen option of `a` has no place for; `texts`: all words."""
+    for word in about:
         name = word.text.partition("=")[0].lstrip("+")
         if not word.group:
             continue
@@ -170,7 +171,7 @@ def _no_such_group(words: Sequence[Word]) -> ConfigError | None:
             return ConfigError(f"{name}: no such group.{nearest(name, known)} Groups: {listed(groups(texts))}.")
         parent, _, child = name.rpartition("/")
         offers = [o for o in group_options(parent, texts) if _has_default(parent, o, child, texts)]
-        chosen = next((w.value for w in words if w.path == parent.replace("/", ".")), None)
+        chosen = next((t.partition("=")[2] for t in texts if t.partition("=")[0] == parent), None)
         if offers and chosen not in offers and chosen is None:
             return ConfigError(
                 f"{word.typed}: the chosen {parent} has no {child}. Choose one that has: {parent}={'|'.join(offers)}."

@@ -184,7 +184,7 @@ class Reference:
 class Eval:
     """The evaluation protocol; everything here is on the card that comes with each number, but `batch_size`."""
 
-    extractor: Node = MISSING
+    extractor: MaybeNode = None  # null: nothing is scored by features (eval=none)
     extractor_fit: Fit | None = None  # budget of an extractor that is trained here (shapes)
     # names of conf/metric/<name>.yaml
     metrics: Annotated[list[str], Items(at_least=1, distinct=True)] = field(

@@ -51,7 +51,10 @@ class ShapesClassifier(nn.Module):
     def __init__(self, n_classes: Annotated[int, Range(at_least=2, at_most=100_000)] = 10, width: Width = 32):
         super().__init__()
         if width < 8 or width % 8:
-            raise ConfigError(f"eval.extractor.width must be a positive multiple of 8; got {width}.")
+            near = max(8, round(width / 8) * 8)
+            raise ConfigError(
+                f"eval.extractor.width must be a positive multiple of 8; got {width}. The nearest is {near}."
+            )
         if n_classes < 1:
             raise ConfigError(
                 f"eval.extractor.n_classes={n_classes}: must be at least 1. Set it to the number of classes of the data."

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldmlab import build
 from ldmlab.data.base import to_batch
@@ -27,14 +27,16 @@ def extractor_of(plan: "Plan") -> Stage | str:
     """What scores stand on: the trained extractor's stage, or the content id of one that comes from a file."""
     if plan.resolved.cfg.eval.extractor_fit is not None:
         return plan.stage(ExtractorStage)
-    return cast(Extractor, plan.resolved.extractor).fingerprint()[:12]
+    extractor = plan.resolved.extractor
+    return "none" if extractor is None else cast(Extractor, extractor).fingerprint()[:12]
 
 
 def load_extractor(plan: "Plan", ctx: Context) -> Any:
-    """The extractor on the device, trained first when it is of the kind that is trained here."""
+    """The extractor on the device, trained first when it is of the kind that is trained here; None with eval=none."""
     if plan.resolved.cfg.eval.extractor_fit is not None:
         return plan.stage(ExtractorStage).load(ctx)
-    return frozen(build.extractor(ctx.cfg), ctx.device)
+    extractor = build.extractor(ctx.cfg)
+    return None if extractor is None else frozen(extractor, ctx.device)
 
 
 class ExtractorStage(Stage):
@@ -59,7 +61,8 @@ class ExtractorStage(Stage):
         return {"data": build.shapes(self.cfg, "train", self.plan.resolved.data_caches).fingerprint()}
 
     def row(self) -> Row:
-        fit, net, size = self.cfg.eval.extractor_fit, self.plan.resolved.extractor, self.plan.resolved.resolution
+        fit, size = self.cfg.eval.extractor_fit, self.plan.resolved.resolution
+        net = cast(nn.Module, self.plan.resolved.extractor)
         per_image = 3 * flops_of(lambda: net(torch.zeros(1, 3, size, size))) if self.cfg.dry_run else 0.0
         what = f"{self.label} classifier {millions(parameters_of(net))}"
         return Row(what, total_steps(fit) * fit.batch_size, per_image)

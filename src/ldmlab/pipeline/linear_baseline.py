@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ldmlab.autoencoders.pca import LinearPath
 from ldmlab.data.batches import to_float
+from ldmlab.errors import TrainingError
 from ldmlab.metrics.reconstruction import highest_psnr, psnr, to_uint8
 from ldmlab.metrics.reconstruction_pass import Read, batched
 
@@ -39,12 +40,16 @@ def linear_psnr(
 ) -> float | None:
     """Mean PSNR in dB of the linear first stage over the n images that `read(rows)` gives (uint8 BHWC), rounded to 8 bit.
 
-    training: gives batches [B, 3, H, W] in [-1, 1] of at most that many images. None when c numbers hold a whole patch.
+    training: gives batches [B, 3, H, W] in [-1, 1] of at most that many images. None when c numbers hold a whole patch, and when there
+    are fewer training patches than components.
     """
     if c >= 3 * f * f:
         return None
     linear = LinearPath(f, c).to(device)
-    linear.fit(training(FIT_IMAGES))
+    try:
+        linear.fit(training(FIT_IMAGES))
+    except TrainingError:  # fewer patches than components: nothing to compare with
+        return None
     parts = []
     for rows in batched(n, batch_size):
         image_BCHW = to_float(read(rows).to(device))

@@ -45,6 +45,8 @@ class Plan:
         self.order: list[Stage] = in_order(self._wanted())
         for stage in self.order:
             stage.check()
+        if note := self._extractor_note():
+            self.notes.append(note)
         self.rows: list[tuple[Stage, Row]] = [(stage, stage.row()) for stage in self.order if stage.listed]
 
     def stage(self, kind: type[S], *which: Any) -> S:
@@ -80,6 +82,16 @@ class Plan:
         choices = self.resolved.choices
         name = "-".join(choices[group] for group in ("data", "ae", "ldm", "cond"))
         return Address("runs", name, 2, {}, {f"{s.name}{i}": s.address.id for i, s in enumerate(self.ends)})
+
+    def _extractor_note(self) -> str | None:
+        """What an extractor costs where it serves the first stage's rFID alone."""
+        trained = self.resolved.cfg.eval.extractor_fit is not None and not build.needs_classifier(self.resolved.cfg)
+        extractor = next((stage for stage in self.order if stage.name == ExtractorStage.name), None)
+        if not trained or extractor is None or self.resolved.cfg.until not in UNTIL[:4]:
+            return None
+        if self.store.done(extractor.address) is not None:
+            return None
+        return "the extractor is trained for rFID and R-IS of reconstructions alone; eval=none leaves both out"
 
     def _wanted(self) -> Iterator[Stage]:
         until = UNTIL.index(self.resolved.cfg.until)

@@ -59,10 +59,8 @@ class ReconstructionsStage(Stage):
         return min(self.cfg.eval.reconstructions, len(self.plan.resolved.val))
 
     def row(self) -> Row:
-        costs = self.plan.resolved.costs
-        return Row(
-            f"{number(self.images)} val images · PSNR SSIM rFID R-IS bits", self.images, costs.encode + costs.decode
-        )
+        costs, rfid = self.plan.resolved.costs, "" if self.plan.resolved.extractor is None else " rFID R-IS"
+        return Row(f"{number(self.images)} val images · PSNR SSIM{rfid} bits", self.images, costs.encode + costs.decode)
 
     def work(self, ctx: Context, folder: Path) -> None:
         ae, extractor = load_decoding(self.plan, ctx), load_extractor(self.plan, ctx)
@@ -74,12 +72,14 @@ class ReconstructionsStage(Stage):
         def reconstructed(rows: list[int]) -> Tensor:
             return to_uint8(ae.decode(ae.encode(to_float(read(rows).to(ctx.device)))))
 
-        features = [
-            extract_all(
-                images, n, extractor, folder, ctx.cfg.eval.batch_size, ctx.device, ctx.ranks, name, f"val {name}",
-            )
-            for images, name in ((reconstructed, "reconstructed"), (read, "original"))
-        ]  # fmt: skip
+        features = []
+        if extractor is not None:
+            features = [
+                extract_all(
+                    images, n, extractor, folder, ctx.cfg.eval.batch_size, ctx.device, ctx.ranks, name, f"val {name}",
+                )
+                for images, name in ((reconstructed, "reconstructed"), (read, "original"))
+            ]  # fmt: skip
         if ctx.main:
             distance = build.evaluation_distance(ctx.cfg, extractor)
             perceptual = None if distance is None else frozen(distance, ctx.device)
@@ -92,14 +92,14 @@ class ReconstructionsStage(Stage):
     ) -> None:
         """All files of the stage; on the main process."""
         bootstrap, seed, n = ctx.cfg.eval.bootstrap, ctx.cfg.eval.seed, self.images
-        has_is = features[0].logits is not None and n >= SPLITS
-        metrics = ["fid", *(["is"] if has_is else [])]
-        inputs = Inputs(bootstrap, seed, features[0], features[1], options=("eval.reconstructions",) * 2)
-        distances = evaluate(standard(metrics), inputs)
-        originals = None
-        if has_is and features[1].logits is not None:  # the R-IS of a first stage that loses nothing
-            limit = is_score(features[1].logits, bootstrap, seed)
-            originals = {"value": limit.value, "low": limit.low, "high": limit.high}
+        distances, originals = Scores(), None
+        if features:
+            has_is = features[0].logits is not None and n >= SPLITS
+            inputs = Inputs(bootstrap, seed, features[0], features[1], options=("eval.reconstructions",) * 2)
+            distances = evaluate(standard(["fid", *(["is"] if has_is else [])]), inputs)
+            if has_is and features[1].logits is not None:  # the R-IS of a first stage that loses nothing
+                limit = is_score(features[1].logits, bootstrap, seed)
+                originals = {"value": limit.value, "low": limit.low, "high": limit.high}
         scores = self._scores(seen, distances, extractor)
         comparison = self._linear_comparison(ctx, seen, scores["psnr"]["value"])
         below = linear_baseline.warnings(comparison, ctx.cfg.ae.fit is not None, seen.ae.f, seen.ae.c)
@@ -135,7 +135,8 @@ class ReconstructionsStage(Stage):
         found["card"] = {
             "images": self.images, "split": "val", "data": f"{data.label}-{data.address.id}",
             "resolution": self.plan.resolved.resolution, "latent": "posterior mean", "rounding": "8 bit, nearest",
-            "extractor": extractor.name, "extractor_hash": extractor.fingerprint()[:12],
+            "extractor": None if extractor is None else extractor.name,
+            "extractor_hash": None if extractor is None else extractor.fingerprint()[:12],
             "perceptual": None if perceptual is None else type(perceptual).__name__,
         }  # fmt: skip
         return found | {"warnings": [*seen.gauge.warnings(), *distances.warnings]}

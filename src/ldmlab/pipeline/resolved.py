@@ -47,7 +47,7 @@ class Resolved:
     objective: Objective
     sampler: Sampler
     guidance: tuple[Guidance, ...]
-    extractor: nn.Module
+    extractor: nn.Module | None
     metrics: tuple[Metric, ...] = ()
     notes: list[str] = field(default_factory=list)
 
@@ -137,6 +137,11 @@ def resolve(cfg: DictConfig, choices: dict[str, str], data: ImageDataset, val: I
     denoiser.network.check_latent(height, width)  # type: ignore[operator]
     objective = build.objective(cfg, height)
     sampler = build.sampler(cfg)
+    if cfg.eval.extractor is None and build.needs_classifier(cfg):
+        raise ConfigError(
+            "ae/loss/perceptual=shapes looks through the classifier of eval=shapes, and eval=none has none. Use eval=shapes, or "
+            "another ae/loss/perceptual."
+        )
     guidance = build.guidance(cfg, sampler)
     extractor = build.extractor(cfg)
     found = Resolved(
@@ -308,7 +313,15 @@ def check_evaluation(found: Resolved) -> None:
 
 def checked_metrics(found: Resolved) -> list[Metric]:
     """`eval.metrics` that this run can compute, of those with required=false. ConfigError for a required one that it cannot."""
-    cfg, extractor = found.cfg, cast(Extractor, found.extractor)
+    cfg = found.cfg
+    if found.extractor is None:
+        if cfg.until in ("scores", "report"):
+            raise ConfigError(
+                f"until={cfg.until} scores samples, and eval=none has no feature extractor. Use until=samples or an earlier word, "
+                "or eval=shapes, squeezenet or inception."
+            )
+        return []
+    extractor = cast(Extractor, found.extractor)
     offered = available(
         logits=extractor.logit_dim > 0, classes_of_data=extractor.classes_of_data, conditions=found.condition_fields
     )

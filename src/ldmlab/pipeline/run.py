@@ -12,7 +12,7 @@ from ldmlab import build, terminal
 from ldmlab.config.complete import files_of
 from ldmlab.config.compose import Composed
 from ldmlab.errors import ConfigError, UserError
-from ldmlab.pipeline import budget, weights_denoiser, weights_first_stage
+from ldmlab.pipeline import budget, memory, weights_denoiser, weights_first_stage
 from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.launch import check_device, make_accelerator, set_threads
 from ldmlab.pipeline.plan import Plan, table
@@ -34,7 +34,8 @@ def prepare(composed: Composed) -> Plan:
     resolved = resolve(cfg, choices, data, val, caches)
     weights_first_stage.check(cfg, choices, resolved.autoencoder)
     weights_denoiser.check(cfg, choices, resolved.denoiser, resolved.objective)
-    resolved.notes.extend([*([sized] if sized else []), *weights_denoiser.notes(cfg)])
+    too_large = memory.complaint(resolved)  # of this machine: execute refuses, a plan may be for another one
+    resolved.notes.extend([note for note in (sized, too_large) if note] + weights_denoiser.notes(cfg))
     plan = Plan(resolved, store)
     check_files(plan)
     return plan
@@ -62,6 +63,7 @@ def execute(composed: Composed, command: str, may_train: bool = True) -> Path | 
         verify(plan)
         print("\n ".join([terminal.table(table(plan, costs=True)), *plan.notes]))
         return None
+    memory.check(plan.resolved)
     if not may_train:
         refuse_training(plan, command)
     ctx = Context(cfg, plan, make_accelerator(cfg.runtime.device))

@@ -1,0 +1,55 @@
+"""Whether a run's networks fit into this machine's memory at all, counted on the meta device before anything is built."""
+
+import os
+
+import torch
+from torch import nn
+
+from ldmlab.errors import ConfigError
+from ldmlab.pipeline.costs import parameters_of
+from ldmlab.pipeline.resolved import Resolved
+
+BYTES = 4  # of a float32, in which weights and averages are kept whatever the training precision
+
+
+def copies(fit: object) -> int:
+    """Copies of each weight that a training holds: weight, gradient, two moments of Adam, the average; 1 where nothing learns."""
+    if fit is None:
+        return 1
+    return 4 if getattr(fit, "ema", None) is None else 5
+
+
+def needed(resolved: Resolved) -> dict[str, int]:
+    """Option → bytes for weights, gradients, Adam's moments and averages. Activations come on top."""
+    cfg = resolved.cfg
+    stages: list[tuple[str, nn.Module, object]] = [
+        ("ae", resolved.autoencoder, cfg.ae.fit), ("ldm", resolved.denoiser, cfg.ldm.fit),
+    ]  # fmt: skip
+    return {option: BYTES * parameters_of(module) * copies(fit) for option, module, fit in stages}
+
+
+def available(device: str) -> int:
+    """Bytes of memory of the device that a run would use: the GPU's, else the machine's."""
+    if device != "cpu" and torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[1])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def complaint(resolved: Resolved) -> str | None:
+    """One sentence where a network cannot fit; None where it may."""
+    there = available(resolved.cfg.runtime.device)
+    for option, bytes_ in needed(resolved).items():
+        if bytes_ > there:
+            learns = resolved.cfg[option].fit is not None
+            what = "weights, gradients, Adam's moments and averages" if learns else "weights"
+            return (
+                f"{option}.network needs {bytes_ / 1e9:,.0f} GB for its {what}, and this machine has {there / 1e9:,.0f} GB. "
+                f"Use a smaller {option}.network.width or another {option}=."
+            )
+    return None
+
+
+def check(resolved: Resolved) -> None:
+    """ConfigError where a network cannot fit into this machine's memory."""
+    if found := complaint(resolved):
+        raise ConfigError(found)
