@@ -146,10 +146,10 @@ def read_results(stage: str, folder: Path, command: str) -> dict[str, Any]:
 
 
 def read_linear(path: Path, command: str) -> dict[str, Estimate]:
-    """From facts.json of a first stage: the PSNR of a linear first stage with the same f and c, and the gain over it."""
+    """From facts.json of a first stage: PSNR of a linear one with equal f and c, and the gain over it, to 1e-6 dB."""
     facts = read_json(path, command) if path.is_file() else {}
     found = {key: facts[key] for key in LINEAR if facts.get(key) is not None}
-    return {key: Estimate(float(value), method=LINEAR[key]) for key, value in found.items()}
+    return {key: Estimate(round(float(value), 6), method=LINEAR[key]) for key, value in found.items()}
 
 
 def read_section(folder: Path, command: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from ldmlab.reports.figures import Figure
 from ldmlab.reports.pictures import Picture, Pictures
 from ldmlab.reports.records import Run, StageRecord, varied
 
-HEADLINE = ("fid", "fid_infinity", "is", "precision", "recall", "label_agreement")
+HEADLINE: tuple[str, ...] = ("fid", "fid_infinity", "is", "precision", "recall", "label_agreement")
 HEADLINE += ("psnr", "kid", "rfid", "ssim", "perceptual")
 LEADING = {"denoiser": ("loss",), "autoencoder": ("psnr", "loss")}
 TITLES = {
