@@ -56,7 +56,7 @@ def test_everything_at_once_and_each_in_the_card(store: Path, tmp_path: Path) ->
     text = run("score", store, *words, code=1)
     assert "the noisy_classifier" in text and "trains nothing" in text and "src/train.py" in text
     text = run("train", store, *words)
-    assert "auto2·classifier1·image0.01" in text and "of 16 val images named right" in text
+    assert "auto2·classifier1·image0.01" in text and "of 16 val images classified correctly" in text
     found = json.loads((sealed(store, "noisy_classifier") / "scores.json").read_text())
     assert found["images"] == 16 and {"accuracy", "accuracy_t0", "accuracy_t3", "chance"} <= set(found)
     card = json.loads((newest(store, "scores") / "scores.json").read_text())["card"]

@@ -159,7 +159,7 @@ def test_refusals_before_anything_is_made(small: Path, tmp_path: Path) -> None:
 def test_stored_scale_that_is_not_there(tmp_path: Path) -> None:
     file = write(tmp_path, "ae=kl_f4", "ae.network.blocks=1")
     text = refused("ae=kl_f4", "ae.network.blocks=1", f"ae.weights={file}", "ae.latent_scale.mode=stored")
-    assert "model.ckpt says no scale" in text and "0.18215" in text
+    assert "model.ckpt holds no scale" in text and "0.18215" in text
 
 
 @pytest.mark.parametrize(

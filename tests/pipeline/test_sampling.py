@@ -16,7 +16,8 @@ from ldmlab.diffusion.schedules import Cosine
 from ldmlab.guidance.base import Model
 from ldmlab.guidance.stack import Guided
 from ldmlab.pipeline import sampling
-from ldmlab.pipeline.sampling import contact_sheet, image_seed, sample_all
+from ldmlab.pipeline.sampling import image_seed, sample_all
+from ldmlab.pipeline.sheets import tiled
 from ldmlab.samplers.heun import Heun
 from ldmlab.store.ranks import Ranks
 
@@ -108,6 +109,6 @@ def test_a_condition_is_encoded_once_per_draw_and_not_once_per_step() -> None:
 
 def test_contact_sheet_places_images() -> None:
     images = np.stack([np.full((2, 2, 3), 10 * i, np.uint8) for i in range(5)])
-    sheet = contact_sheet(images, columns=3, scale=2, gap=1)
+    sheet = tiled(images, columns=3, scale=2, gap=1)
     assert sheet.shape == (9, 14, 3)
     assert sheet[0, 5].tolist() == [10] * 3 and sheet[5, 0].tolist() == [30] * 3 and sheet[5, 10].tolist() == [255] * 3

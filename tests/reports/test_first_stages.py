@@ -126,6 +126,23 @@ def test_page_has_every_cell_and_every_row_of_the_paper(study: list[Path], tmp_p
     assert float(rows[0]["compression_bits"]) == 24 / 2 and float(rows[3]["encode_images_per_second"]) == 123.4
 
 
+def test_the_linear_first_stage_stands_beside_psnr_where_the_store_has_it(study: list[Path], tmp_path: Path) -> None:
+    first_stages.report(study, tmp_path / "before", "first_stages", [])
+    assert "linear" not in (tmp_path / "before/report.md").read_text()
+    (facts,) = study[2].parent.parent.glob("reconstructions/kl_f2-*/facts.json")
+    write_json(facts, json.loads(facts.read_text()) | {"linear_psnr": 27.5, "gain_over_linear": 2.5})
+    first_stages.report(study, tmp_path / "after", "first_stages", [])
+    rows = [line.split(" | ") for line in (tmp_path / "after/report.md").read_text().splitlines() if " | " in line]
+    head = next(row for row in rows if row[0] == "| first stage")
+    at = head.index("PSNR (dB) ↑")
+    assert head[at + 1 : at + 3] == ["linear PSNR (dB)", "gain over linear (dB)"]
+    found = {row[0]: row[at + 1 : at + 3] for row in rows[rows.index(head) + 2 :][: len(study)]}
+    assert found["| KL f=2"] == ["27.5", "2.50"] and found["| KL f=4"] == ["–", "–"]
+    records = csv.DictReader(io.StringIO((tmp_path / "after/table.csv").read_text()))
+    record = next(each for each in records if each["run"] == "KL f=2")
+    assert record["linear_psnr"] == "27.5" and record["gain_over_linear"] == "2.5"
+
+
 def test_equal_runs_give_equal_bytes(study: list[Path], tmp_path: Path) -> None:
     for name in ("one", "two"):
         first_stages.report(study[2:3], tmp_path / name, "first_stages", [])
@@ -136,7 +153,7 @@ def test_equal_runs_give_equal_bytes(study: list[Path], tmp_path: Path) -> None:
 def test_steps_and_ties_come_from_paired_images(study: list[Path]) -> None:
     cells = read_cells(read_runs(study))
     assert first_stage_cells.verdicts(cells) == [
-        "KL: PSNR falls at f 2 → 4; cannot be told apart at f 4 → 8.",
+        "KL: PSNR falls at f 2 → 4; is not distinguishable at f 4 → 8.",
         "KL: rFID rises with f at every step, f = 2 … 8.",
         "VQ: PSNR falls with f at every step, f = 2 … 4.",
         "VQ: rFID rises with f at every step, f = 2 … 4.",

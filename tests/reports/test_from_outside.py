@@ -15,9 +15,11 @@ from PIL import Image
 from test_page import Page
 
 from ldmlab.errors import DataError
+from ldmlab.metrics.standard import STANDARD
+from ldmlab.pipeline.sheets import tiled
 from ldmlab.reports.collect import read_run, read_runs
 from ldmlab.reports.document import markdown
-from ldmlab.reports.pictures import by_class, same_seeds, tiled
+from ldmlab.reports.pictures import by_class, same_seeds
 from ldmlab.reports.publish import export_samples, headline
 from ldmlab.reports.run import report
 from ldmlab.reports.tables import samples_table, shown_table
@@ -49,6 +51,44 @@ def test_a_metric_is_called_what_it_declares(fake_store: FakeStore, edit: Callab
     page = Page(report(folders[:1], tmp_path / "out"))
     assert "text agreement (%) ↑" in page.text and "25.0" in page.text
     assert "text agreement 0.25 [0.24, 0.26]" in headline(folders[0])
+
+
+@pytest.mark.parametrize(("samples", "biased"), [(2000, True), (10_000, False)])
+def test_intervals_say_what_they_cover(
+    fake_store: FakeStore, edit: Callable[..., None], tmp_path: Path, samples: int, biased: bool
+) -> None:
+    folder = fake_store.run(fake_store.snapshot("r0", 40000, 20.0, card={"samples": samples}), "i0")
+    metrics = {name: STANDARD[name].declaration() for name in ("fid", "fid_infinity", "is", "kid")}
+    declare(fake_store, edit, "r0", metrics, fid_infinity=score(18.0, 0.4))
+    page = Page(report([folder], tmp_path / "out"))
+    html, text = page.raw, (tmp_path / "out/report.md").read_text()
+    for declared in metrics.values():
+        assert html.count(f'<span class="interval">[{declared["interval"]}]</span>') >= 1  # in the head
+        assert text.count(str(declared["covers"])) == 1  # once per table, not per cell
+    assert "| FID ↓ | FID∞ ↓ | IS ↑ | KID (×10³) ↓ |" in text  # side by side
+    words = "FID, IS: over images at this N; FID∞: of the distance at infinitely many samples"
+    assert f"95 % intervals. {words}." in page.text  # under the numbers that are read first
+    assert f"   95 % intervals          {words}; KID: over samples" in headline(folder)  # in the terminal
+    assert ("FID and FID∞ differ because FID of 2 000 samples is biased upwards" in text) == biased
+
+
+def test_intervals_that_are_all_alike_are_named_once_in_the_head(
+    fake_store: FakeStore, edit: Callable[..., None], tmp_path: Path
+) -> None:
+    folder = fake_store.run(fake_store.snapshot("r0", 40000, 20.0), "i0")
+    declare(fake_store, edit, "r0", {name: STANDARD[name].declaration() for name in ("fid", "is")})
+    html = report([folder], tmp_path / "out").read_text()
+    assert html.count("[95 % interval over images at this N]") == 1 and "[over images at this N]" not in html
+
+
+def test_metrics_that_nobody_knows_keep_the_order_in_which_they_were_measured(
+    fake_store: FakeStore, edit: Callable[..., None]
+) -> None:
+    folder = fake_store.run(fake_store.snapshot("r0", 40000, 20.0), "i0")
+    names = ["zeta", "alpha", "omega", "beta", "gamma"]
+    declare(fake_store, edit, "r0", {}, **{name: score(1.0, 0.1) for name in names})
+    table = samples_table(read_runs([folder]))
+    assert table is not None and [metric.key for metric in table.metrics][-5:] == names
 
 
 def test_another_metric_leaves_the_others_comparable(fake_store: FakeStore, edit: Callable[..., None]) -> None:
@@ -96,7 +136,9 @@ def test_a_stage_from_outside_is_on_the_page(fake_store: FakeStore, tmp_path: Pa
     folder = own_stage(fake_store, title="Linear probe", text=text, table=table, pictures=["map.png"])
     path = report([folder], tmp_path / "out")
     page, written = Page(path), (path.parent / "report.md").read_text()
-    assert "told-77aa" in page.ids and "Linear probe" in page.text and "A linear classifier of the latent." in page.text
+    assert (
+        "section-77aa" in page.ids and "Linear probe" in page.text and "A linear classifier of the latent." in page.text
+    )
     assert "accuracy" in page.text and "0.75" in page.text and "probe/linear-77aa" in page.text
     assert any(image["alt"] == "map" for image in page.images)
     assert "## Linear probe" in written and "| circle | 0.75 |" in written and "| ring | – |" in written

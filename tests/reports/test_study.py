@@ -263,7 +263,7 @@ def test_pairing_is_what_tells_cells_apart(fake_store: FakeStore) -> None:
     study = study_of([cell(fake_store, "a", 10.0, "a", {"ldm": "a"}), cell(fake_store, "b", 10.5, "b", {"ldm": "b"})])
     one, two = study.cells
     found = study_text.difference(one, two, study.leading)
-    assert found is not None and found.told and found.verdict == "worse" and found.score.low is not None
+    assert found is not None and found.distinguishable and found.verdict == "worse" and found.score.low is not None
     assert 0.3 < found.score.low < 0.5 and one.scores.scores["fid"].overlaps(two.scores.scores["fid"])
 
 

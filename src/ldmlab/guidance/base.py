@@ -1,4 +1,4 @@
-"""What a kind of guidance says of itself and does: one object a kind, from its options to the denoise callable it wraps.
+"""The interface of a kind of guidance: one object a kind, from its options to the denoise callable that it wraps.
 
 A new kind is one file with one subclass of `Guidance` and one yaml (docs/guide/extending.md).
 
@@ -69,7 +69,7 @@ class SampleCost:
     """Floating-point operations of one sample, put together by sampler and guidance.
 
     evaluations: of the denoiser that the sampler asks for. passes: forward passes of the denoiser, the null half counted.
-    forward: of one pass of all models asked. backward: 2 where a gradient runs through the denoiser. extra: all else.
+    forward: of one pass of all models that take part. backward: 2 where a gradient runs through the denoiser. extra: all else.
     """
 
     evaluations: int

@@ -1,4 +1,4 @@
-"""Classifier guidance: up the slope of a classifier of noisy latents (Dhariwal & Nichol 2021; LDM-8-G).
+"""Classifier guidance: along the gradient of a classifier of noisy latents (Dhariwal & Nichol 2021; LDM-8-G).
 
 Shape letters: B batch, C channels, H W space, K classes.
 """

@@ -1,4 +1,4 @@
-"""Classifier-free guidance: away from the null condition's answer, rescaled, within its interval.
+"""Classifier-free guidance: the prediction is moved away from that for the null condition, rescaled, within an interval.
 
 Shape letters: B batch, C channels, H W space.
 """
@@ -50,7 +50,7 @@ class ClassifierFreeGuidance(Guidance):
         return ""
 
     def cost(self, cost: SampleCost) -> None:
-        """The null half doubles the pass where it is asked for."""
+        """Within the guidance interval the null half doubles the pass."""
         cost.passes *= 1 + share_within(self.sampler.guidance_interval, cost.schedule, cost.times)
 
     def wrap(self, denoise: Denoise) -> Denoise:
@@ -83,8 +83,8 @@ def guided(
     Args:
         denoise: the callable to guide.
         scale: at least 0 (`sampler.guidance`).
-        null: the condition of "nothing asked" (`Cond`), for as many images as will be sampled at once.
-        correction: of the guided answer in the light of the conditional one (`rescaling`).
+        null: the null condition (`Cond`), for as many images as will be sampled at once.
+        correction: of the guided prediction, given the conditional one (`rescaling`).
         both: `cond.cat(null)` of the condition that every call will come with, made (and prepared for the network) once; None
             makes it in each call, of whatever condition comes.
 

@@ -1,11 +1,11 @@
-"""Guidance by a gradient: a denoise callable pushed up the slope of a log-probability that is not the network's own.
+"""Guidance by a gradient: a denoise callable moved along the gradient of a log-probability that another model gives.
 
     eps' = eps - scale · sigma · ∇ log p        (Dhariwal & Nichol 2021, Algorithm 2)
 
 With z_t = alpha z_0 + sigma eps, z_0' = z_0 + scale · sigma² / alpha · ∇ log p: the mean moves up the slope. (The paper's
 Eq. 16 prints a plus; with eps the added noise, the minus is right: docs/paper.md#guidance.)
 
-The true gradient vanishes with alpha, for z_T says nothing of z_0; a learnt one does not quite, and sigma² / alpha magnifies
+The true gradient vanishes with alpha, because z_T is independent of z_0; a learnt one does not quite vanish, and sigma² / alpha magnifies
 what is left without bound where a schedule ends at alpha = 0 (cosine: 2e4). Hence the intervals of the options.
 
 Shape letters: B batch, C channels, H W space, K classes.

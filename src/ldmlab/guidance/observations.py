@@ -1,4 +1,4 @@
-"""What of an image is compared with a target: the T of the paper's App. C, -1/2 ‖T(x) - T(D(z_0))‖².
+"""The observation of an image that is compared with a target: the T of the paper's App. C, -1/2 ‖T(x) - T(D(z_0))‖².
 
 Each is differentiable in the image. Shape letters: B batch, C channels, H W space.
 """

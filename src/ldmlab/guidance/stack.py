@@ -1,11 +1,11 @@
 """The one order in which all guidance acts, and how it is bound to a batch of samples.
 
-    auto              each answer of the network is moved away from the weaker model's
-    classifier_free   the null condition, rescaled, within its interval: both halves are answers of the above
+    auto              each prediction of the network is moved away from the weaker model's
+    classifier_free   the null condition, rescaled, within its interval: both halves are predictions of the above
     classifier        a classifier of noisy latents pushes the above; nothing differentiates the denoiser
     image             its gradient runs through the first two and the decoder, and it sees what the classifier left
 
-Inside the null condition the weak model costs one more evaluation for each half; outside it could not know the halves apart.
+Inside the null condition the weak model costs one more evaluation for each half; outside it could not tell the halves from each other.
 Kinds from outside the package act last, in the order of their names.
 """
 
@@ -37,7 +37,7 @@ def stacked(denoise: Denoise, kinds: Sequence[Guidance]) -> Denoise:
 
 @dataclass(frozen=True)
 class Bound:
-    """A batch of samples to come: the callable that the sampler asks, and with which condition."""
+    """What a sampler needs for one batch: the callable that it evaluates, and the condition of the batch."""
 
     denoise: Denoise
     cond: Any

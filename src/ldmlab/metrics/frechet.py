@@ -47,7 +47,7 @@ class FID(Metric):
     better: ClassVar[Literal["lower", "higher"] | None] = "lower"
     covers: ClassVar[str] = (
         "the mean FID of other sets of as many images against this reference; the distance at infinitely many images is "
-        "lower and usually outside (fid_infinity covers it)"
+        "lower and usually outside (FID∞ covers it)"
     )
     estimator: ClassVar[str] = "unbiased covariance, float64, eigenvalues of the symmetric form"
 

@@ -34,7 +34,8 @@ class KID(Metric):
     name: ClassVar[str] = "kid"
     label: ClassVar[str] = "KID"
     better: ClassVar[Literal["lower", "higher"] | None] = "lower"
-    interval: ClassVar[str] = "over samples; unbiased at any N"
+    unit: ClassVar[str] = "×10³"
+    interval: ClassVar[str] = "over samples (unbiased at any N)"
     covers: ClassVar[str] = "the squared distance of the samples' distribution to this reference set"
     estimator: ClassVar[str] = "cubic polynomial kernel"
 

@@ -21,6 +21,7 @@ class LabelAgreement(Metric):
     label: ClassVar[str] = "label agreement"
     needs: ClassVar[tuple[str, ...]] = ("logits", "classes", "conditions:label")
     better: ClassVar[Literal["lower", "higher"] | None] = "higher"
+    unit: ClassVar[str] = "%"
     covers: ClassVar[str] = "the share over other samples with labels drawn in the same way"
 
     def compute(self, inputs: Inputs) -> Computed:

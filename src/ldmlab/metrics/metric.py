@@ -1,12 +1,14 @@
-"""The seam of the metrics: what a metric says of itself, what one scoring pass gives it, what it answers.
+"""The interface of metrics: what a metric declares, what one scoring pass gives it, and what it returns.
 
 A metric is a dataclass of its settings, one file and one yaml in `conf/metric`. Everything else it declares on the class:
 
     name      its word in eval.metrics and in scores.json           label   what a table calls it
     needs     what a pass must have: features, logits, classes, pixels, pairs, conditions, conditions:<field>, text, stage:<name>
-    better    lower, higher or None                                 unit    of its value, or ""
+    better    lower, higher or None                                 unit    that tables show it in, or ""
     interval  what its 95 % interval is over, in a few words        covers  the same as one sentence
     required  where False, a pass that cannot give what it needs leaves it out and says so
+
+Scores are stored without a factor. A unit of "%" or "×10³" means that tables show the stored value times 100 or 1000.
 
 `classes` means: logit k of the extractor is class k of the data.
 """

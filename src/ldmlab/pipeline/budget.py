@@ -1,4 +1,4 @@
-"""A denoiser's width from what it may cost: `ldm.budget`, so that a study compares networks of equal size or equal work.
+"""The denoiser width that meets a target of size or work: `ldm.budget`, for studies at equal size or equal work.
 
 Latent sizes change with f, and with them what one width costs; this finds, for each latent, the width that meets one target,
 and says in numbers what is unequal then.
@@ -69,7 +69,7 @@ def choose_width(cfg: DictConfig, data: Any) -> tuple[DictConfig, str | None]:
         )
     found = cost(cfg, data, width)
     return with_values(cfg, {"ldm.network.width": found.width}), (
-        f"ldm.budget.{name}={target:g}: width {found.width} ({off:+.1%}). To be compared with other cells: "
+        f"ldm.budget.{name}={target:g}: width {found.width} ({off:+.1%}). For comparison with other cells: "
         f"{millions(found.parameters)} parameters, {found.flops_per_image / 1e9:.3g} GFLOP an image, "
         f"{found.flops_per_step / 1e12:.3g} TFLOP a step of {cfg.ldm.fit.batch_size}, {number(cfg.ldm.fit.images)} images."
     )

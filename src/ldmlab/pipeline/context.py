@@ -1,4 +1,4 @@
-"""What every stage of a running command shares: the plan, the store, the ranks and the eye of the user."""
+"""What every stage of a running command shares: the plan, the store, the ranks and the messages to the user."""
 
 import time
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Another decoder for the same latents: `ae.train=decoder`. Latents and denoisers stay what they are."""
+"""Another decoder for the same latents: `ae.train=decoder`. Latents and denoisers stay unchanged."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar

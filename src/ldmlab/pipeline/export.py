@@ -1,4 +1,4 @@
-"""Stages of the store, written as others read them: a first stage (part=ae), or a denoiser with what it needs (part=ldm).
+"""Exports stages of the store in the formats of other packages: a first stage (part=ae), or a denoiser with what it needs (part=ldm).
 
 to=compvis: one model.ckpt by the official names; of a denoiser the whole latent diffusion model, first stage included, which
 loads strictly into the official class and goes on training there, and from which `ae.weights` and `ldm.weights` both read.

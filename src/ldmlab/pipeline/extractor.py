@@ -1,4 +1,4 @@
-"""The feature extractor that scores look through: from a file, or (shapes) a classifier trained here."""
+"""The feature extractor of the scores: from a file, or (shapes) a classifier trained here."""
 
 import copy
 from collections.abc import Iterator
@@ -85,7 +85,7 @@ class ExtractorStage(Stage):
             assert found.logits is not None
             accuracy = float((found.logits.argmax(1) == val.labels()).mean())
             write_json(folder / "scores.json", {"accuracy": accuracy, "images": len(val)})
-            ctx.say(f" extractor: {accuracy:.1%} of {len(val)} val images named right")
+            ctx.say(f" extractor: {accuracy:.1%} of {len(val)} val images classified correctly")
         return done.seconds
 
     def load(self, ctx: Context) -> Any:

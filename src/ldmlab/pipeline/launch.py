@@ -100,6 +100,6 @@ def set_threads(threads: int | None) -> None:
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    told = os.environ.get("OMP_NUM_THREADS", "")
-    shared = int(told) if told.isdecimal() and int(told) > 0 else cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    shared = int(given) if given.isdecimal() and int(given) > 0 else cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     torch.set_num_threads(threads or max(1, shared))

@@ -114,7 +114,7 @@ class NoisyClassifierStage(Stage):
             write_json(folder / "scores.json", found)
             by_noise = " ".join(f"{found[name]:.0%}" for name in sorted(found) if name.startswith("accuracy_t"))
             ctx.say(
-                f" noisy_classifier: {found['accuracy']:.1%} of {found['images']} val images named right "
+                f" noisy_classifier: {found['accuracy']:.1%} of {found['images']} val images classified correctly "
                 f"(by quarters of t, least noise first: {by_noise}; the most frequent class alone: {found['chance']:.0%})"
             )
         return done.seconds

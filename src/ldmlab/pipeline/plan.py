@@ -1,4 +1,4 @@
-"""What a command will do: the stages of one run in the order of what they stand on, their state and cost. Builds meta tensors only."""
+"""What a command will do: the stages of one run, each after its upstream stages, with state and cost. Builds meta tensors only."""
 
 from collections.abc import Iterator
 from typing import Any, TypeVar
@@ -124,7 +124,9 @@ def in_order(wanted: Iterator[Stage]) -> list[Stage]:
         if id(stage) in done:
             return
         if stage in open_:
-            raise ConfigError(f"stages stand on each other in a circle: {' → '.join(s.name for s in [*open_, stage])}.")
+            raise ConfigError(
+                f"stages depend on each other in a circle: {' → '.join(s.name for s in [*open_, stage])}."
+            )
         open_.append(stage)
         for on in stage.upstream().values():
             if isinstance(on, Stage):
@@ -152,7 +154,7 @@ def state_of(stage: Stage, row: Row, store: Store) -> str:
 
 
 def table(plan: Plan, costs: bool) -> list[list[str]]:
-    """Rows of text: stage, id, state, what, cost (cost only when asked: it times this machine)."""
+    """Rows of text: stage, id, state, what, cost (cost only where the caller wants it: it times this machine)."""
     speed = machine_speed() * UTILISATION if costs else 0.0
     lines = [["stage", "id", "state", "what", "cost"] if costs else ["stage", "id", "state", "what"]]
     for stage, row in plan.rows:

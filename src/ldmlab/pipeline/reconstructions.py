@@ -16,7 +16,7 @@ from ldmlab.metrics.inception_score import SPLITS, is_score
 from ldmlab.metrics.metric import Inputs
 from ldmlab.metrics.reconstruction_pass import SHOWN, Pass, save_arrays
 from ldmlab.metrics.standard import standard
-from ldmlab.pipeline import linear_twin
+from ldmlab.pipeline import linear_baseline
 from ldmlab.pipeline.context import Context, frozen
 from ldmlab.pipeline.data import DataStage
 from ldmlab.pipeline.decoder import decoding, load_decoding
@@ -101,23 +101,23 @@ class ReconstructionsStage(Stage):
                 limit = is_score(features[1].logits, bootstrap, seed)
                 originals = {"value": limit.value, "low": limit.low, "high": limit.high}
         scores = self._scores(seen, distances, extractor)
-        twin = self._linear_twin(ctx, seen, scores["psnr"]["value"])
-        below = linear_twin.warnings(twin, ctx.cfg.ae.fit is not None, seen.ae.f, seen.ae.c)
+        comparison = self._linear_comparison(ctx, seen, scores["psnr"]["value"])
+        below = linear_baseline.warnings(comparison, ctx.cfg.ae.fit is not None, seen.ae.f, seen.ae.c)
         for text in below:
             ctx.say(f" warning: {text}")
         write_json(folder / "scores.json", scores | {"warnings": [*scores["warnings"], *below]})
         budget = 0 if ctx.cfg.ae.fit is None else ctx.cfg.ae.fit.images
-        facts = {"training_images": budget, "is_of_originals": originals, "shown": indices[:SHOWN], **twin._asdict()}
-        write_json(folder / "facts.json", {**seen.facts(), **facts})
+        facts = {"training_images": budget, "is_of_originals": originals, "shown": indices[:SHOWN]}
+        write_json(folder / "facts.json", {**seen.facts(), **facts, **comparison._asdict()})
         shown = seen.shown()
         save_arrays(folder / "per_image.npz", {**seen.per_image(), "index": np.array(indices)})
         save_arrays(folder / "latent.npz", seen.latent())
         save_arrays(folder / "shown.npz", shown)
         error_sheet(folder / "reconstructions.png", shown["original"], shown["reconstruction"])
 
-    def _linear_twin(self, ctx: Context, seen: Pass, psnr: float) -> linear_twin.Twin:
-        """The first stage beside principal components of the same f and c."""
-        bar = linear_twin.linear_psnr(
+    def _linear_comparison(self, ctx: Context, seen: Pass, psnr: float) -> linear_baseline.LinearComparison:
+        """The PSNR of the first stage beside that of principal components with the same f and c."""
+        linear = linear_baseline.linear_psnr(
             seen.ae.f,
             seen.ae.c,
             lambda most: training_images(ctx, most),
@@ -126,7 +126,7 @@ class ReconstructionsStage(Stage):
             seen.batch_size,
             ctx.device,
         )
-        return linear_twin.compared(psnr, bar)
+        return linear_baseline.compared(psnr, linear)
 
     def _scores(self, seen: Pass, distances: Scores, extractor: Any) -> dict[str, Any]:
         found = seen.scores(self.cfg.eval.bootstrap, self.cfg.eval.seed)

@@ -1,6 +1,6 @@
 """The parts of a run, made once on the meta device, and whether they fit each other and the data (net 3 of the configuration).
 
-Everybody who asks for a shape, a size or a fact of a part reads it here: checks, plan, costs, stages. Trained parts are built
+Checks, plan, costs and stages all read the shapes and sizes of parts here. Trained parts are built
 again, with contents, where they are trained or loaded.
 """
 
@@ -230,7 +230,7 @@ def check_fields(cfg: DictConfig, conditioner: Conditioner, data: ImageDataset) 
 
 
 def check_label(found: Resolved) -> None:
-    """The class that samples are asked for is one of the data's."""
+    """`cond.label`, the class of all samples, is a class of the data."""
     if found.cfg.cond.label is not None:
         if "label" not in found.condition_fields:
             raise ConfigError(
@@ -282,7 +282,7 @@ def check_guidance(found: Resolved) -> None:
 
 
 def check_snapshots(cfg: DictConfig) -> None:
-    """The weights that are asked for are kept. Those of an imported denoiser: `weights_denoiser.check`."""
+    """Training keeps the weights that `eval.weights` chooses. Those of an imported denoiser: `weights_denoiser.check`."""
     if cfg.ldm.fit is None:
         return
     if cfg.eval.weights == "ema" and cfg.ldm.fit.ema is None and cfg.eval.ema_width is None:

@@ -81,8 +81,8 @@ class SamplesStage(Stage):
     @property
     def evaluations(self) -> int:
         """Of a denoiser, per sample: the guided pair counts as one, the weak model of autoguidance as another."""
-        asked = self.plan.resolved.sampler.evaluations
-        return asked + sum(kind.evaluations(asked) for kind in self.plan.resolved.guidance)
+        own = self.plan.resolved.sampler.evaluations
+        return own + sum(kind.evaluations(own) for kind in self.plan.resolved.guidance)
 
     def _guided_by(self) -> list[str]:
         texts = []

@@ -78,14 +78,3 @@ def sample_all(
 
 def part_path(folder: Path, start: int) -> Path:
     return folder / f"part-{start:08d}.npy"
-
-
-def contact_sheet(images_NHWC: np.ndarray, columns: int, scale: int = 1, gap: int = 2) -> np.ndarray:
-    """A grid of images on white, uint8; `scale` repeats pixels so that small images can be seen."""
-    n, h, w, _ = images_NHWC.shape
-    rows = -(-n // columns)
-    sheet = np.full((rows * (h * scale + gap) - gap, columns * (w * scale + gap) - gap, 3), 255, np.uint8)
-    for i, image in enumerate(images_NHWC):
-        y, x = i // columns * (h * scale + gap), i % columns * (w * scale + gap)
-        sheet[y : y + h * scale, x : x + w * scale] = image.repeat(scale, 0).repeat(scale, 1)
-    return sheet

@@ -1,10 +1,10 @@
-"""Pictures of many images, and which images are looked at."""
+"""Contact sheets, and which images of a data set they show."""
 
 from pathlib import Path
 
 import numpy as np
+from einops import rearrange
 
-from ldmlab.pipeline.sampling import contact_sheet
 from ldmlab.store.files import atomic
 
 
@@ -13,12 +13,24 @@ def spread(length: int, n: int) -> list[int]:
     return np.linspace(0, length - 1, min(n, length)).round().astype(int).tolist()
 
 
+def tiled(images_NHWC: np.ndarray, columns: int, scale: int = 1, gap: int = 2, ground: int = 255) -> np.ndarray:
+    """The images in rows of `columns`, [H', W', C]; between them, and where images are missing, `ground`.
+
+    scale: how often each pixel is repeated to each side. gap: pixels between images.
+    """
+    missing = -len(images_NHWC) % columns
+    enlarged_NHWC = np.asarray(images_NHWC).repeat(scale, 1).repeat(scale, 2)
+    padded_NHWC = np.pad(enlarged_NHWC, ((0, missing), (0, gap), (0, gap), (0, 0)), constant_values=ground)
+    sheet_HWC = rearrange(padded_NHWC, "(r c) h w k -> (r h) (c w) k", c=columns)
+    return sheet_HWC[: len(sheet_HWC) - gap, : sheet_HWC.shape[1] - gap]
+
+
 def save_sheet(path: Path, images_NHWC: np.ndarray, columns: int) -> None:
+    """The images as one PNG on white, small ones enlarged to 64 pixels a side."""
     from PIL import Image
 
-    scale = max(1, 64 // images_NHWC.shape[1])
     with atomic(path) as beside:
-        Image.fromarray(contact_sheet(images_NHWC, columns, scale)).save(beside, format="png")
+        Image.fromarray(tiled(images_NHWC, columns, max(1, 64 // images_NHWC.shape[1]))).save(beside, format="png")
 
 
 def error_sheet(path: Path, original: np.ndarray, reconstructed: np.ndarray) -> None:

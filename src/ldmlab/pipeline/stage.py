@@ -1,7 +1,7 @@
-"""What a stage of a run says of itself: what it is a function of, what it is and costs, and how it is made.
+"""The interface of a stage of a run: what determines its result, its row of the plan, its cost, and how it is made.
 
-A stage is one class in one file. The order of stages is written nowhere: it follows from what each declares to stand on
-(`Plan.order`). A stage from outside the package is a subclass and a yaml in a folder `stage/` (docs/guide/extending.md).
+A stage is one class in one file. The order of stages is written nowhere: it follows from the upstream stages that each
+declares (`Plan.order`). A stage from outside the package is a subclass and a yaml in a folder `stage/` (docs/guide/extending.md).
 """
 
 from __future__ import annotations

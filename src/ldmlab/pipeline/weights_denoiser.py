@@ -1,4 +1,4 @@
-"""`ldm.weights`: a denoiser that comes from a file. Does it fit, what of it is in an id, what should be known about it.
+"""`ldm.weights`: a denoiser from a file. Checks that it fits, says what of it enters an id, and notes what a user should know.
 
 Nothing of it is trained, so `ldm.fit` does not exist for it (`config.finish` sets it to null). Its stage holds what a trained
 one does: weights.safetensors and, where the file has an averaged copy, ema.safetensors; `eval.weights` chooses as ever.
@@ -67,7 +67,7 @@ def check_options(cfg: DictConfig) -> None:
         name for name in ("parameters", "flops_per_image", "flops_per_step") if cfg.ldm.budget[name] is not None
     ]:
         raise ConfigError(
-            f"ldm.budget.{given[0]} chooses a width, and ldm.weights has one. Leave it out and say the file's ldm.network.width."
+            f"ldm.budget.{given[0]} chooses a width, and ldm.weights has one. Leave it out and set ldm.network.width to the file's."
         )
 
 

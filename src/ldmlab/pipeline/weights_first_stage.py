@@ -1,4 +1,4 @@
-"""`ae.weights`: a first stage that comes from a file. Does it fit, what of it is in an id, and which scale its latent gets.
+"""`ae.weights`: a first stage from a file. Checks that it fits, says what of it enters an id, and sets the scale of its latent.
 
 Nothing of such a stage is trained, so `ae.fit` and `ae.loss` do not exist for it (`config.finish` sets them to null).
 """
@@ -117,7 +117,7 @@ def fixed_scale(cfg: DictConfig) -> Scale | None:
         found = weights.read(Path(cfg.ae.weights))
         if found.scale is None:
             raise ConfigError(
-                f"ae.latent_scale.mode=stored, but {found.file.name} says no scale. Use mode=global (measured), or "
+                f"ae.latent_scale.mode=stored, but {found.file.name} holds no scale. Use mode=global (measured), or "
                 "mode=given ae.latent_scale.scale=… (kl-f8 of Stable Diffusion: 0.18215)."
             )
         pair = [found.scale, torch.zeros(()) if found.shift is None else found.shift]

@@ -6,17 +6,19 @@ a record like the others, with whatever it has written so far.
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 from ldmlab.errors import DataError
 from ldmlab.reports.records import Estimate, Run, SampleSet, StageRecord, is_number
+from ldmlab.store import files
 
 FRACTIONS = ("precision", "recall", "label_agreement", "codebook_usage")
+LINEAR = {  # of facts.json: how each was computed
+    "linear_psnr": "mean PSNR of principal components with the same f and c, of the same val images",
+    "gain_over_linear": "PSNR less that of principal components with the same f and c",
+}
 BESIDE_SCORES = ("card", "card_short", "warnings", "metrics")  # of scores.json
 
 
@@ -24,28 +26,17 @@ def again(command: str) -> str:
     return f"The same command makes what is missing: {command}" if command else "Run its command again."
 
 
-@contextmanager
-def reading(path: Path, command: str) -> Iterator[None]:
-    """A file that is missing or damaged becomes one sentence with its name and the command that makes it again."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file, and a finished stage leaves one. {again(command)}") from None
-    except (ValueError, OSError, EOFError, BadZipFile) as error:
-        raise DataError(f"{path} is damaged ({error}). Delete it. {again(command)}") from None
+def sentences(command: str) -> tuple[str, str]:
+    """What is said of a missing and of a damaged file, with the command that makes it again."""
+    return f": no such file, and a finished stage leaves one. {again(command)}", f"Delete it. {again(command)}"
 
 
 def read_json(path: Path, command: str) -> Any:
-    with reading(path, command):
-        return json.loads(path.read_text(encoding="utf-8"))
+    return files.read_json(path, *sentences(command))
 
 
 def read_arrays(path: Path, command: str) -> dict[str, Any]:
-    """All arrays of an npz without pickled objects."""
-    import numpy as np
-
-    with reading(path, command), np.load(path, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+    return files.read_arrays(path, *sentences(command))
 
 
 def read_score(raw: Any, where: str, command: str) -> Estimate:
@@ -55,13 +46,10 @@ def read_score(raw: Any, where: str, command: str) -> Estimate:
     if isinstance(raw, dict) and is_number(raw.get("value")):
         low, high = raw.get("low"), raw.get("high")
         if all(bound is None or is_number(bound) for bound in (low, high)):
-            return Estimate(
-                float(raw["value"]),
-                None if low is None else float(low),
-                None if high is None else float(high),
-                str(raw.get("method") or ""),
-                tuple(float(value) for value in raw.get("replicates") or ()),
-            )
+            low, high = (None if bound is None else float(bound) for bound in (low, high))
+            replicates = tuple(map(float, raw.get("replicates") or ()))
+            method, covers = (str(raw.get(name) or "") for name in ("method", "covers"))
+            return Estimate(float(raw["value"]), low, high, method, replicates, covers)
     raise DataError(f"{where}: a score is a number or {{value, low, high}}; got {raw!r}. {again(command)}")
 
 
@@ -108,11 +96,8 @@ def read_rows(path: Path, finished: bool, command: str) -> list[dict[str, Any]]:
 
 def read_images(path: Path, command: str) -> Any:
     """uint8 [N, H, W, 3], mapped from disk. Raises DataError when it is missing, damaged or something else."""
-    import numpy as np
-
-    with reading(path, command):
-        images_NHWC = np.load(path, mmap_mode="r", allow_pickle=False)
-    if images_NHWC.ndim != 4 or images_NHWC.shape[3] != 3 or images_NHWC.dtype != np.uint8:
+    images_NHWC = files.read_array(path, *sentences(command))
+    if images_NHWC.ndim != 4 or images_NHWC.shape[3] != 3 or images_NHWC.dtype != "uint8":
         found = f"{images_NHWC.dtype} {list(images_NHWC.shape)}"
         raise DataError(f"{path} must be uint8 [N, H, W, 3]; got {found}. {again(command)}")
     return images_NHWC
@@ -151,7 +136,7 @@ def read_results(stage: str, folder: Path, command: str) -> dict[str, Any]:
     else:
         raise DataError(f"{path} has no 'scores'. {again(command)}")
     return {
-        "scores": read_scores(numbers, path, command),
+        "scores": read_scores(numbers, path, command) | read_linear(folder / "facts.json", command),
         "card": raw.get("card") or {},
         "card_short": raw.get("card_short") or "",
         "warnings": tuple(raw.get("warnings") or ()),
@@ -160,7 +145,14 @@ def read_results(stage: str, folder: Path, command: str) -> dict[str, Any]:
     }
 
 
-def read_told(folder: Path, command: str) -> dict[str, Any]:
+def read_linear(path: Path, command: str) -> dict[str, Estimate]:
+    """From facts.json of a first stage: PSNR of a linear one with equal f and c, and the gain over it, to 1e-6 dB."""
+    facts = read_json(path, command) if path.is_file() else {}
+    found = {key: facts[key] for key in LINEAR if facts.get(key) is not None}
+    return {key: Estimate(round(float(value), 6), method=LINEAR[key]) for key, value in found.items()}
+
+
+def read_section(folder: Path, command: str) -> dict[str, Any]:
     """report.json: what a stage puts on the page itself, {"title", "text", "table": {"columns", "rows"}, "pictures"}.
 
     Raises DataError when a row of its table is not as long as the columns, or a picture is not in the folder.
@@ -168,16 +160,16 @@ def read_told(folder: Path, command: str) -> dict[str, Any]:
     path = folder / "report.json"
     if not path.is_file():
         return {}
-    told = read_json(path, command)
-    table = told.get("table") or {"columns": [], "rows": []} if isinstance(told, dict) else {}
+    section = read_json(path, command)
+    table = section.get("table") or {"columns": [], "rows": []} if isinstance(section, dict) else {}
     if not {"columns", "rows"} <= set(table) or any(len(row) != len(table["columns"]) for row in table["rows"]):
         raise DataError(
             f"{path}: 'table' needs 'columns' and 'rows', each row as long as the columns. {again(command)}"
         )
-    for name in told.get("pictures") or ():
+    for name in section.get("pictures") or ():
         if Path(name).name != name or not (folder / name).is_file():
             raise DataError(f"{path}: pictures: {name!r} is not a file of {folder}. {again(command)}")
-    return told
+    return section
 
 
 def read_stage(entry: dict[str, Any], run_folder: Path, command: str, scored: bool) -> StageRecord:
@@ -211,7 +203,7 @@ def read_stage(entry: dict[str, Any], run_folder: Path, command: str, scored: bo
         rows=read_rows(folder / "metrics.jsonl", finished, command),
         provenance=read_json(folder / "card.json", command) if (folder / "card.json").is_file() else {},
         config_text=config.read_text(encoding="utf-8") if config.is_file() else "",
-        told=read_told(folder, command),
+        section=read_section(folder, command),
         **(read_results(stage, folder, command) if finished and scored else {}),
     )
     if finished and stage == "samples":
@@ -247,7 +239,7 @@ def read_run(folder: Path) -> Run:
 
 
 def read_runs(folders: list[Path]) -> list[Run]:
-    """The runs in the order given, each once. Two runs of one name are told apart by their id."""
+    """The runs in the order given, each once. Runs of equal name get their id as a suffix."""
     if not folders:
         raise DataError(
             "No runs to report on. A run's folder is store/runs/<name>-<id>; python src/train.py … makes one."

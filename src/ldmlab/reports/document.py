@@ -9,8 +9,8 @@ Text may hold `code` between backticks and links [to a file](table.csv) of the p
 
 import json
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -21,7 +21,10 @@ from ldmlab.store.files import atomic
 
 TEMPLATES = Path(__file__).parent / "templates"
 INLINE = re.compile(r"(`[^`\n]+`|\[[^\]\n]+\]\([\w./#-]+\))")  # code and links, the only markup of a text
-NoteKind = Literal["protocol", "comparability", "ranking", "tie", "warning", "comparison", "missing", "remark"]
+Look = Literal["", "best", "tied", "state", "code"]
+NoteKind = Literal[
+    "protocol", "comparability", "ranking", "tie", "warning", "comparison", "missing", "remark", "interval"
+]
 
 
 class Note(NamedTuple):
@@ -38,7 +41,7 @@ class Entry(NamedTuple):
     text: str
     interval: str = ""
     mark: str = ""
-    look: Literal["", "best", "tied", "state", "code"] = ""
+    look: Look = ""
     href: str = ""
     under: str = ""
     anchor: str = ""
@@ -47,7 +50,8 @@ class Entry(NamedTuple):
 @dataclass(frozen=True)
 class Table:
     """Rows as long as `heads`. left: how many of the first columns are words. second: head of the column that holds the
-    entries' second lines in Markdown. faint: rows that stand back.
+    entries' second lines in Markdown. faint: rows that stand back. explained: (second line, tooltip) of a head, by head;
+    on the page alone.
     """
 
     heads: list[str]
@@ -57,6 +61,7 @@ class Table:
     notes: Sequence[Note] = ()
     second: str = ""
     faint: frozenset[int] = frozenset()
+    explained: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
 class Text(NamedTuple):

@@ -1,7 +1,7 @@
 """Draws figures with Matplotlib, byte for byte the same for the same numbers.
 
 One panel a figure, drawn at the width of a phone (374 pt), so that its letters stay readable there and a page sets
-several beside each other. Colours are those of Okabe and Ito (2008), told apart with every common kind of colour
+several beside each other. Colours are those of Okabe and Ito (2008), distinguishable with every common kind of colour
 blindness, each with its own marker; lines carry their names at their ends. A page shows the light or the dark drawing
 according to the reader's colour scheme; files on disk are the light one.
 """

@@ -168,7 +168,7 @@ def verdicts(cells: list[FirstStageCell]) -> list[str]:
         steps = [each for each in along_f(cells) if each.a.regulariser == kind]
         for key, (verb, opposite, sign) in EXPECTED.items():
             own = [each for each in steps if key in each.differences]
-            groups = {verb: sign, opposite: -sign, "cannot be told apart": 0.0}
+            groups = {verb: sign, opposite: -sign, "is not distinguishable": 0.0}
             by_verb = {words: [each for each in own if each.sign(key) == s] for words, s in groups.items()}
             if own and len(by_verb[verb]) == len(own):
                 span = f"f = {own[0].a.f} … {own[-1].b.f}"
@@ -185,5 +185,5 @@ def verdicts(cells: list[FirstStageCell]) -> list[str]:
 def all_indistinct(
     cells: list[FirstStageCell],
 ) -> list[tuple[MetricDeclaration, list[tuple[FirstStageCell, FirstStageCell]]]]:
-    """For each score the pairs of cells, of equal protocol, that cannot be told apart."""
+    """For each score the pairs of cells, of equal protocol, that are not distinguishable."""
     return indistinct(combinations(cells, 2), [KNOWN[key] for key in COMPARED])

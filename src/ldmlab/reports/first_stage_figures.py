@@ -14,7 +14,7 @@ OTHERS = ("ssim", "perceptual", "ris")  # over f
 F_AXIS, ELEMENTS_AXIS, BITS_AXIS = "down-sampling factor f", "latent elements an image", "bits a pixel"
 SHORT = {F_AXIS: "f", ELEMENTS_AXIS: "elements", BITS_AXIS: "bits"}  # for file names
 MANY_CHANNELS = 4  # more are drawn alike, without names
-GREY = 6  # the palette's neutral colour: for what is not a cell
+GREY = 6  # the palette's neutral colour, for lines that are no cell
 BITS_NOTE = " KL: the KL term, an upper bound. Codebooks: log₂|Z| / f²; dashed, with the entropy of the codes."
 SPECTRUM_NOTE = "Radial mean over channels, each over its variance. A flat line is a latent without spatial redundancy."
 

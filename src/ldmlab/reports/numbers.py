@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from ldmlab.metrics import intervals
+from ldmlab.metrics.metric import Metric
 from ldmlab.metrics.protocol import leaf_differences
+from ldmlab.metrics.standard import STANDARD
 from ldmlab.reports.records import Estimate, StageRecord
 
 PAIRED = "the paired 95 % interval of their difference"
@@ -18,12 +20,17 @@ OVERLAP = "overlap of their intervals (without stored replicates no paired inter
 
 
 class MetricDeclaration(NamedTuple):
-    """What a score is called, in which unit it is shown, and which direction is better ("" for neither)."""
+    """What a score is called, in which unit it is shown, and which direction is better ("" for neither).
+
+    interval: what its 95 % interval is over, in a few words. covers: the same as one sentence. "" where nothing says so.
+    """
 
     key: str
     label: str
     unit: str = ""
     better: Literal["higher", "lower", ""] = ""
+    interval: str = ""
+    covers: str = ""
 
     @property
     def factor(self) -> float:
@@ -41,17 +48,15 @@ class MetricDeclaration(NamedTuple):
         return " ".join(part for part in (self.label, f"({self.unit})" if self.unit else "", arrow) if part)
 
 
-# For scores.json that declare no metrics, and the order of columns. A declaration in the file comes first.
-SAMPLE_METRICS = (
-    MetricDeclaration("fid", "FID", "", "lower"),
-    MetricDeclaration("is", "IS", "", "higher"),
-    MetricDeclaration("kid", "KID", "×10³", "lower"),
-    MetricDeclaration("precision", "precision", "", "higher"),
-    MetricDeclaration("recall", "recall", "", "higher"),
-    MetricDeclaration("label_agreement", "label agreement", "%", "higher"),
+# The order of columns, and the declarations of scores.json files that hold none; a file's own declaration comes first.
+SAMPLE_METRICS = tuple(
+    MetricDeclaration(key, STANDARD[key].label, STANDARD[key].unit, STANDARD[key].better or "")
+    for key in ("fid", "fid_infinity", "is", "kid", "precision", "recall", "label_agreement")
 )
 FIRST_STAGE_METRICS = (
     MetricDeclaration("psnr", "PSNR", "dB", "higher"),
+    MetricDeclaration("linear_psnr", "linear PSNR", "dB"),
+    MetricDeclaration("gain_over_linear", "gain over linear", "dB"),
     MetricDeclaration("ssim", "SSIM", "", "higher"),
     MetricDeclaration("perceptual", "perceptual", "", "lower"),
     MetricDeclaration("rfid", "rFID", "", "lower"),
@@ -73,14 +78,29 @@ def declaration(key: str, declared: dict[str, dict[str, Any]]) -> MetricDeclarat
         return KNOWN.get(key, MetricDeclaration(key, key.replace("_", " ")))
     said, known = declared[key], KNOWN.get(key, MetricDeclaration(key, key.replace("_", " ")))
     unit = said.get("unit") or (known.unit if known.factor != 1 else "")
-    return MetricDeclaration(key, said.get("label") or known.label, unit, said.get("better") or "")
+    words = (str(said.get(name) or "") for name in ("interval", "covers"))
+    return MetricDeclaration(key, said.get("label") or known.label, unit, said.get("better") or "", *words)
 
 
 def metrics_of(records: list[StageRecord]) -> list[MetricDeclaration]:
     """What somebody measured: known names in their order, then the others."""
     declared = {key: said for record in records for key, said in record.declared.items()}
-    measured = dict.fromkeys(key for record in records for key in record.scores)
-    return [declaration(key, declared) for key in [*(k for k in KNOWN if k in measured), *(measured.keys() - KNOWN)]]
+    measured = {key: score.covers for record in records for key, score in record.scores.items()}
+    found = [declaration(key, declared) for key in sorted(measured, key=list({**KNOWN, **measured}).index)]
+    return [
+        metric._replace(interval=Metric.interval, covers=measured[metric.key])
+        if measured[metric.key] and metric.key not in declared
+        else metric
+        for metric in found
+    ]
+
+
+def by_words(metrics: Iterable[MetricDeclaration], words: Literal["interval", "covers"]) -> str:
+    """ "FID, IS: over images at this N; FID∞: …", each wording once; "" where no metric says it."""
+    labels: dict[str, list[str]] = {}
+    for metric in metrics:
+        labels.setdefault(getattr(metric, words), []).append(metric.label)
+    return "; ".join(f"{', '.join(names)}: {text}" for text, names in labels.items() if text)
 
 
 # ---- rounding -------------------------------------------------------------------------------------------------------
@@ -89,7 +109,7 @@ def metrics_of(records: list[StageRecord]) -> list[MetricDeclaration]:
 def decimals(score: Estimate) -> int:
     """Three significant digits of the value, and more only while the interval would otherwise collapse."""
     size = abs(score.value) or abs(score.high or 0.0) or 1.0
-    if not math.isfinite(size):
+    if not math.isfinite(size) or size < 5e-7:  # six decimals would be zeros
         return 0
     digits = 2 - math.floor(math.log10(size))
     if score.low is not None and score.high is not None and 0 < score.high - score.low < math.inf:
@@ -190,12 +210,12 @@ class Comparison:
 
     metric: MetricDeclaration
     score: Estimate
-    told: bool
+    distinguishable: bool
 
     @property
     def verdict(self) -> str:
         """better, worse, different (of a metric without a direction) or not distinguishable."""
-        if not self.told:
+        if not self.distinguishable:
             return "not distinguishable"
         if not self.metric.better:
             return "different"
@@ -232,11 +252,11 @@ Cell = TypeVar("Cell", bound=Compared)
 def indistinct(
     pairs: Iterable[tuple[Cell, Cell]], metrics: Iterable[MetricDeclaration]
 ) -> list[tuple[MetricDeclaration, list[tuple[Cell, Cell]]]]:
-    """For each metric the pairs, of equal protocol, that cannot be told apart."""
+    """For each metric the pairs, of equal protocol, that are not distinguishable."""
     pairs, found = list(pairs), []
     for metric in metrics:
         differences = [(a, b, compare(a.compared, b.compared, metric)) for a, b in pairs]
-        same = [(a, b) for a, b, difference in differences if difference is not None and not difference.told]
+        same = [(a, b) for a, b, difference in differences if difference is not None and not difference.distinguishable]
         found += [(metric, same)] if same else []
     return found
 

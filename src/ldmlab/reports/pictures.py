@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ldmlab.errors import DataError
+from ldmlab.pipeline.sheets import tiled
 from ldmlab.reports.records import Run, SampleSet, Snapshot
 
 LARGEST = 128
@@ -162,19 +163,8 @@ def read_picture(path: Path, name: str, names: tuple[str, ...], side: int = 72) 
 # ---- sheets ---------------------------------------------------------------------------------------------------------
 
 
-def tiled(images_NHWC: Any, columns: int, gap: int, ground: int = 0) -> Any:
-    """The images in rows of `columns`, [H', W', C]; between them, and where images are missing, `ground`."""
-    import numpy as np
-    from einops import rearrange
-
-    missing = -len(images_NHWC) % columns
-    padded = np.pad(images_NHWC, ((0, missing), (0, gap), (0, gap), (0, 0)), constant_values=ground)
-    sheet_HWC = rearrange(padded, "(r c) h w k -> (r h) (c w) k", c=columns)
-    return sheet_HWC[: len(sheet_HWC) - gap, : sheet_HWC.shape[1] - gap]
-
-
 def opaque(images_NHWC: Any) -> Any:
-    """With a fourth channel, so that the gaps of a sheet can be told from black: [N, H, W, 4]."""
+    """With a fourth channel, so that the gaps of a sheet differ from black: [N, H, W, 4]."""
     import numpy as np
 
     return np.pad(images_NHWC, ((0, 0), (0, 0), (0, 0), (0, 1)), constant_values=255)
@@ -188,7 +178,7 @@ def contact_sheet(pictures: SampleSet, side: int = 7) -> Picture:
     factor = reduction(pictures.images_NHWC.shape[2], 68)
     small_NHWC = np.stack([reduced(pictures.images_NHWC[i], factor) for i in chosen])
     gap = max(1, round(small_NHWC.shape[2] / 32))
-    sheet_HWC = tiled(opaque(small_NHWC), min(side, len(chosen)), gap)
+    sheet_HWC = tiled(opaque(small_NHWC), min(side, len(chosen)), gap=gap, ground=0)
     width = sheet_HWC.shape[1]
     return Picture("", png_bytes(sheet_HWC), width, width * max(1, 480 // width), ())
 
@@ -235,7 +225,7 @@ def tile(pictures: SampleSet, index: int, prefix: str = "") -> Tile:
 
 
 def _seeds(tiles: list[Tile]) -> str:
-    """ "seeds 0–7" or "seeds 3, 13, 23": so that a picture can be asked for again."""
+    """ "seeds 0–7" or "seeds 3, 13, 23": by which a picture can be made again."""
     seeds = [tile.seed for tile in tiles if tile.seed is not None]
     if not seeds:
         return ""

@@ -1,10 +1,9 @@
 """What a person gets to see of finished runs: the line at a command's end, pictures, pages. Reads the store, makes nothing new in it."""
 
 import fnmatch
+import math
 import os
 from pathlib import Path
-
-import numpy as np
 
 from ldmlab.errors import DataError
 from ldmlab.reports.records import Estimate
@@ -89,8 +88,8 @@ def export_samples(run: Path, out: Path | None) -> str:
     """Each sample of a run as a PNG named by number and class; the sheet; `samples.json`. Returns what to print."""
     from PIL import Image
 
+    from ldmlab.pipeline.sheets import save_sheet
     from ldmlab.reports.collect import read_samples
-    from ldmlab.reports.pictures import tiled
 
     record = read_json(run / "run.json")
     stage = next(s for s in reversed(record["stages"]) if s["stage"] == "samples")
@@ -107,11 +106,7 @@ def export_samples(run: Path, out: Path | None) -> str:
         said = {"file": file, "seed": samples.seeds[i], "class": name, "description": samples.description(i)}
         rows.append({key: value for key, value in said.items() if value != ""})
     write_json(folder / "samples.json", rows)
-    scale = max(1, 64 // samples.images_NHWC.shape[1])
-    enlarged = np.asarray(samples.images_NHWC).repeat(scale, 1).repeat(scale, 2)
-    with atomic(folder / "grid.png") as beside:
-        sheet_HWC = tiled(enlarged, int(np.ceil(np.sqrt(len(samples)))), gap=2, ground=255)
-        Image.fromarray(sheet_HWC).save(beside, format="png")
+    save_sheet(folder / "grid.png", samples.images_NHWC, math.ceil(math.sqrt(len(samples))))
     pictures = f" {len(samples)} images   {shown(folder)}/{rows[0]['file']} …"
     return f"{pictures}\n   sheet  {shown(folder / 'grid.png')}\n   seeds  {shown(folder / 'samples.json')}"
 
@@ -125,7 +120,7 @@ def interval(score: Estimate) -> str:
 def headline(folder: Path) -> str:
     """A run's scores with intervals, in a few lines."""
     from ldmlab.reports.collect import read_run
-    from ldmlab.reports.numbers import metrics_of
+    from ldmlab.reports.numbers import by_words, metrics_of
 
     run = read_run(folder)
     lines = [f"\n run {run.id}  {run.title}"]
@@ -140,6 +135,8 @@ def headline(folder: Path) -> str:
             f"{m.label} {interval(score)}{m.raw_unit}" for m, score in scores if score.low is not None or score.method
         ]
         lines.append(f"   {label:<24}{'   '.join(said)}")
+    if words := by_words(metrics_of(scored), "interval"):
+        lines.append(f"   {'95 % intervals':<24}{words}")
     if scored and scored[-1].card_short:
         lines.append(f"   {'protocol':<24}{scored[-1].card_short}")
     notes = dict.fromkeys(warning for record in scored for warning in record.warnings)

@@ -30,6 +30,7 @@ class Estimate:
     """A measured number and its 95 % interval; `low` and `high` are None where the stage gave a number without one.
 
     method: how it was computed, one sentence. replicates: its bootstrap, drawn alike in every run of equal n and seed.
+    covers: what its interval covers, one sentence.
     """
 
     value: float
@@ -37,6 +38,7 @@ class Estimate:
     high: float | None = None
     method: str = field(default="", compare=False)
     replicates: tuple[float, ...] = field(default=(), compare=False, repr=False)
+    covers: str = field(default="", compare=False)
 
     def times(self, factor: float) -> "Estimate":
         low, high = (None if bound is None else bound * factor for bound in (self.low, self.high))
@@ -120,7 +122,7 @@ class StageRecord:
     provenance: dict[str, Any] = field(default_factory=dict)  # card.json: versions, git, host, times
     config_text: str = ""
     declared: dict[str, dict[str, Any]] = field(default_factory=dict)  # label, better, unit and settings by metric
-    told: dict[str, Any] = field(default_factory=dict)  # report.json: what the stage itself puts on the page
+    section: dict[str, Any] = field(default_factory=dict)  # report.json: what the stage itself puts on the page
 
     def protocol(self, metric: str) -> dict[str, Any]:
         """What must be equal before a number of this metric may stand beside another: the card without the settings of
@@ -137,7 +139,7 @@ class StageRecord:
 
     @property
     def alarms(self) -> list[tuple[int, str]]:
-        """What the health guards said while it was trained: after how many images, and what."""
+        """The warnings of its health checks during training: (training images, text)."""
         path = self.folder / "warnings.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         return [(int(row["images"]), str(row["text"])) for row in map(json.loads, lines)]

@@ -11,7 +11,8 @@ from ldmlab.reports.figures import Figure
 from ldmlab.reports.pictures import Picture, Pictures
 from ldmlab.reports.records import Run, StageRecord, varied
 
-HEADLINE = ("fid", "is", "precision", "recall", "label_agreement", "psnr", "kid", "rfid", "ssim", "perceptual")
+HEADLINE: tuple[str, ...] = ("fid", "fid_infinity", "is", "precision", "recall", "label_agreement")
+HEADLINE += ("psnr", "kid", "rfid", "ssim", "perceptual")
 LEADING = {"denoiser": ("loss",), "autoencoder": ("psnr", "loss")}
 TITLES = {
     ("denoiser", "loss"): "Denoiser loss",
@@ -19,8 +20,8 @@ TITLES = {
     ("autoencoder", "psnr"): "Autoencoder PSNR (dB)",
 }
 READING = (
-    "Brackets: 95 % interval. ↑ more is better, ↓ less is better. Full precision: [table.csv](table.csv) · as text: "
-    "[report.md](report.md)"
+    "Brackets: 95 % interval; in a head, what it is over. ↑ more is better, ↓ less is better. Full precision: "
+    "[table.csv](table.csv) · as text: [report.md](report.md)"
 )
 
 
@@ -59,7 +60,7 @@ def document(runs: list[Run], found: list[tables.ScoreTable], title: str | None)
         doc.Section("Scores", [*shown, doc.Text(READING, "small")], "scores") if shown else None,
         samples(runs, drawn),
         doc.Section("Reconstructions", rebuilt, "reconstructions") if rebuilt and (drawn or not one) else None,
-        *told(runs),
+        *own_sections(runs),
         training(runs, lead if first != lead[:1] else lead[1:], [f for f in scores if f not in first], others),
         cost(runs),
         plan(runs),
@@ -101,7 +102,7 @@ def answer(
         table = tables.varied_table([run.label for run in runs], differ)
         right: list[doc.Block] = [doc.Section("What differs", [table])] if differ else []
         return doc.Section("", [doc.Columns([doc.Figures(first)] if first else [], right)], "answer")
-    numbers_first: list[doc.Block] = [doc.Headlines(headlines(runs[0])), *([doc.Figures(first)] if first else [])]
+    numbers_first: list[doc.Block] = [*headlines(runs[0]), *([doc.Figures(first)] if first else [])]
     if not drawn:
         inside: list[doc.Block] = [doc.Section("Reconstructions", rebuilt, "reconstructions")] if rebuilt else []
         return doc.Section("", [*numbers_first, *inside], "answer")
@@ -112,20 +113,20 @@ def answer(
     return doc.Section("", [doc.Columns(sheet, numbers_first)], "answer")
 
 
-def headlines(run: Run) -> list[doc.Headline]:
-    """Up to six scores of the run's last snapshot and its first stage."""
+def headlines(run: Run) -> list[doc.Block]:
+    """Up to six scores of the run's last snapshot and its first stage, and what their intervals are over."""
     last = run.last_scored.scores if run.last_scored is not None else None
     sources = [record for record in (last, run.first_stage) if record is not None]
+    metrics = {metric.key: (metric, record) for record in reversed(sources) for metric in numbers.metrics_of([record])}
     measured = dict.fromkeys([*HEADLINE, *(metric.key for metric in numbers.metrics_of(sources[:1]))])
+    chosen = [metrics[key] for key in measured if key in metrics][:6]
     found = []
-    for key in measured:
-        source = next((record for record in sources if key in record.scores), None)
-        if source is not None:
-            metric = numbers.declaration(key, source.declared)
-            text, interval = numbers.shown(source.scores[key], metric.factor)
-            label = metric.label + (", reconstructions" if source.stage != "scores" else "")
-            found.append(doc.Headline(label, text, metric.unit, interval, source.anchor))
-    return found[:6]
+    for metric, record in chosen:
+        text, interval = numbers.shown(record.scores[metric.key], metric.factor)
+        label = metric.label + (", reconstructions" if record.stage != "scores" else "")
+        found.append(doc.Headline(label, text, metric.unit, interval, record.anchor))
+    words = numbers.by_words((metric for metric, _ in chosen), "interval")
+    return [doc.Headlines(found), *([doc.Text(f"95 % intervals. {words}.", "small")] if words else [])]
 
 
 def sample_grids(runs: list[Run]) -> list[tuple[Run, StageRecord, str, Pictures]]:
@@ -161,11 +162,10 @@ def samples(runs: list[Run], drawn: list[tuple[Run, StageRecord, str, Pictures]]
     if pairs is not None:
         columns = f"Each column is one seed{' and one class' if labels else ''}. {pairs.sizes}"
         blocks.append(doc.Section(heading, [pairs, doc.Text(columns, "small")]))
+    first = "the first of each class" if labels else "the first"
     for run, stage, after, grid in drawn:
-        which = (
-            f"{numbers.count(grid.shown)} of {numbers.count(grid.of)} images, the first of each row's kind, unselected."
-        )
-        pair = " At the left of a sample stands the picture it was drawn from." if grid.conditioned else ""
+        which = f"{numbers.count(grid.shown)} of {numbers.count(grid.of)} images, {first}, unselected."
+        pair = " Left of each sample: its condition." if grid.conditioned else ""
         inside: list[doc.Block] = [
             grid,
             doc.Text(f"{which} {grid.sizes}{pair} All of them: [{stage.place}](#{stage.anchor})", "small"),
@@ -206,26 +206,25 @@ def reconstructions(runs: list[Run]) -> list[doc.Block]:
             name = f"reconstructions-{n}" if len(runs) > 1 else "reconstructions"
             network, who = run.stage("autoencoder") or record, f"{run.label}: " if len(stages) > 1 else ""
             caption = f"{who}{network.what} on validation images. [{record.place}](#{record.anchor})"
-            picture = pictures.read_picture(path, name, ("original", "reconstruction", "error"))
+            picture = pictures.read_picture(path, name, ("original", "reconstruction", "error × 4"))
             blocks += [picture, doc.Text(caption, "small")]
     return blocks
 
 
-def told(runs: list[Run]) -> list[doc.Section]:
+def own_sections(runs: list[Run]) -> list[doc.Section]:
     """A section for each stage that put something on the page itself (`report.json`)."""
     sections = []
-    for record in {stage.id: stage for run in runs for stage in run.stages if stage.told}.values():
-        table, title = record.told.get("table") or {}, str(record.told.get("title") or record.stage)
-        blocks: list[doc.Block] = [doc.Text(str(record.told["text"]))] if record.told.get("text") else []
+    for record in {stage.id: stage for run in runs for stage in run.stages if stage.section}.values():
+        table, title = record.section.get("table") or {}, str(record.section.get("title") or record.stage)
+        blocks: list[doc.Block] = [doc.Text(str(record.section["text"]))] if record.section.get("text") else []
         if table.get("columns"):
             rows = [["–" if value is None else str(value) for value in row] for row in table["rows"]]
             blocks.append(doc.Table([str(head) for head in table["columns"]], doc.entries(rows)))
-        for name in record.told.get("pictures") or ():
+        for name in record.section.get("pictures") or ():
             shown = pictures.read_picture(record.folder / name, f"{record.stage}-{Path(name).stem}", (Path(name).stem,))
             blocks.append(Picture(shown.name, shown.png, shown.width, min(shown.width, 358), shown.names))
-        sections.append(
-            doc.Section(title, [*blocks, doc.Text(f"[{record.place}](#{record.anchor})", "small")], f"told-{record.id}")
-        )
+        blocks.append(doc.Text(f"[{record.place}](#{record.anchor})", "small"))
+        sections.append(doc.Section(title, blocks, f"section-{record.id}"))
     return sections
 
 
@@ -258,9 +257,9 @@ def training(runs: list[Run], lead: list[Figure], scores: list[Figure], others: 
 
 
 def alarms(runs: list[Run]) -> list[str]:
-    """What the health guards said, once for a stage that several runs share."""
-    told = [(r, images, text) for run in runs for r in run.stages for images, text in r.alarms]
-    return list(dict.fromkeys(f"{r.stage} {r.id}, after {images} images: {text}" for r, images, text in told))
+    """The warnings of the health checks, once for a stage that several runs share."""
+    found = [(r, images, text) for run in runs for r in run.stages for images, text in r.alarms]
+    return list(dict.fromkeys(f"{r.stage} {r.id}, after {images} images: {text}" for r, images, text in found))
 
 
 def cost(runs: list[Run]) -> doc.Section:

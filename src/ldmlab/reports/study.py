@@ -28,7 +28,7 @@ BANDS = "95 % interval of each score"
 COINCIDE = 0.02  # of an interval's width: nearer than this at every point, two lines are drawn as one
 FEW = 4  # lines that a panel of usual height holds, with their bands
 COLUMNS = 10  # pictures of a row
-LOSSES = "Losses are weighted as they were trained on: cells of unequal objectives share no scale."
+LOSSES = "Losses carry the weights of their training: between different objectives they are not comparable."
 OPERATIONS = (
     "GFLOP an image: of training, three forward passes, multiply and add counted as two. Images/s and times are "
     "measurements of the machine."
@@ -106,7 +106,7 @@ def score_table(study: Study, runs: list[Run]) -> ScoreTable:
             last = run.stages[-1] if run.stages else None
             rows.append(Scored(run, None, run.label, None, False, waiting, last))
     table = tables.join("Generated images", rows, "fid")
-    notes = tuple(note for note in table.notes if note.kind != "tie")  # said below of all pairs
+    notes = tuple(note for note in table.notes if note.kind != "tie")  # ties of all pairs are listed below
     return replace(table, card_short="", notes=notes)
 
 
@@ -156,12 +156,8 @@ def csv_rows(study: Study) -> list[dict[str, Any]]:
     """A record per cell: its knobs, its place, every score with its interval, and its difference from the baseline."""
     base, records = baseline(study), []
     for cell in study.cells:
-        record = {
-            "cell": cell.label,
-            **cell.knobs,
-            "evaluations": cell.evaluations,
-            "images": cell.scores.snapshot_images,
-        }
+        record = {"cell": cell.label, **cell.knobs, "evaluations": cell.evaluations}
+        record |= {"images": cell.scores.snapshot_images}
         record |= {"baseline": "yes" if cell is base else "no", "run_id": cell.run.id}
         record |= {"stage_id": cell.scores.id, "folder": cell.scores.place}
         for metric in study.metrics:
@@ -298,27 +294,16 @@ def samples(study: Study, shown: list[tuple[str, Pictures]]) -> list[doc.Block]:
 
 def identity_rows(study: Study, counted: Counted) -> tuple[list[str], list[list[str]]]:
     """(heads, rows): what each denoiser is, and what its training cost."""
-    heads = [
-        "denoiser",
-        "what",
-        "parameters",
-        "GFLOP an image",
-        "training images",
-        "batch",
-        "learning rate",
-        "training time",
-        "images/s",
-    ]
+    heads = ["denoiser", "what", "parameters", "GFLOP an image", "training images", "batch", "learning rate"]
+    heads += ["training time", "images/s"]
     rows = []
     for cell in study.denoisers:
         stage, fit = cell.denoiser, cell.fit
         assert stage is not None  # study.denoisers have one
         parameters, flops = counted.work.get(stage.id, (None, None))
         rates = stage.curve("images_per_second", "train").values
-        size = [
-            "–" if parameters is None else numbers.millions(parameters),
-            "–" if flops is None else f"{flops / 1e9:.3g}",
-        ]
+        size = ["–" if parameters is None else numbers.millions(parameters)]
+        size += ["–" if flops is None else f"{flops / 1e9:.3g}"]
         options = [str(fit.get("batch_size", "–")), f"{fit['lr']:g}" if "lr" in fit else "–"]
         speed = [numbers.seconds(stage.seconds), numbers.plain(median(rates) if rates else None)]
         what = stage.what.split(" · ")[0].split(" ")[0]
@@ -327,7 +312,7 @@ def identity_rows(study: Study, counted: Counted) -> tuple[list[str], list[list[
 
 
 def notes(study: Study, counted: Counted) -> list[doc.Note]:
-    """What a reader must know of the training beside its numbers."""
+    """Remarks on the training that its numbers do not show."""
     found = [f"Operations of denoiser {id_} are not counted: {why}" for id_, why in counted.refused.items()]
     if len({cell.denoiser.trained_images for cell in study.denoisers if cell.denoiser}) > 1:
         found.append("Training images differ among the cells: they are not compared at equal images.")
@@ -365,13 +350,13 @@ def protocol(study: Study, name: str) -> doc.Section:
         blocks.append(doc.Section("Options that differ between the cells", [table], fold=True, muted=str(len(differ))))
     for n, cell in enumerate(study.cells):
         made = {name: score.method for name, score in cell.scores.scores.items() if score.method}
-        told = doc.FactList([*made.items(), *numbers.facts(cell.scores.provenance)])
+        made_by = doc.FactList([*made.items(), *numbers.facts(cell.scores.provenance)])
         places = doc.Text(f"`{cell.scores.place}`, of `{cell.samples.place}`", "small")
         config: doc.Block = doc.Text(
             "Configuration: that of the first cell but for the options that differ, above.", "small"
         )
         config = doc.Code(cell.run.yaml) if n == 0 or len(study.denoisers) > 1 else config
-        inside: list[doc.Block] = [doc.Code(cell.run.command), places, told, config]
+        inside: list[doc.Block] = [doc.Code(cell.run.command), places, made_by, config]
         muted, id_ = "command, provenance, configuration", f"cell-{cell.scores.id}"
         blocks.append(doc.Section(cell.label, inside, id_, fold=True, muted=muted, only_page=True))
     commands = [*dict.fromkeys(cell.run.command for cell in study.cells), f"python src/report.py study={name}"]

@@ -1,6 +1,6 @@
 """The cells of a study of generated images, and what varies among them: the axis, the lines, the labels.
 
-What decides a score is on its protocol card (how the denoiser was asked) and in its run's configuration (how it was
+What decides a score is on its protocol card (how the denoiser was sampled) and in its run's configuration (how it was
 trained). A *knob* is whatever of the two differs among the cells without following from another knob: `steps` may differ
 because the samplers do, but is a knob only where it differs within one sampler.
 """
@@ -14,8 +14,9 @@ from ldmlab.reports.records import Run, StageRecord, flatten
 
 TRAINED = ("data", "ae", "ldm", "cond", "objective")  # groups of options behind a denoiser
 OF_SAMPLER = ("steps", "eta", "grid")  # of the card: they may follow from the sampler
-ASKED = ("sampler", *OF_SAMPLER, "guidance", "guidance_interval", "guidance_rescale", "weights")  # fields of the card
-STUDIED = (*ASKED, "evaluations")  # what a study of samples may vary; in all else the cards must be equal
+# Fields of the card
+OF_SAMPLING = ("sampler", *OF_SAMPLER, "guidance", "guidance_interval", "guidance_rescale", "weights")
+STUDIED = (*OF_SAMPLING, "evaluations")  # what a study of samples may vary; in all else the cards must be equal
 UNGUIDED = 1.0  # the guidance at which the fields below say nothing
 OF_GUIDANCE = ("guidance_interval", "guidance_rescale")
 
@@ -139,7 +140,7 @@ def read_study(runs: list[Run]) -> Study:
 
 
 def options(cell: StudyCell) -> dict[str, Any]:
-    """Everything that may be a knob: chosen groups, options of training, and how the denoiser was asked."""
+    """Everything that may be a knob: chosen groups, options of training, and how the denoiser was sampled."""
     config = cell.run.config
     trained = flatten({group: config[group] for group in (*TRAINED, "seed") if group in config})
     budget = (config.get("ldm") or {}).get("budget") or {}
@@ -151,7 +152,7 @@ def options(cell: StudyCell) -> dict[str, Any]:
 
 def sampled(card: dict[str, Any]) -> dict[str, Any]:
     """How the denoiser was sampled. Classifier-free guidance is three knobs, other kinds are `<kind>.<option>`."""
-    found, kinds = {name: card.get(name) for name in ASKED}, card.get("guidance")
+    found, kinds = {name: card.get(name) for name in OF_SAMPLING}, card.get("guidance")
     if not isinstance(kinds, dict):
         return found
     own = kinds.get("classifier_free", {})

@@ -1,4 +1,4 @@
-"""What a study of generated images says in words: who is best, who cannot be told apart, what follows along its axis."""
+"""What a study of generated images says in words: which cell is best, which are not distinguishable, what changes along its axis."""
 
 from itertools import combinations, pairwise
 
@@ -109,9 +109,11 @@ def best_cell(study: Study, cells: list[StudyCell]) -> StudyCell:
 def leader(study: Study, cells: list[StudyCell]) -> str:
     best, metric = best_cell(study, cells), study.leading
     others = [(cell, difference(best, cell, metric)) for cell in cells if cell is not best]
-    same = [cell.label for cell, d in others if d is not None and not d.told]
+    same = [cell.label for cell, d in others if d is not None and not d.distinguishable]
     more = f" and {len(same) - 6} more" if len(same) > 6 else ""
-    rest = f"not distinguishable from it: {', '.join(same[:6])}{more}" if same else "told from every other cell"
+    rest = (
+        f"not distinguishable from it: {', '.join(same[:6])}{more}" if same else "distinguishable from every other cell"
+    )
     word = "Lowest" if metric.better == "lower" else "Highest"
     return f"{word} {metric.label}: {best.label}, {score_text(study, best)}; {rest}."
 
@@ -149,7 +151,7 @@ def guided(study: Study) -> list[str]:
         found.append(f"{name}{metric.label} is {word} at {best.knobs['guidance']:g}, {score_text(study, best)}")
         if d is not None and best is not first:
             base = "no guidance" if first.knobs["guidance"] == UNGUIDED else f"guidance {first.knobs['guidance']:g}"
-            found[-1] += f", {d.verdict} {'than' if d.told else 'from'} {base} ({d.text})"
+            found[-1] += f", {d.verdict} {'than' if d.distinguishable else 'from'} {base} ({d.text})"
         found[-1] += "."
         moves = moved(study, cells)
         if moves:
@@ -164,7 +166,7 @@ def moved(study: Study, cells: list[StudyCell]) -> list[str]:
     for metric in study.metrics:
         d = difference(cells[0], cells[-1], metric)
         if d is not None and metric.better == "higher" and metric is not study.leading:
-            verb = "does not change measurably" if not d.told else "rises" if d.score.value > 0 else "falls"
+            verb = "does not change measurably" if not d.distinguishable else "rises" if d.score.value > 0 else "falls"
             moves.append(f"{metric.label} {verb} ({d.text}{f' {metric.unit}' if metric.unit else ''})")
     return moves
 

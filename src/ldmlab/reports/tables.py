@@ -1,7 +1,7 @@
 """Scores as tables: a row per run and snapshot, every number with its interval, only equal protocols side by side.
 
 A cell whose protocol differs from its column's is marked with the field that differs; the best of a column is bold only
-where it can be told from every other row. `ScoreTable` is plain records: `shown_table` rounds them for a page, `csv_rows`
+where it is distinguishable from every other row. `ScoreTable` is plain records: `shown_table` rounds them for a page, `csv_rows`
 gives them in full precision.
 """
 
@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 from ldmlab.metrics.protocol import leaf_differences
 from ldmlab.reports import numbers
-from ldmlab.reports.document import Entry, Note, Table
+from ldmlab.reports.document import Entry, Look, Note, Table
 from ldmlab.reports.numbers import OVERLAP, PAIRED, MetricDeclaration
-from ldmlab.reports.records import Estimate, Run, StageRecord
+from ldmlab.reports.records import Estimate, Run, StageRecord, is_number
 
+FEW_SAMPLES = 10_000  # below, FID is biased visibly
 NOTE_MARKS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -26,11 +27,11 @@ class ScoreCell:
     interval: str = ""  # "[11.9, 12.8]"
     note: str = ""  # mark of the note that says which field of the protocol differs
     best: bool = False
-    tied: bool = False  # cannot be told from the best of its column
+    tied: bool = False  # not distinguishable from the best of its column
 
 
 class Scored(NamedTuple):
-    """What becomes a row: the scores, or what is waited for while there are none."""
+    """What becomes a row: the scores, or why there are none yet."""
 
     run: Run
     record: StageRecord | None
@@ -110,15 +111,27 @@ def join(title: str, rows: list[Scored], default: str) -> ScoreTable:
         for row in rows
     )  # fmt: skip
     notes = [Note("comparability", f"Not comparable with the other rows. {gap}.", mark) for gap, mark in marks.items()]
+    notes += bias_note(records)
     warnings = dict.fromkeys(text for record in records for text in record.warnings)
     notes += [Note("warning", text if text.endswith(".") else f"{text}.") for text in warnings]
     short = next((r.card_short for r in records if not unlike(r, metrics[0].key, cards[metrics[0].key])), "")
     return rank(ScoreTable(title, tuple(metrics), made, short, tuple(notes)))
 
 
+def bias_note(records: list[StageRecord]) -> list[Note]:
+    """Why FID and FID∞ of few samples differ, where both are there."""
+    both = [r for r in records if {"fid", "fid_infinity"} <= r.scores.keys() and is_number(r.card.get("samples"))]
+    few = sorted({r.card["samples"] for r in both if r.card["samples"] < FEW_SAMPLES})
+    if not few:
+        return []
+    n = " and ".join(map(numbers.count, few))
+    why = f"FID of {n} samples is biased upwards, and FID∞ estimates its limit for infinitely many samples"
+    return [Note("remark", f"FID and FID∞ differ because {why}; compare FID at equal N only.")]
+
+
 def rank(table: ScoreTable) -> ScoreTable:
-    """Bold is the best of a column that is told from every other final row; otherwise the best and all that cannot be told
-    from it are tied, and a note names them.
+    """Bold is the best of a column that is distinguishable from every other final row; otherwise the best and all that is
+    not distinguishable from it are tied, and a note names them.
     """
     rows, ties, rules = [list(row.cells) for row in table.rows], dict[str, list[str]](), set[str]()
     for i, metric in enumerate(table.metrics):
@@ -138,9 +151,11 @@ def rank(table: ScoreTable) -> ScoreTable:
             ties.setdefault(listed([table.rows[n].label for n in tied]), []).append(metric.label)
     rule, notes = " or ".join(sorted(rules)), list(table.notes)
     if any(cell.best for row in rows for cell in row):
-        notes.append(Note("ranking", f"Bold: best of its column, told from every other row by {rule}."))
+        notes.append(Note("ranking", f"Bold: best of its column, distinguishable from every other row by {rule}."))
     if ties:
-        notes.append(Note("ranking", f"≈: the best of its column and what cannot be told from it by {rule}."))
+        notes.append(
+            Note("ranking", f"≈: the best of its column and all that is not distinguishable from it by {rule}.")
+        )
         pairs = "; ".join(f"{names} in {', '.join(metrics)}" for names, metrics in ties.items())
         notes.append(Note("tie", f"Not distinguishable by {rule}: {pairs}."))
     made = tuple(replace(row, cells=tuple(cells)) for row, cells in zip(table.rows, rows, strict=True))
@@ -202,19 +217,27 @@ def shown_table(table: ScoreTable, heads: list[str] | None = None, labels: Label
 
     def entry(cell: ScoreCell) -> Entry:
         state = cell.score is None and cell.text != "–"
-        return Entry(
-            cell.text,
-            cell.interval,
-            cell.note,
-            "state" if state else "best" if cell.best else "tied" if cell.tied else "",
-        )
+        look: Look = "state" if state else "best" if cell.best else "tied" if cell.tied else ""
+        return Entry(cell.text, cell.interval, cell.note, look)
 
     before = heads or ["run", *(["training images"] if table.has_snapshots else [])]
     rows = [[*(labels or own)(row), *map(entry, row.cells)] for row in table.rows]
     notes = [*table.notes, *([Note("protocol", f"Protocol: {table.card_short}.")] if table.card_short else [])]
     faint = frozenset(n for n, row in enumerate(table.rows) if not row.final and row.cells[0].score is not None)
+    if covered := numbers.by_words(table.metrics, "covers"):
+        notes.append(Note("interval", f"What the 95 % intervals cover. {covered}."))
     all_heads = [*before, *(metric.head for metric in table.metrics)]
-    return Table(all_heads, rows, table.title, 1, notes, "" if heads else "stage", faint)
+    return Table(
+        all_heads, rows, table.title, 1, notes, "" if heads else "stage", faint, interval_heads(table, before[0])
+    )
+
+
+def interval_heads(table: ScoreTable, first: str) -> dict[str, tuple[str, str]]:
+    """For heads of the table: what the 95 % interval is over, and covers. Under `first` alone where all metrics share it."""
+    words = {metric.interval for metric in table.metrics if metric.interval}
+    shared = {first: (f"[95 % interval {words.pop()}]", "")} if len(words) == 1 else {}
+    own = {m.head: ("" if shared else f"[{m.interval}]", m.covers) for m in table.metrics if m.interval}
+    return shared | own
 
 
 def csv_rows(tables: list[ScoreTable]) -> list[dict[str, Any]]:

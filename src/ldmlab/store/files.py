@@ -34,6 +34,9 @@ _WAYS_OUT = {
 _SHORT = re.compile(r"\d+ requested and \d+ written")  # how NumPy says that a disk is full
 _CODE = re.compile(r"\(os error (\d+)\)")  # how safetensors, which is not Python, names the cause
 
+MISSING = " is missing. Run the same command again; it builds what is not there."
+DAMAGED = "Remove its folder and run the same command to build it again."
+
 
 def sha256_file(path: Path) -> str:
     """sha256 (hex) of a file's content."""
@@ -102,40 +105,37 @@ def write_json(path: Path, value: Any, compact: bool = False) -> None:
         beside.write_text(text + "\n", encoding="utf-8")
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a .npz file. Raises DataError when it is missing or damaged; executes nothing that it may hold."""
-    with _reading(path), np.load(path, allow_pickle=False) as arrays:
+def read_arrays(path: Path, missing: str = MISSING, damaged: str = DAMAGED) -> dict[str, np.ndarray]:
+    """The arrays of a .npz file. Raises DataError when it is missing or damaged; executes nothing that it may hold.
+
+    missing: what the message says after the path. damaged: the way out, after the cause.
+    """
+    with _reading(path, missing, damaged), np.load(path, allow_pickle=False) as arrays:
         return {name: arrays[name] for name in arrays.files}
 
 
-def read_array(path: Path) -> np.ndarray:
-    """A .npy file, memory-mapped and read-only. Raises DataError when it is missing or damaged."""
-    with _reading(path):
+def read_array(path: Path, missing: str = MISSING, damaged: str = DAMAGED) -> np.ndarray:
+    """A .npy file, memory-mapped and read-only. Raises DataError when it is missing or damaged (`read_arrays`)."""
+    with _reading(path, missing, damaged):
         found: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
         return found
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _reading(path: Path, missing: str, damaged: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise DataError(f"{path} is missing. Run the same command again; it builds what is not there.") from None
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
-        raise DataError(
-            f"{path} is damaged ({error}). Remove its folder and run the same command to build it again."
-        ) from None
-
-
-def read_json(path: Path) -> Any:
-    """Raises DataError when the file is missing, unreadable or not JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing. Run the same command again; it builds what is not there.") from None
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise DataError(f"{path} is damaged ({error}). Remove its folder and run the same command again.") from None
-    except OSError as error:
+        raise DataError(f"{path}{missing}") from None
+    except PermissionError as error:
         raise DataError(
             f"{path} cannot be read: {error.strerror}. Make it readable, or choose another store=…"
         ) from None
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
+        raise DataError(f"{path} is damaged ({error}). {damaged}") from None
+
+
+def read_json(path: Path, missing: str = MISSING, damaged: str = DAMAGED) -> Any:
+    """Raises DataError when the file is missing, unreadable or not JSON in UTF-8 (`read_arrays`)."""
+    with _reading(path, missing, damaged):
+        return json.loads(path.read_text(encoding="utf-8"))

@@ -6,7 +6,7 @@ from ldmlab.autoencoders.pca import PCANetwork
 from ldmlab.autoencoders.regularisers.none import NoRegulariser
 from ldmlab.data.batches import to_float
 from ldmlab.metrics.reconstruction import ReconstructionError
-from ldmlab.pipeline.linear_twin import compared, linear_psnr, warnings
+from ldmlab.pipeline.linear_baseline import compared, linear_psnr, warnings
 
 
 def pictures(n: int, seed: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The bar of every first stage: principal components with the same f and c, from the same training images, in closed form.
+"""The linear baseline of a first stage: principal components with the same f and c, fitted to the same training images.
 
 Letters: B batch, C channels, H W space.
 """
@@ -18,8 +18,11 @@ from ldmlab.metrics.reconstruction_pass import Read, batched
 FIT_IMAGES = 10_000  # training images that the components are taken from, at most; more move the PSNR by hundredths
 
 
-class Twin(NamedTuple):
-    """`facts.json` holds both, in dB over the val images that were reconstructed; None where there is nothing to lose."""
+class LinearComparison(NamedTuple):
+    """PSNR of the linear baseline and the gain over it, in dB over the reconstructed val images; both are in `facts.json`.
+
+    None where c numbers hold a whole patch, so that the baseline loses nothing.
+    """
 
     linear_psnr: float | None
     gain_over_linear: float | None
@@ -56,17 +59,18 @@ def linear_psnr(
     return float(torch.cat(parts).mean())
 
 
-def compared(found_psnr: float, linear: float | None) -> Twin:
-    """The gain of a first stage of this PSNR."""
-    return Twin(linear, None if linear is None else found_psnr - linear)
+def compared(found_psnr: float, linear: float | None) -> LinearComparison:
+    """A first stage of PSNR `found_psnr` beside its baseline of PSNR `linear`."""
+    return LinearComparison(linear, None if linear is None else found_psnr - linear)
 
 
-def warnings(twin: Twin, trained: bool, f: int, c: int) -> list[str]:
-    """What to say of a trained first stage that ends below a straight line."""
-    if not trained or twin.gain_over_linear is None or twin.gain_over_linear >= 0:
+def warnings(comparison: LinearComparison, trained: bool, f: int, c: int) -> list[str]:
+    """The warning about a trained first stage whose PSNR is below its linear baseline."""
+    psnr, gain = comparison
+    if not trained or gain is None or gain >= 0:
         return []
     return [
-        f"below linear: it ends {-twin.gain_over_linear:.2f} dB below the {twin.linear_psnr:.2f} dB of a linear projection with "
-        f"the same f and c, which takes seconds (ae=pca_f{f} ae.network.c={c}): this stage is trained too little. "
-        f"Turn: more ae.fit.images, or ae=kl_f{f}_quick or vq_f{f}_quick, which begin at the linear one."
+        f"below linear: it ends {-gain:.2f} dB below the {psnr:.2f} dB of a linear projection with the same f and c, "
+        f"which takes seconds (ae=pca_f{f} ae.network.c={c}): this stage is trained too little. Set more ae.fit.images, "
+        f"or choose ae=kl_f{f}_quick or vq_f{f}_quick, which start from the linear projection."
     ]
