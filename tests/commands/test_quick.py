@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from ldmlab.interop.export_first_stage import export
 from test_commands import run, sealed
 
 from ldmlab import build
 from ldmlab.config.compose import load
 from ldmlab.errors import WeightsError
+from ldmlab.pipeline.export import export_first_stage as export
 from ldmlab.pipeline.run import execute
 from ldmlab.store.checkpoint import load_tensors
 

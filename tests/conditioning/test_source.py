@@ -8,7 +8,7 @@ import torch
 
 from ldmlab.conditioning.source import (
     ConditionSource,
-    Given,
+    GivenCondition,
     HeldOut,
     Labels,
     Unconditional,
@@ -126,7 +126,7 @@ def test_what_a_person_gave_is_every_image_s_condition() -> None:
     val = shapes("val")
     map_HW = val[0]["segmentation"]
     source = of(("label", "segmentation"), given={"label": 3, "segmentation": map_HW})
-    assert isinstance(source, Given)
+    assert isinstance(source, GivenCondition)
     batch = source.batch([0, 9, 4])
     assert batch["label"].tolist() == [3, 3, 3]  # type: ignore[union-attr]
     assert torch.equal(batch["segmentation"], torch.from_numpy(map_HW).expand(3, -1, -1))  # type: ignore[arg-type]

@@ -110,7 +110,8 @@ class ScoresStage(Stage):
         """Kind → its entry on the card, with the stages that it follows; and the sampler's churn, where there is any."""
         churn = _churn(self.cfg)
         found: dict[str, dict[str, Any]] = {} if churn is None else {"churn": churn}
-        for kind in self.plan.resolved.guidance:
+        kinds = self.plan.resolved.guidance
+        for kind in sorted(kinds, key=lambda kind: kind.name != "classifier_free"):  # first, as the sampler says it
             if own := kind.card():
                 for role, name in kind.stages.items():
                     own = own | self.plan.named(name).on_card(role)
