@@ -129,13 +129,13 @@ def protocol_differences(a: Protocol, b: Protocol, metric: str) -> list[str]:
 
 
 def _short(kind: str, own: Mapping[str, Any]) -> list[str]:
-    """w1.5, in 0.3–5, rescale0.7; the interval of the null condition alone, for gradients always have one"""
+    """w1.5, in 0.3–5, rescale0.7; no interval for the built-in gradients, which always have one"""
     numbers = [value for value in own.values() if isinstance(value, int | float) and not isinstance(value, bool)]
     strength = own.get("scale", numbers[0] if numbers else None)
     found = [f"{WORDS.get(kind, kind)}{'' if strength is None else f'{strength:g}'}"]
     found += (
         [f"in {'–'.join(f'{ratio:g}' for ratio in own['interval'])}"]
-        if own.get("interval") and kind == "classifier_free"
+        if own.get("interval") and kind not in ("classifier", "image")
         else []
     )
     return found + ([f"rescale{own['rescale']:g}"] if own.get("rescale") else [])
