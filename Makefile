@@ -40,8 +40,8 @@ test: setup      ## every test; the same as CI
 test-fast: setup ## the tests that take seconds
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
 
-fuzz: setup      ## all options, inside and outside their ranges, for MINUTES (30); then damaged data and weights files
-	LDMLAB_FUZZ_MINUTES=$(or $(MINUTES),30) $(BIN)/python -m pytest -q -s --timeout=0 tests/fuzz/test_fuzz_config.py
+fuzz: setup      ## all options, inside and outside their ranges, for MINUTES (30) from seed FIRST (0); then damaged data and weights files
+	LDMLAB_FUZZ_MINUTES=$(or $(MINUTES),30) LDMLAB_FUZZ_FIRST=$(or $(FIRST),0) $(BIN)/python -m pytest -q -s --timeout=0 tests/fuzz/test_fuzz_config.py
 	LDMLAB_FUZZ_FILES=2000 $(BIN)/python -m pytest -q --timeout=0 tests/fuzz/test_fuzz_files.py
 
 lint: setup      ## ruff, mypy and the direction of imports

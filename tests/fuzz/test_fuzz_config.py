@@ -14,6 +14,7 @@ from ldmlab.config.values import misfit
 
 CASES = int(os.environ.get("LDMLAB_FUZZ_CASES", "150"))
 MINUTES = float(os.environ.get("LDMLAB_FUZZ_MINUTES", "0"))  # make fuzz: batches of cases until the time is over
+FIRST = int(os.environ.get("LDMLAB_FUZZ_FIRST", "0"))  # seed of the first batch; another one gives other cases
 TRAINED_EVERY = 1 if MINUTES else 10  # of the cases, one in so many is prepared and trained too
 QUIET = {"deadline": None, "database": None, "phases": [Phase.generate], "suppress_health_check": list(HealthCheck)}
 
@@ -27,15 +28,16 @@ def run(number: int, first: int) -> Fuzzed:
     @given(cases())
     def each(case: tuple[list[str], list[str]]) -> None:
         total = seen.counts.total()
-        judge(*case, seen, train=total % TRAINED_EVERY == 0)
+        judge(*case, seen, train=total % FIRST = int(os.environ.get("LDMLAB_FUZZ_FIRST", "0"))  # seed of the first batch; another one gives other cases
+TRAINED_EVERY == 0)
 
     each()
     return seen
 
 
 def test_accepted_and_sound_or_refused_in_one_good_sentence() -> None:
-    ends, batch, total = time.monotonic() + 60 * MINUTES, 0, Fuzzed()
-    while batch == 0 or time.monotonic() < ends:
+    ends, batch, total = time.monotonic() + 60 * MINUTES, FIRST, Fuzzed()
+    while batch == FIRST or time.monotonic() < ends:
         seen = run(CASES, batch)
         total.counts += seen.counts
         total.bad += seen.bad

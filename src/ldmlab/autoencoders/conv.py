@@ -102,14 +102,14 @@ def _check(c: int, multipliers: list[int], width: int, blocks: int, attention_fa
     if not multipliers or min(multipliers) < 1:
         raise ConfigError(
             f"ae.network.multipliers={multipliers} must list one whole number from 1 up per level; "
-            "f is 2 to the number of levels less one, so [1, 2, 4] is f=4."
+            "f is 2 to the number of levels less one. Write [1, 2, 4] for f=4."
         )
     levels = [2**level for level in range(len(multipliers))]
     wrong = [factor for factor in attention_factors if factor not in levels]
     if wrong:
         raise ConfigError(
             f"ae.network.attention_factors={attention_factors}: {wrong[0]} is no down-sampling factor of this network; "
-            f"it has {levels}. (These are factors, not feature sizes: 256 px / size.)"
+            f"use some of {levels}. (These are factors, not feature sizes: 256 px / size.)"
         )
 
 

@@ -164,17 +164,17 @@ def _check(c: int, multipliers: list[int], stem: int, width: int, depths: list[i
         if value < 1:
             raise ConfigError(f"ae.network.{name}={value} must be at least 1.")
     if stem not in (1, 2, 4, 8, 16, 32):
-        raise ConfigError(f"ae.network.stem={stem} must be 1, 2, 4, 8, 16 or 32: the side of the pixel blocks.")
+        raise ConfigError(f"ae.network.stem={stem} is the side of the pixel blocks. Set 1, 2, 4, 8, 16 or 32.")
     if not multipliers or min(multipliers) < 1:
         raise ConfigError(
             f"ae.network.multipliers={multipliers} must list one whole number from 1 up per level; f is stem times 2 to the "
-            f"number of levels less one, so with stem={stem} [1, 2] is f={2 * stem}."
+            f"number of levels less one, so with stem={stem}, write [1, 2] for f={2 * stem}."
         )
     for name, numbers in {"depths": depths, "decoder_depths": decoder_depths}.items():
         if len(numbers) != len(multipliers) or min(numbers) < 0:
             raise ConfigError(
-                f"ae.network.{name}={numbers} must list one whole number from 0 up per level, and ae.network.multipliers has "
-                f"{len(multipliers)} levels."
+                f"ae.network.{name}={numbers} must list one whole number from 0 up per level. Give {len(multipliers)} numbers, as many "
+                "as ae.network.multipliers has."
             )
 
 

@@ -231,7 +231,7 @@ def check_names(names: Sequence[str], allowed: Sequence[str], option: str = "eva
             guess = f"Did you mean {near[0]!r}? " if near else ""
             raise ConfigError(f"{option}: no metric {name!r}. {guess}Allowed: {', '.join(allowed)}.")
         if list(names).count(name) > 1:
-            raise ConfigError(f"{option}: {name!r} is named twice.")
+            raise ConfigError(f"{option}: {name!r} is named twice. Leave one of them out.")
 
 
 def check_counts(

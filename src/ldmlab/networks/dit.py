@@ -271,5 +271,6 @@ def check_shape(width: int, blocks: int, heads: int, patch: int) -> None:
         )
     if width % 4:
         raise ConfigError(
-            f"ldm.network.width={width} must be a multiple of 4, for the sines and cosines of two coordinates."
+            f"ldm.network.width={width} must be a multiple of 4, for the sines and cosines of two coordinates. "
+            f"Set a common multiple of 4 and ldm.network.heads={heads}: {math.lcm(4, heads) * max(1, round(width / math.lcm(4, heads)))}."
         )

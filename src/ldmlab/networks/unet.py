@@ -211,10 +211,10 @@ def check_widths(width: int, multipliers: list[int], blocks: int, path: str = "l
         near = " or ".join(str(w) for w in (lower, lower + GROUPS) if w > 0)
         raise ConfigError(
             f"{path}.width={width} cannot be split into the {GROUPS} groups of GroupNorm; "
-            f"it must be a multiple of {GROUPS}: {near}."
+            f"it must be a multiple of {GROUPS}. Set {near}."
         )
     if not multipliers or min(multipliers) < 1:
-        raise ConfigError(f"{path}.multipliers must be one or more numbers from 1 up; got {multipliers}.")
+        raise ConfigError(f"{path}.multipliers must be one or more numbers from 1 up; got {multipliers}. Write [1, 2, 4] for three levels.")
     if blocks < 1:
         raise ConfigError(f"{path}.blocks must be at least 1; got {blocks}.")
 
@@ -276,4 +276,4 @@ def check_heads(heads: int | None, head_channels: int | None, attended: list[int
     assert n is not None
     uneven = [width for width in attended if n < 1 or width % n]
     if uneven:
-        raise ConfigError(f"{path}.{name}={n} does not divide the channels of the levels with attention: {uneven}.")
+        raise ConfigError(f"{path}.{name}={n} does not divide the channels of the levels with attention: {uneven}. Set a divisor.")

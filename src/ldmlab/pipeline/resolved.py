@@ -213,7 +213,7 @@ def check_first_stage(cfg: DictConfig, ae: Autoencoder) -> None:
             f"the nearest that is: {max(1, round(cfg.ae.tile / (4 * ae.f))) * 4 * ae.f}."
         )
     if (cfg.ae.fit is None) != (cfg.ae.loss is None) and cfg.ae.weights is None:
-        raise ConfigError("ae.fit and ae.loss go together: a first stage is trained with both or with neither (null).")
+        raise ConfigError("ae.fit and ae.loss go together: a first stage is trained with both or with neither. Give both, or write null for both.")
 
 
 def check_fields(cfg: DictConfig, conditioner: Conditioner, data: ImageDataset) -> None:
@@ -341,7 +341,7 @@ def check_power_ema(cfg: DictConfig) -> None:
     for width in cfg.ldm.power_ema:
         gamma_of(width, "ldm.power_ema")
     if len(set(cfg.ldm.power_ema)) < len(cfg.ldm.power_ema):
-        raise ConfigError(f"ldm.power_ema={list(cfg.ldm.power_ema)} names a width twice.")
+        raise ConfigError(f"ldm.power_ema={list(cfg.ldm.power_ema)} names a width twice. Leave one of them out.")
     wanted = cfg.eval.ema_width
     if wanted is None:
         return

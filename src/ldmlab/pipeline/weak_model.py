@@ -122,7 +122,7 @@ def check_snapshot(cfg: DictConfig) -> None:
     if auto.snapshot >= min(cfg.eval.at):
         raise ConfigError(
             f"guidance.auto.snapshot={auto.snapshot} must be below eval.at={list(cfg.eval.at)}: the weak model is an earlier one. "
-            f"Earlier than all of them: {sorted(f for f in kept if f < min(cfg.eval.at)) or 'none is kept'}."
+            f"Use an earlier one: {sorted(f for f in kept if f < min(cfg.eval.at)) or 'none is kept; add it to ldm.fit.snapshots'}."
         )
 
 
@@ -151,7 +151,7 @@ def other_run(plan: "Plan") -> OtherRun:
     fit = other.ldm.fit  # null for an imported denoiser, which is one state
     kept = {1.0, *(fit.snapshots if fit is not None else [])}
     if fraction not in kept:
-        raise ConfigError(f"guidance.auto.snapshot={fraction}: that run keeps weights at {sorted(kept)}.")
+        raise ConfigError(f"guidance.auto.snapshot={fraction}: that run keeps weights at {sorted(kept)}. Use one of them.")
     if stage["id"] == denoiser.id and fraction >= min(cfg.eval.at):
         raise ConfigError(
             f"{where} is this denoiser itself, which cannot guide itself. Choose another run, or one of its earlier snapshots: "
@@ -198,7 +198,7 @@ def find_run(store_root: Path, wanted: str) -> Path:
         return found[0]
     listed = ", ".join(p.name for p in (found or runs)[:8]) or "none yet"
     what = f"is {len(found)} runs; give the id" if found else "is no run of this store"
-    raise ConfigError(f"guidance.auto.run={wanted} {what}. There: {listed}.")
+    raise ConfigError(f"guidance.auto.run={wanted} {what}. There are: {listed}.")
 
 
 def _named(ids: dict[str, str]) -> str:
