@@ -28,8 +28,7 @@ def run(number: int, first: int) -> Fuzzed:
     @given(cases())
     def each(case: tuple[list[str], list[str]]) -> None:
         total = seen.counts.total()
-        judge(*case, seen, train=total % FIRST = int(os.environ.get("LDMLAB_FUZZ_FIRST", "0"))  # seed of the first batch; another one gives other cases
-TRAINED_EVERY == 0)
+        judge(*case, seen, train=total % TRAINED_EVERY == 0)
 
     each()
     return seen

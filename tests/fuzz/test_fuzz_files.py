@@ -234,7 +234,9 @@ def test_a_damaged_checkpoint_gives_the_one_before(
     content = file.read_bytes()
     file.write_bytes(altered(content, seed))
     saved = checkpoints.load(say=lambda text: None)
-    assert saved is not None and saved.progress["images"] in (8, 16)
-    if which != "progress.json" and file.read_bytes() != content:
+    assert saved is not None
+    if which == "progress.json":  # a space for a space says the same
+        assert saved.progress in [{"images": images, "steps": 1, "seconds": 0.0} for images in (8, 16)]
+    elif file.read_bytes() != content:
         assert saved.progress["images"] == 8
     assert all(torch.equal(saved.tensors[name], tensor) for name, tensor in TENSORS.items())

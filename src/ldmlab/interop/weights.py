@@ -169,14 +169,22 @@ def _is_safetensors(file: Path) -> bool:
             head = opened.read(9)
     except OSError as error:
         raise WeightsError(f"{file} cannot be read: {error.strerror}.") from None
-    return len(head) == 9 and head[8:] == b"{" and not zipfile.is_zipfile(file)
+    return len(head) == 9 and head[8:] == b"{" and not _is_zip(file)
+
+
+def _is_zip(file: Path) -> bool:
+    """Whether it ends as a zip does; Python's own test raises for some damaged ones."""
+    try:
+        return zipfile.is_zipfile(file)
+    except zipfile.BadZipFile:
+        return True
 
 
 def _unpickle(file: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
     """The tensors of a torch.save file, and our note in it. PyTorch's restricted unpickler calls nothing but its own
     tensor constructors; Lightning's callbacks and options, which it would refuse, become empty dicts."""
     try:
-        whole = zipfile.is_zipfile(file)
+        whole = _is_zip(file)
         with contextlib.ExitStack() as stack:
             stack.enter_context(warnings.catch_warnings(action="ignore"))  # of a pickle protocol it may not know
             if whole:

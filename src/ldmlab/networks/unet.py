@@ -214,7 +214,9 @@ def check_widths(width: int, multipliers: list[int], blocks: int, path: str = "l
             f"it must be a multiple of {GROUPS}. Set {near}."
         )
     if not multipliers or min(multipliers) < 1:
-        raise ConfigError(f"{path}.multipliers must be one or more numbers from 1 up; got {multipliers}. Write [1, 2, 4] for three levels.")
+        raise ConfigError(
+            f"{path}.multipliers must be one or more numbers from 1 up; got {multipliers}. Write [1, 2, 4] for three levels."
+        )
     if blocks < 1:
         raise ConfigError(f"{path}.blocks must be at least 1; got {blocks}.")
 
@@ -276,4 +278,6 @@ def check_heads(heads: int | None, head_channels: int | None, attended: list[int
     assert n is not None
     uneven = [width for width in attended if n < 1 or width % n]
     if uneven:
-        raise ConfigError(f"{path}.{name}={n} does not divide the channels of the levels with attention: {uneven}. Set a divisor.")
+        raise ConfigError(
+            f"{path}.{name}={n} does not divide the channels of the levels with attention: {uneven}. Set a divisor."
+        )

@@ -213,7 +213,9 @@ def check_first_stage(cfg: DictConfig, ae: Autoencoder) -> None:
             f"the nearest that is: {max(1, round(cfg.ae.tile / (4 * ae.f))) * 4 * ae.f}."
         )
     if (cfg.ae.fit is None) != (cfg.ae.loss is None) and cfg.ae.weights is None:
-        raise ConfigError("ae.fit and ae.loss go together: a first stage is trained with both or with neither. Give both, or write null for both.")
+        raise ConfigError(
+            "ae.fit and ae.loss go together: a first stage is trained with both or with neither. Give both, or write null for both."
+        )
 
 
 def check_fields(cfg: DictConfig, conditioner: Conditioner, data: ImageDataset) -> None:

@@ -151,7 +151,9 @@ def other_run(plan: "Plan") -> OtherRun:
     fit = other.ldm.fit  # null for an imported denoiser, which is one state
     kept = {1.0, *(fit.snapshots if fit is not None else [])}
     if fraction not in kept:
-        raise ConfigError(f"guidance.auto.snapshot={fraction}: that run keeps weights at {sorted(kept)}. Use one of them.")
+        raise ConfigError(
+            f"guidance.auto.snapshot={fraction}: that run keeps weights at {sorted(kept)}. Use one of them."
+        )
     if stage["id"] == denoiser.id and fraction >= min(cfg.eval.at):
         raise ConfigError(
             f"{where} is this denoiser itself, which cannot guide itself. Choose another run, or one of its earlier snapshots: "

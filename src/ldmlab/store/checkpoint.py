@@ -3,6 +3,7 @@
 Randomness is addressed by position (`randomness.py`), so there is no generator state to keep.
 """
 
+import hashlib
 import shutil
 import tempfile
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from ldmlab.errors import DataError, WeightsError
 from ldmlab.store.files import read_json, sha256_file, write_json, writing
+from ldmlab.store.store import canonical
 
 KEEP = 2
 
@@ -42,6 +44,18 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path} is damaged ({error}).") from None
 
 
+def _digest(sealed: dict[str, Any]) -> str:
+    return hashlib.sha256(canonical(sealed).encode()).hexdigest()
+
+
+def _unsealed(file: Path) -> dict[str, Any]:
+    """What `progress.json` says. Raises DataError when it is not what was written: a flipped digit is valid JSON too."""
+    found = read_json(file)
+    if not isinstance(found, dict) or found.pop("sha256", None) != _digest(found):
+        raise DataError(f"{file} is not what was written.")
+    return found
+
+
 class Checkpoints:
     """The folder `checkpoints/` of a stage that trains."""
 
@@ -65,7 +79,8 @@ class Checkpoints:
         with (beside / "optimizers.pt").open("wb") as file:  # a file of Python's: its errors say what the disk said
             torch.save(optimizers, file)
         files = {name: sha256_file(beside / name) for name in ("state.safetensors", "optimizers.pt")}
-        write_json(beside / "progress.json", {**progress, "files": files})
+        sealed = {**progress, "files": files}
+        write_json(beside / "progress.json", {**sealed, "sha256": _digest(sealed)})
         target = self.folder / f"{progress['images']:012d}"
         if target.exists():
             shutil.rmtree(target)
@@ -87,7 +102,7 @@ class Checkpoints:
         found = self.generations()
         for folder in reversed(found):
             try:
-                progress = read_json(folder / "progress.json")
+                progress = _unsealed(folder / "progress.json")
                 for name, digest in progress.pop("files").items():
                     if not (folder / name).exists() or sha256_file(folder / name) != digest:
                         raise DataError(f"{folder / name} is missing or not what was written.")
