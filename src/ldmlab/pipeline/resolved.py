@@ -214,7 +214,7 @@ def check_first_stage(cfg: DictConfig, ae: Autoencoder) -> None:
         )
     if (cfg.ae.fit is None) != (cfg.ae.loss is None) and cfg.ae.weights is None:
         raise ConfigError(
-            "ae.fit and ae.loss go together: a first stage is trained with both or with neither. Give both, or write null for both."
+            "ae.fit and ae.loss go together: a first stage is trained with both or neither. Give both, or null for both."
         )
 
 
