@@ -15,7 +15,7 @@ from ldmlab.config.values import misfit
 CASES = int(os.environ.get("LDMLAB_FUZZ_CASES", "150"))
 MINUTES = float(os.environ.get("LDMLAB_FUZZ_MINUTES", "0"))  # make fuzz: batches of cases until the time is over
 FIRST = int(os.environ.get("LDMLAB_FUZZ_FIRST", "0"))  # seed of the first batch; another one gives other cases
-TRAINED_EVERY = 1 if MINUTES else 10  # of the cases, one in so many is prepared and trained too
+TRAINED_EVERY = 1 if MINUTES else 25  # of the cases, one in so many is prepared and trained too
 QUIET = {"deadline": None, "database": None, "phases": [Phase.generate], "suppress_health_check": list(HealthCheck)}
 
 
