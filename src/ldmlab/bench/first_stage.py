@@ -67,11 +67,7 @@ class Contender:
         while self.fit is not None and self.seconds < until and self.images < self.end:
             began = self.clock.now()
             micros = self.batches.step(self.images)
-            for player in self.stage.players:
-                if self.stage.active(player, self.images):
-                    train_step(
-                        self.stage, player, micros, self.images, self.fit, self.optimizers[player], self.accelerator
-                    )
+            train_step(self.stage, micros, self.images, self.fit, self.optimizers, self.accelerator)
             self.stage.on_step_end(lambda tensor: tensor.unsqueeze(0))
             self.images += self.fit.batch_size
             self.seconds += self.clock.now() - began

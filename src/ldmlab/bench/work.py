@@ -119,8 +119,7 @@ def _training(fit: DictConfig, stage: Any, batch: dict[str, Any], accelerator: A
     images_seen = 2**62  # every term that starts late has started
 
     def run() -> None:
-        for player in stage.players:
-            train_step(stage, player, [batch], images_seen, fit, optimizers[player], accelerator)
+        train_step(stage, [batch], images_seen, fit, optimizers, accelerator)
         if average is not None:
             average.update(1000)
 

@@ -172,12 +172,7 @@ def fit(
         clock.start(done.images)
         while done.images < end:
             micros = batches.step(done.images)
-            logs: dict[str, Tensor] = {}
-            for player in training_loss.players:
-                if training_loss.active(player, done.images):
-                    logs |= train_step(
-                        training_loss, player, micros, done.images, budget, optimizers[player], accelerator
-                    )
+            logs = train_step(training_loss, micros, done.images, budget, optimizers, accelerator)
             logs |= training_loss.on_step_end(lambda tensor: accelerator.gather(tensor.unsqueeze(0)))
             done.images += budget.batch_size
             done.steps += 1
@@ -208,6 +203,22 @@ def fit(
 
 
 def train_step(
+    training_loss: TrainingLoss,
+    micros: list[dict[str, Any]],
+    images: int,
+    budget: FitOptions,
+    optimizers: dict[str, torch.optim.Optimizer],
+    accelerator: Accelerator,
+) -> dict[str, Tensor]:
+    """One optimiser step of each player that is active after so many images, in order. Returns what they logged."""
+    logs: dict[str, Tensor] = {}
+    for player in training_loss.players:
+        if training_loss.active(player, images):
+            logs |= _player_step(training_loss, player, micros, images, budget, optimizers[player], accelerator)
+    return logs
+
+
+def _player_step(
     training_loss: TrainingLoss,
     player: str,
     micros: list[dict[str, Any]],
