@@ -6,7 +6,8 @@ import torch
 from torch.nn import functional as F
 
 from ldmlab.autoencoders.autoencoder import Autoencoder
-from ldmlab.autoencoders.pca import LinearPath, PatchMoments, PCANetwork, patches
+from ldmlab.autoencoders.linear_path import LinearPath, patch_moments, patches
+from ldmlab.autoencoders.pca import PCANetwork
 from ldmlab.autoencoders.regularisers.fsq import FSQ
 from ldmlab.autoencoders.regularisers.kl import KL
 from ldmlab.autoencoders.regularisers.none import NoRegulariser
@@ -53,8 +54,7 @@ def test_components_are_orthonormal_and_the_error_is_the_variance_left_over(whit
         ae = fitted(f, c, images=image, whiten=whiten)
         basis_CP = ae.network.linear.basis_CP
         torch.testing.assert_close(basis_CP @ basis_CP.T, torch.eye(c), atol=1e-5, rtol=0)
-        moments = PatchMoments(f)
-        moments.update(image)
+        moments = patch_moments(f, [image])
         left = torch.linalg.eigvalsh(moments.covariance())[:-c].sum() / (3 * f * f)
         got = (ae(image).image_BCHW - image).square().mean()
         assert got.item() == pytest.approx(left.item(), rel=1e-4)

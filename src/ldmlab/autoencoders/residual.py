@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldmlab.autoencoders.conv import ConvResidual
+from ldmlab.autoencoders.linear_path import IMAGE_CHANNELS
 from ldmlab.autoencoders.network import Network
 from ldmlab.autoencoders.norm import NormSwish
-from ldmlab.autoencoders.pca import IMAGE_CHANNELS, LinearPath, check_linear
+from ldmlab.autoencoders.pca import check_linear, linear_map
 from ldmlab.errors import ConfigError
 
 Path = Literal["pca", "average", "none"]
@@ -35,10 +36,13 @@ class ResidualNetwork(Network):
     decoder_depths  the same of the decoder; null: as the encoder
     path            pca: principal components of f×f patches run beside encoder and decoder, whose last convolutions start at
                     zero. average: each change of resolution has DC-AE's shortcut, averaged or repeated channels. none: neither
-    window          path=pca: latents a side that the linear decoder reads for a patch (`pca.LinearPath`); 1 is PCA's transpose
+    window          path=pca: latents a side that the linear decoder reads for a patch (`linear_path.LinearPath`); 1 is PCA's transpose
     whiten          path=pca: each linear channel of unit variance, or (false) one scale for all, which suits a codebook
     rounds          path=pca: of alternating least squares, after which the linear encoder reads a window of patches too
-                    (`pca.LinearPath`); 0: its own patch
+                    (`linear_path.LinearPath`); 0: its own patch
+    image_size      path=pca: null, or the side of the images, all of one size: the path sees whole images
+                    (`whole_image.WholeImagePath`)
+    mirror          with image_size: mirrored training images count too
     fit_images      path=pca: training images that the components are taken from, spread evenly over them; null is all
 
     Raises ConfigError for values no network can be built from.
@@ -58,15 +62,18 @@ class ResidualNetwork(Network):
         whiten: bool = True,
         fit_images: int | None = None,
         rounds: int = 0,
+        image_size: int | None = None,
+        mirror: bool = False,
     ):
         super().__init__()
         depths = depths or [2] * len(multipliers)
         decoder_depths = decoder_depths or depths
         _check(c, multipliers, stem, width, depths, decoder_depths)
         self.c, self.stem, self.f = c, stem, stem * 2 ** (len(multipliers) - 1)
-        check_linear(self.f, c, fit_images, window, rounds)
+        check_linear(self.f, c, fit_images, window, rounds, image_size)
         self.fits, self.fit_images = path == "pca", fit_images
-        self.linear = LinearPath(self.f, c, window, whiten, rounds) if path == "pca" else None
+        linear = (self.f, c, window, whiten, rounds, image_size, mirror)
+        self.linear = linear_map(*linear) if path == "pca" else None
         widths = [width * m for m in multipliers]
         shortcut = path == "average"
         self.encoder = ResidualEncoder(channels_in(c), stem, widths, depths, shortcut)
@@ -92,7 +99,7 @@ class ResidualNetwork(Network):
     @property
     def decoder_waits(self) -> bool:
         """Whether the linear decoder is more than the transpose."""
-        return self.linear is not None and self.linear.window > 1
+        return self.linear is not None and self.linear.decoder_waits
 
     def decoder_parameters(self) -> Iterator[nn.Parameter]:
         """Those of D; the linear path stays as it was fitted."""
@@ -106,7 +113,7 @@ class ResidualNetwork(Network):
     @property
     def encoder_waits(self) -> bool:
         """Whether the linear encoder is more than the projection."""
-        return self.linear is not None and self.linear.rounds > 0
+        return self.linear is not None and self.linear.encoder_waits
 
     def fit_encoder(self, images: Iterable[Tensor]) -> None:
         """See `LinearPath.fit_encoder`."""

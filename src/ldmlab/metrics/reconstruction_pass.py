@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ldmlab.autoencoders.autoencoder import Autoencoder
+from ldmlab.autoencoders.pca import PCANetwork
 from ldmlab.autoencoders.scale import LatentStatistics
 from ldmlab.data.batches import to_float, to_uint8
 from ldmlab.metrics import latents
@@ -111,7 +112,8 @@ class Pass:
         """What the first stage is, and how fast it ran here. Images a second are of this machine and no score."""
         c, h, w = self.shape
         return {
-            "f": self.ae.f, "c": c, "regulariser": type(self.ae.regulariser).__name__, "codes": self.codes,
+            "f": self.ae.f, "c": c, "regulariser": type(self.ae.regulariser).__name__,
+            "linear": isinstance(self.ae.network, PCANetwork), "codes": self.codes,
             "resolution": self.resolution, "latent_shape": [c, h, w], "parameters": parameters(self.ae),
             "compression_elements": 3 * self.resolution**2 / (c * h * w), "latent_images": len(self._sampled()),
             "latent_scale": self.ae.scale.flatten().tolist(), "latent_shift": self.ae.shift.flatten().tolist(),

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ldmlab.autoencoders.pca import LinearPath
+from ldmlab.autoencoders.linear_path import LinearPath
 from ldmlab.data.batches import to_float
 from ldmlab.errors import TrainingError
 from ldmlab.metrics.reconstruction import highest_psnr, psnr, to_uint8

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ldmlab import build
 from ldmlab.data.batches import to_float, to_uint8
+from ldmlab.metrics.codecs import CODEC_IMAGES, codec_curves
 from ldmlab.metrics.evaluate import Scores, evaluate
 from ldmlab.metrics.extraction import Original, extract_all
 from ldmlab.metrics.features import FeatureSet
@@ -36,11 +37,12 @@ class ReconstructionsStage(Stage):
                   first stage of equal f and c, and what was gained over it
     per_image.npz PSNR, SSIM and perceptual distance of each image, with its index in the data
     latent.npz    histograms, correlation, components, spectra, PSNR against latent noise (`Pass.latent`)
+    codecs.json   rate and PSNR of JPEG, WebP and rounded principal components on the same images (`metrics.codecs`)
     shown.npz     the first images and their reconstructions; reconstructions.png shows them with their errors
     """
 
     name: ClassVar[str] = "reconstructions"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     due: ClassVar[str | None] = "autoencoder"
 
     @property
@@ -110,6 +112,11 @@ class ReconstructionsStage(Stage):
         facts = {"training_images": budget, "is_of_originals": originals, "shown": indices[:SHOWN]}
         write_json(folder / "facts.json", {**seen.facts(), **facts, **comparison._asdict()})
         shown = seen.shown()
+        curves = codec_curves(
+            seen.read(spread(n, CODEC_IMAGES)).numpy(), training_images(ctx, linear_baseline.FIT_IMAGES)
+        )
+        points = {codec: [point._asdict() for point in points] for codec, points in curves.items()}
+        write_json(folder / "codecs.json", points)
         save_arrays(folder / "per_image.npz", {**seen.per_image(), "index": np.array(indices)})
         save_arrays(folder / "latent.npz", seen.latent())
         save_arrays(folder / "shown.npz", shown)

@@ -37,7 +37,7 @@ class FirstStageCell:
     f: int
     c: int
     codes: int | None
-    regulariser: str
+    regulariser: str  # KL, VQ, VQ-EMA, FSQ; PCA for a linear first stage, PCA + VQ for one that is quantised
     resolution: int
     option: str  # what was chosen as `ae=…`
     latent_shape: tuple[int, int, int]  # c h w
@@ -69,6 +69,12 @@ class FirstStageCell:
         return read_arrays(self.compared.folder / "latent.npz", self.compared.command)
 
     @cached_property
+    def codecs(self) -> dict[str, Any]:
+        """Points of codecs.json by codec; empty where the store is older than that file."""
+        file = self.compared.folder / "codecs.json"
+        return read_json(file, self.compared.command) if file.is_file() else {}
+
+    @cached_property
     def shown(self) -> ShownImages:
         arrays = read_arrays(self.compared.folder / "shown.npz", self.compared.command)
         return ShownImages(arrays["original"], arrays["reconstruction"])
@@ -82,20 +88,28 @@ class FirstStageCell:
 
 
 def read_cells(runs: list[Run]) -> list[FirstStageCell]:
-    """The finished cells, each first stage once, KL before the others and then by f, c and codebook, with labels."""
+    """The finished cells, each first stage once, PCA and KL before the others and then by f, c and codebook, with labels."""
     cells: dict[str, FirstStageCell] = {}
     for run in runs:
         record = run.stage("reconstructions")
         if record is not None and record.done and record.id not in cells:
             facts = read_json(record.folder / "facts.json", record.command)
-            named = {name: facts[name] for name in ("f", "c", "codes", "regulariser", "resolution")}
+            named = {name: facts[name] for name in ("f", "c", "codes", "resolution")} | {"regulariser": kind_of(facts)}
             option, shape = record.folder.name.rpartition("-")[0], tuple(facts["latent_shape"])
             cells[record.id] = FirstStageCell(run, record, facts, option=option, latent_shape=shape, **named)
 
     def order(x: FirstStageCell) -> tuple[Any, ...]:
-        return x.regulariser != "KL", x.regulariser, x.f, x.c, x.codes or 0, x.compared.id
+        kinds = ["PCA", "KL"]  # these first
+        place = kinds.index(x.regulariser) if x.regulariser in kinds else len(kinds)
+        return place, x.regulariser, x.f, x.c, x.codes or 0, x.compared.id
 
     return labelled(sorted(cells.values(), key=order))
+
+
+def kind_of(facts: dict[str, Any]) -> str:
+    """What the lines of figures and the steps of f are grouped by."""
+    name = {"EMAVQ": "VQ-EMA", "NoRegulariser": ""}.get(facts["regulariser"], facts["regulariser"])
+    return " + ".join(part for part in ("PCA" if facts.get("linear") else "", name) if part) or "none"
 
 
 def labelled(cells: list[FirstStageCell]) -> list[FirstStageCell]:

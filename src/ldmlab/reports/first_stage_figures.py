@@ -16,6 +16,10 @@ SHORT = {F_AXIS: "f", ELEMENTS_AXIS: "elements", BITS_AXIS: "bits"}  # for file 
 MANY_CHANNELS = 4  # more are drawn alike, without names
 GREY = 6  # the palette's neutral colour, for lines that are no cell
 BITS_NOTE = " KL: the KL term, an upper bound. Codebooks: log₂|Z| / f²; dashed, with the entropy of the codes."
+CODEC_NOTE = (
+    " Grey: JPEG and WebP without their headers, and principal components of 8×8 patches rounded, at the entropy of each; the "
+    "same val images. Pictures that were JPEG or WebP before flatter these two: only lossless ones compare."
+)
 SPECTRUM_NOTE = "Radial mean over channels, each over its variance. A flat line is a latent without spatial redundancy."
 
 
@@ -43,11 +47,28 @@ def over(cells: list[FirstStageCell], key: str, axis: str) -> Figure | None:
                 series.append(score_line(name, records, metric, card, dashed=dashed, colour=n))
     if not series:
         return None
+    if axis == BITS_AXIS and key == "psnr":
+        series += codec_lines(cells)
     xs = sorted({x for s in series for x in s.images})
     ticks = tuple(xs) if axis == F_AXIS else round_ticks(xs[0], xs[-1], 5)
     note = f"Bands: 95 % interval of each score over images.{BITS_NOTE if axis == BITS_AXIS else ''}"
+    note += CODEC_NOTE if any(s.colour == GREY for s in series) else ""
     title = f"Reconstructions, {metric.label}"
     return score_panel(metric, series, f"-over-{SHORT[axis]}", title, note, 20, x=axis, span="log", ticks=ticks)
+
+
+def codec_lines(cells: list[FirstStageCell]) -> list[Series]:
+    """Codecs without training, on the val images of the first cell that has them."""
+    cell = next((cell for cell in cells if cell.codecs), None)
+    if cell is None:
+        return []
+    return [
+        Series(
+            name, [p["bits_per_pixel"] for p in points], [p["psnr"] for p in points], colour=GREY, dashed=n > 0,
+            style="line", sources=(cell.compared.place,),
+        )
+        for n, (name, points) in enumerate(cell.codecs.items())
+    ]  # fmt: skip
 
 
 def _axes(axis: str, kind: str) -> list[tuple[Callable[[FirstStageCell], float], str, bool]]:
