@@ -90,8 +90,10 @@ def test_other_sizes_are_refused():
         path.encode(torch.zeros(1, 3, 32, 32))
     with pytest.raises(ConfigError, match=r"image_size=18 is not a multiple of f=4"):
         WholeImagePath(4, 2, 18)
-    with pytest.raises(ConfigError, match=r"12,288 coefficients .* at most 6,144\. Set ae\.network\.image_size=null"):
-        WholeImagePath(16, 8, 256)
+    with pytest.raises(
+        ConfigError, match=r"1,024 positions.* 6 a position.* twice c=8\. Set ae\.network\.image_size=null"
+    ):
+        WholeImagePath(16, 8, 512)
 
 
 def test_too_few_images_are_named():

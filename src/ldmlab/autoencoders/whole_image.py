@@ -37,8 +37,9 @@ class WholeImagePath(LinearMap):
     whiten   True: each channel of unit variance over images and positions. False: one scale for all
     mirror   mirrored training images count too, which suits photographs and leaves fewer accidents in few images
 
-    It reads the first Q components of each patch, which is where the components of an image lie. Everything is a buffer.
-    Raises ConfigError for a size that is no multiple of f, or whose images have too many coefficients.
+    It reads the first Q components of each patch, which is where the components of an image lie: `coefficients_kept`, fewer
+    where an image has so many positions that they would exceed MOST_COEFFICIENTS. Everything is a buffer.
+    Raises ConfigError for a size that is no multiple of f, or that leaves fewer than 2·c coefficients a position.
     """
 
     mean_P: Tensor
@@ -53,19 +54,20 @@ class WholeImagePath(LinearMap):
 
     def __init__(self, f: int, c: int, image_size: int, whiten: bool = True, mirror: bool = False):
         super().__init__()
-        size, q = IMAGE_CHANNELS * f * f, coefficients_kept(f, c)
         if image_size % f or image_size < f:
             raise ConfigError(
                 f"ae.network.image_size={image_size} is not a multiple of f={f}. Set one, as data.resolution is."
             )
         self.f, self.c, self.side, self.whiten, self.mirror = f, c, image_size // f, whiten, mirror
-        k, d = c * self.side**2, q * self.side**2
-        if d > MOST_COEFFICIENTS:
+        size, positions = IMAGE_CHANNELS * f * f, self.side**2
+        q = min(coefficients_kept(f, c), MOST_COEFFICIENTS // positions)
+        if q < min(2 * c, size):
             raise ConfigError(
-                f"ae.network.image_size={image_size}: the linear path would solve for {d:,} coefficients of an image with f={f} "
-                f"and c={c}; it must be at most {MOST_COEFFICIENTS:,}. Set ae.network.image_size=null (ae.network.rounds=12 reads "
-                "neighbouring patches instead)."
+                f"ae.network.image_size={image_size}: with f={f} an image has {positions:,} positions, and the linear path of whole "
+                f"images reads {MOST_COEFFICIENTS:,} coefficients at most, so {q} a position; it must be at least twice c={c}. Set "
+                "ae.network.image_size=null ae.network.window=3 ae.network.rounds=12, which reads neighbouring patches instead."
             )
+        k, d = c * positions, q * positions
         self.register_buffer("mean_P", torch.zeros(size))
         self.register_buffer("basis_QP", torch.zeros(q, size))
         self.register_buffer("analysis_KD", torch.zeros(k, d))
