@@ -50,12 +50,15 @@ class Range:
 
 @dataclass(frozen=True)
 class Choices:
-    """One of a few words. (OmegaConf refuses Literal in a dataclass; constructors of parts use Literal.)"""
+    """One of a few words; "true" and "false" also stand for the values. (OmegaConf refuses Literal in a dataclass;
+    constructors of parts use Literal.)
+    """
 
     words: tuple[str, ...]
 
     def refuse(self, value: Any) -> str | None:
-        return None if value in self.words else f"one of {', '.join(self.words)}"
+        word = str(value).lower() if isinstance(value, bool) else value
+        return None if word in self.words else f"one of {', '.join(self.words)}"
 
 
 @dataclass(frozen=True)

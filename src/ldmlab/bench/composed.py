@@ -84,7 +84,7 @@ def _works(cfg: DictConfig, data: Any, device: torch.device) -> Any:
         classifier = build.extractor(cfg) if build.needs_classifier(cfg) else None
         loss = build.first_stage_loss(cfg, classifier).to(device)
         few = batch_of(build.micro_batch(cfg, cfg.ae.fit, build.group_of(cfg)))
-        _prepare(cfg, ae)
+        _prepare(cfg, ae, device, cfg.ae.fit.precision)
         draws = work.AnyNoise(0)
         name = "first stage's training step"
         yield name, cfg.ae.fit.precision, work.first_stage_step(cfg, ae, loss, few, accelerator, draws)
@@ -97,7 +97,7 @@ def _works(cfg: DictConfig, data: Any, device: torch.device) -> Any:
         if cached:
             with torch.no_grad():
                 few["moments"] = ae.moments(few.pop("image"))
-        _prepare(cfg, denoiser)
+        _prepare(cfg, denoiser, device, cfg.ldm.fit.precision)
         how = ", cached latents" if cached else ", encoding on the fly" if cfg.ae.fit is not None else ""
         name = f"denoiser's training step{how}"
         yield name, cfg.ldm.fit.precision, work.denoiser_step(cfg, denoiser, ae, few, accelerator)
@@ -107,9 +107,9 @@ def _works(cfg: DictConfig, data: Any, device: torch.device) -> Any:
     yield name, "fp32", work.sampler_step(cfg, frozen(denoiser, device), many, shape)  # type: ignore[arg-type]
 
 
-def _prepare(cfg: DictConfig, module: torch.nn.Module) -> None:
+def _prepare(cfg: DictConfig, module: torch.nn.Module, device: torch.device, precision: str) -> None:
     """What training does to a module before it starts (context.py)."""
-    if cfg.runtime.channels_last:
+    if build.channels_last(cfg, device, precision):
         module.to(memory_format=torch.channels_last)
     if cfg.runtime.compile:
         module.compile()

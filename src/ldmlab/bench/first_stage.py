@@ -47,7 +47,7 @@ class Contender:
         self.fit = cfg.ae.fit
         if self.fit is None:
             return
-        if cfg.runtime.channels_last:
+        if build.channels_last(cfg, device, self.fit.precision):
             self.ae.to(memory_format=torch.channels_last)
         self.stage = AutoencoderLoss(self.ae, build.first_stage_loss(cfg, None).to(device), Draws(cfg.ae.seed))
         self.optimizers = {name: build.optimizer(module, self.fit) for name, module in self.stage.modules.items()}

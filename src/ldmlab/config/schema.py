@@ -215,7 +215,7 @@ class Runtime:
     threads: Processes | None = None  # CPU threads per rank; null: cores / ranks
     checkpoint_seconds: Positive = 300.0
     log_seconds: Positive = 10.0
-    channels_last: bool = False
+    channels_last: Annotated[Any, Choices(("auto", "true", "false"))] = False  # see build.channels_last
     compile: bool = False
 
 

@@ -137,7 +137,7 @@ class Context:
         runtime = self.cfg.runtime
         for module in training_loss.modules.values():
             module.to(self.device)
-            if runtime.channels_last:
+            if build.channels_last(self.cfg, self.device, budget.precision):
                 module.to(memory_format=torch.channels_last)
         first = training_loss.players[0]
         raw = training_loss.modules[first]
