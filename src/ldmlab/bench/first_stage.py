@@ -84,7 +84,8 @@ class Contender:
 def compare_first_stage(cfg: DictConfig, words: list[str], device: torch.device) -> record.Report:
     """Rows: the first stages that bench.family names (or ae=), their PSNR after each of bench.rounds shares of bench.seconds.
 
-    Each is composed from the command's own words with `ae=` exchanged. One whose budget is spent stands still.
+    Each is composed from the command's own words with `ae=` exchanged; an entry may go on with options of its own
+    ("kl_f4_quick ae.network.path=none"). One whose budget is spent stands still.
     """
     names = list(cfg.bench.family) or [next((w.split("=")[1] for w in words if w.startswith("ae=")), "kl_f4_small")]
     rest = [word for word in words if not word.startswith("ae=")]
@@ -94,7 +95,8 @@ def compare_first_stage(cfg: DictConfig, words: list[str], device: torch.device)
     contenders = []
     for name in names:
         record.announce(f"{name}: closed-form start")
-        contenders.append(Contender(name, load([*rest, f"ae={name}"]).cfg, data, device, clock))
+        own = f"ae={name}".split()
+        contenders.append(Contender(name, load([*rest, *own]).cfg, data, device, clock))
     marks = [cfg.bench.seconds * turn / cfg.bench.rounds for turn in range(cfg.bench.rounds + 1)]
     curves: dict[str, list[float]] = {name: [] for name in names}
     for turn, mark in enumerate(marks):

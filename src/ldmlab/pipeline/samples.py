@@ -15,7 +15,7 @@ from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.decoder import DecoderStage, decoding, load_decoding
 from ldmlab.pipeline.denoiser import DenoiserStage
 from ldmlab.pipeline.sheets import save_sheet
-from ldmlab.pipeline.stage import Row, Stage, plain
+from ldmlab.pipeline.stage import Row, SnapshotStage, Stage, plain
 from ldmlab.store.files import atomic, read_array, write_json
 from ldmlab.terminal import number
 
@@ -26,25 +26,15 @@ if TYPE_CHECKING:
 PICTURED = 256  # conditions kept to look at, where they have a picture
 
 
-class SamplesStage(Stage):
+class SamplesStage(SnapshotStage):
     """images.npy (uint8 N H W 3), conditions.json (what each was drawn for, its seed), grid.png; for conditions that can be
     looked at, conditions-pictures.npy (uint8, of the first images).
-
-    images: training images that the snapshot has seen; 0 for an imported denoiser.
     """
 
     name: ClassVar[str] = "samples"
     version: ClassVar[int] = 2
     due: ClassVar[str | None] = "samples"
     only_as_end: ClassVar[bool] = True
-
-    def __init__(self, plan: "Plan", images: int):
-        super().__init__(plan)
-        self.images = images
-
-    @classmethod
-    def of(cls, plan: "Plan") -> list[Stage]:
-        return [plan.stage(cls, images) for images in plan.resolved.snapshots]
 
     @property
     def label(self) -> str:

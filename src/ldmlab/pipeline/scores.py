@@ -15,27 +15,19 @@ from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.extractor import extractor_of, load_extractor
 from ldmlab.pipeline.reference import ReferenceStage
 from ldmlab.pipeline.samples import SamplesStage
-from ldmlab.pipeline.stage import Row, Stage, plain
+from ldmlab.pipeline.stage import Row, SnapshotStage, Stage, plain
 from ldmlab.store.files import read_array, write_json
 
 if TYPE_CHECKING:
-    from ldmlab.pipeline.plan import Plan
+    pass
 
 
-class ScoresStage(Stage):
+class ScoresStage(SnapshotStage):
     """scores.json: each metric with its interval, the protocol card, what a reader must know; features.npz."""
 
     name: ClassVar[str] = "scores"
     version: ClassVar[int] = 2
     due: ClassVar[str | None] = "scores"
-
-    def __init__(self, plan: "Plan", images: int):
-        super().__init__(plan)
-        self.images = images
-
-    @classmethod
-    def of(cls, plan: "Plan") -> list[Stage]:
-        return [plan.stage(cls, images) for images in plan.resolved.snapshots]
 
     @property
     def label(self) -> str:

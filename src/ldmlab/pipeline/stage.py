@@ -117,3 +117,18 @@ class Stage:
 def plain(node: Any) -> Any:
     """A config node as plain data."""
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+class SnapshotStage(Stage):
+    """A stage that the run has once for each scored snapshot of the denoiser.
+
+    images: training images that the snapshot has seen; 0 for an imported denoiser.
+    """
+
+    def __init__(self, plan: Annotated[Any, Given], images: Annotated[int, Given]):
+        super().__init__(plan)
+        self.images = images
+
+    @classmethod
+    def of(cls, plan: Plan) -> list[Stage]:
+        return [plan.stage(cls, images) for images in plan.resolved.snapshots]
