@@ -7,7 +7,8 @@ import pytest
 from ldmlab.bench.command import run
 from ldmlab.config.compose import load
 
-WORDS = ["compare=first_stage", "bench.family=[pca_f4,kl_f4_quick,'kl_f4_quick ae.network.path=none']", "bench.seconds=1", "bench.rounds=2", "data.resolution=32",
+FAMILY = "bench.family=[pca_f4,kl_f4_quick,'kl_f4_quick ae.network.path=none']"
+WORDS = ["compare=first_stage", FAMILY, "bench.seconds=1", "bench.rounds=2", "data.resolution=32",
          "data.train_images=64", "data.val_images=16", "data.cached=false", "runtime.threads=1", "debug=tiny"]  # fmt: skip
 
 
