@@ -35,6 +35,7 @@ from ldmlab.terminal import number
 
 PATCH = 8  # side of the patches whose components are kept
 LINEAR_IMAGES = 10_000  # training images behind them, at most
+Component = Annotated[int, Range(at_least=1, at_most=3 * PATCH**2)]
 PICTURED = 8  # images in the sheet of a corruption
 
 
@@ -55,7 +56,7 @@ class Calibration(Stage):
         plan: Annotated[Plan, Given],
         images: Annotated[int, Range(at_least=20, at_most=1_000_000)] = 1000,
         missing: Annotated[list[Fraction], Items(distinct=True)] | None = None,
-        components: Annotated[list[int], Items(least=1, distinct=True)] | None = None,
+        components: Annotated[list[Component], Items(at_least=1, distinct=True)] | None = None,
     ):
         super().__init__(plan)
         self.images = images
