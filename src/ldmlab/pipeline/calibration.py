@@ -18,8 +18,9 @@ from ldmlab.errors import ConfigError
 from ldmlab.metrics import calibration
 from ldmlab.metrics.calibration import EVERY, LINEAR, MISSING, REQUIRED, Response
 from ldmlab.metrics.corruptions import CORRUPTIONS, Corrupted, without_classes
-from ldmlab.metrics.evaluate import Scores, evaluate
+from ldmlab.metrics.evaluate import evaluate
 from ldmlab.metrics.extraction import Original, extract_all
+from ldmlab.metrics.intervals import Score
 from ldmlab.metrics.metric import Inputs, Read
 from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.data import DataStage
@@ -101,30 +102,31 @@ class Calibration(Stage):
         extractor, reference = load_extractor(self.plan, ctx), self.plan.stage(ReferenceStage).load(ctx)
         classes = tuple(ctx.data.class_names)
 
-        def scored(read: Read, name: str, title: str) -> Scores:
-            found = extract_all(
-                read, self.images, extractor, folder, ctx.cfg.eval.batch_size, ctx.device, ctx.ranks, name, title
-            )
+        def scored(read: Read, name: str, title: str) -> dict[str, Score]:
+            """Empty on all ranks but the main one."""
+            size = ctx.cfg.eval.batch_size
+            found = extract_all(read, self.images, extractor, folder, size, ctx.device, ctx.ranks, name, title)
+            ctx.barrier()
+            if not ctx.main:
+                return {}
+            (folder / f"{name}.npz").unlink()
             inputs = Inputs(
                 ctx.cfg.eval.bootstrap, ctx.cfg.eval.seed, found, reference, read_samples=read,
                 class_names=classes, classes_of_data=extractor.classes_of_data,
             )  # fmt: skip
-            (folder / f"{name}.npz").unlink(missing_ok=ctx.ranks.count > 1)
-            return evaluate(self._metrics(), inputs)
+            return evaluate(self._metrics(), inputs).values
 
         none = scored(real, "none", "unchanged")
         responses: list[Response] = []
         for corruption, sets in self._sets(ctx, real).items():
-            found = []
-            for n, (dose, read) in enumerate(sets):
-                found.append(scored(read, f"{corruption}-{n}", f"{corruption} {dose:g}"))
+            found = [scored(read, f"{corruption}-{n}", f"{corruption} {dose:g}") for n, (dose, read) in enumerate(sets)]
             if ctx.main:
-                shown = [real, *(read for _, read in sets)]
+                shown: list[Read] = [real, *(read for _, read in sets)]
                 sheet = np.concatenate([read(list(range(PICTURED))).numpy() for read in shown])
                 save_sheet(folder / f"{corruption}.png", sheet, PICTURED)
             doses = tuple(dose for dose, _ in sets)
             for metric in self._metrics():
-                if metric.name in none.values:
+                if metric.name in none and all(metric.name in scores for scores in found):
                     each = tuple(scores[metric.name] for scores in found)
                     responses.append(Response(metric.name, corruption, doses, each, none[metric.name], metric.better))
         if ctx.main:

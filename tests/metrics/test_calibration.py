@@ -1,0 +1,92 @@
+"""The verdicts of dose and response, on scores of known replicates; then a whole stage, where a metric that sees must answer."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ldmlab.config.compose import load
+from ldmlab.metrics.calibration import EVERY, REQUIRED, Response, able
+from ldmlab.metrics.intervals import Score
+from ldmlab.metrics.standard import STANDARD
+
+RNG = np.random.default_rng(0)
+SHARED_R = RNG.standard_normal(200)  # what equal images have in common
+
+
+def score(value: float, own: float = 0.01) -> Score:
+    replicates_R = value + SHARED_R + own * RNG.standard_normal(200)
+    return Score(value, value - 2, value + 2, 1000, "test", 0, tuple(replicates_R))
+
+
+def response(values: list[float], none: float = 5.0, better: str | None = "lower", **own: float) -> Response:
+    doses = tuple(float(i + 1) for i in range(len(values)))
+    return Response("fid", "blur", doses, tuple(score(v, **own) for v in values), score(none, **own), better)
+
+
+def test_paired_images_tell_what_their_spread_would_hide() -> None:
+    """Replicates spread by 1, differences by 0.01: a difference of 0.1 is told."""
+    found = response([5.0, 5.1, 5.3, 6.0])
+    assert found.told == 2.0 and not found.grows  # the first dose is as none
+    assert response([5.1, 5.2, 5.3, 6.0]).verdict == "answers"
+    assert response([5.1, 5.2, 5.3, 6.0], own=3.0).verdict == "blind"
+
+
+def test_a_score_that_gets_better_is_no_answer() -> None:
+    falls = [4.9, 4.5, 4.0, 3.0]
+    assert response(falls).verdict == "blind" and response(falls).failed
+    assert response(falls, better="higher").verdict == "answers"
+
+
+def test_told_from_starts_where_every_larger_dose_is_told() -> None:
+    assert response([5.2, 5.0, 5.2, 5.3]).told == 3.0
+    assert response([5.2, 5.4, 5.3, 5.0]).told is None
+    assert response([5.2, 5.4, 5.3, 5.5]).verdict == "partly"
+
+
+def test_every_metric_with_required_answers_is_one() -> None:
+    assert set(REQUIRED) <= set(STANDARD)
+    assert all(set(corruptions) <= set(EVERY) for corruptions in REQUIRED.values())
+    assert {m.name for m in able(list(STANDARD.values()))} == set(REQUIRED)
+
+
+def test_the_stage_measures_every_dose_and_its_table_is_on_the_page(tmp_path: Path) -> None:
+    """Hardly trained, the classifier still tells noise and broken images from none."""
+    from ldmlab.pipeline.run import execute
+    from ldmlab.reports.publish import make_page
+
+    words = ["debug=tiny", "stage=calibration", "until=autoencoder", "ae=identity", "data.val_images=64", "eval.metrics=[fid,kid]",
+             "stage.calibration.images=64", "eval.reference.images=64", "runtime.threads=1", f"store={tmp_path}"]  # fmt: skip
+    folder = execute(load(words), " ".join(words))
+    assert folder is not None
+    (stage,) = tmp_path.glob("calibration/*")
+    record = json.loads((stage / "calibration.json").read_text())
+    found = {(r["metric"], r["corruption"]): r for r in record["responses"]}
+    assert {corruption for _, corruption in found} == set(EVERY) and {metric for metric, _ in found} == {"fid", "kid"}
+    for (_, corruption), r in found.items():
+        assert len(r["scores"]) == len(r["doses"]) and r["required"]
+        assert (stage / f"{corruption}.png").is_file()
+    noise = found["fid", "noise"]
+    assert noise["scores"][-1]["value"] > 1.2 * noise["none"]["value"] and noise["told_from"] is not None
+    broken = found["fid", "broken"]
+    assert broken["scores"][-1]["value"] > broken["scores"][0]["value"]
+    html = make_page(folder).read_text()
+    assert "Calibration: what each metric answers to" in html and "told from dose" in html
+    assert not list(stage.glob("*.npz"))  # features are not kept: 44 sets of them
+
+
+def test_more_images_than_val_has_are_refused() -> None:
+    from ldmlab.errors import ConfigError
+    from ldmlab.pipeline.run import execute
+
+    words = [
+        "debug=tiny",
+        "stage=calibration",
+        "until=autoencoder",
+        "ae=identity",
+        "stage.calibration.images=5000",
+        "dry_run=true",
+    ]
+    with pytest.raises(ConfigError, match=r"stage\.calibration\.images=5000: val has 32 images\. Set"):
+        execute(load(words), " ".join(words))
