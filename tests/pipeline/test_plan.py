@@ -186,6 +186,16 @@ def test_without_an_extractor_nothing_is_scored_by_features(tmp_path: Path) -> N
         plan_of("eval=none", "until=samples", "ae/loss/perceptual=shapes", root=tmp_path)
 
 
+def test_a_perceptual_distance_needs_an_extractor_with_feature_maps(tmp_path: Path) -> None:
+    """SqueezeNet's file holds no shapes classifier: said by a dry run, not after the closed-form start of a training."""
+    weights = Path(__file__).parents[3] / "shared/data/weights/squeezenet1_1_imagenet.pth"
+    if not weights.is_file():
+        pytest.skip(f"{weights.name} is not here")
+    words = ["eval=squeezenet", f"eval.extractor.weights={weights}", "ae/loss/perceptual=shapes", "dry_run=true"]
+    with pytest.raises(ConfigError, match=r"classifier of eval=shapes, and eval=squeezenet has none\. Set eval=shapes"):
+        plan_of(*words, root=tmp_path)
+
+
 def test_an_extractor_for_rfid_alone_is_noted(tmp_path: Path) -> None:
     note = "eval=none leaves both out"
     assert any(note in text for text in plan_of("until=autoencoder", root=tmp_path).notes)

@@ -137,13 +137,13 @@ def resolve(cfg: DictConfig, choices: dict[str, str], data: ImageDataset, val: I
     denoiser.network.check_latent(height, width)  # type: ignore[operator]
     objective = build.objective(cfg, height)
     sampler = build.sampler(cfg)
-    if cfg.eval.extractor is None and build.needs_classifier(cfg):
-        raise ConfigError(
-            "ae/loss/perceptual=shapes looks through the classifier of eval=shapes, and eval=none has none. Use eval=shapes, or "
-            "another ae/loss/perceptual."
-        )
     guidance = build.guidance(cfg, sampler)
     extractor = build.extractor(cfg)
+    if build.needs_classifier(cfg) and not hasattr(extractor, "feature_maps"):
+        raise ConfigError(
+            f"ae/loss/perceptual=shapes looks through the classifier of eval=shapes, and eval={choices['eval']} has none. Set "
+            "eval=shapes, or another ae/loss/perceptual."
+        )
     found = Resolved(
         cfg, choices, data, val, caches, autoencoder, denoiser, objective, sampler, guidance, extractor
     )  # fmt: skip
