@@ -266,3 +266,30 @@ def test_the_paper_s_numbers_are_the_printed_ones() -> None:
     assert small.bits_per_pixel == 0.5 and small.printed["psnr"] == "26.43 ± 4.22"
     assert [row.label for row in paper.rows if "attention" in row.label] == ["VQ f=4, no attention"]
     assert json.loads(json.dumps([row.values for row in paper.rows]))[-1]["ris"] is None
+
+
+def test_a_linear_first_stage_is_called_so() -> None:
+    kind = first_stage_cells.kind_of
+    assert kind({"regulariser": "NoRegulariser", "linear": True}) == "PCA"
+    assert kind({"regulariser": "VQ", "linear": True}) == "PCA + VQ"
+    assert kind({"regulariser": "EMAVQ", "linear": False}) == "VQ-EMA"
+    assert kind({"regulariser": "KL"}) == "KL"  # a store older than the word
+    assert kind({"regulariser": "NoRegulariser", "linear": False}) == "none"
+
+
+def test_codecs_are_drawn_beside_rate_and_psnr_alone(study: list[Path]) -> None:
+    (folder,) = study[2].parent.parent.glob("reconstructions/kl_f2-*")
+    points = [
+        {"setting": 10, "bits_per_pixel": 0.5, "psnr": 20.0},
+        {"setting": 50, "bits_per_pixel": 2.0, "psnr": 30.0},
+    ]
+    write_json(folder / "codecs.json", {"JPEG": points, "WebP": points[:1]})
+    cells = read_cells(read_runs(study))
+    figure = first_stage_figures.over(cells, "psnr", first_stage_figures.BITS_AXIS)
+    assert figure is not None and "only lossless ones compare" in figure.note
+    jpeg, webp = figure.series[-2:]
+    assert (jpeg.name, jpeg.images, jpeg.values) == ("JPEG", [0.5, 2.0], [20.0, 30.0])
+    assert webp.values == [20.0] and "JPEG" in data_csv(figure)
+    for key, axis in (("psnr", first_stage_figures.F_AXIS), ("rfid", first_stage_figures.BITS_AXIS)):
+        other = first_stage_figures.over(cells, key, axis)
+        assert other is not None and "JPEG" not in [s.name for s in other.series] and "JPEG" not in other.note
