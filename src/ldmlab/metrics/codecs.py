@@ -10,16 +10,18 @@ Letters: N images, H W space, M patches, P = 3·8·8 components.
 
 import io
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ldmlab.autoencoders.linear_path import IMAGE_CHANNELS, patch_moments, patches, principal_components
 from ldmlab.data.batches import to_float
 from ldmlab.metrics.reconstruction import highest_psnr, psnr, rounded
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 CODEC_IMAGES = 512  # that are coded, at most
 JPEG_QUALITIES = (1, 5, 10, 20, 30, 50, 70, 85, 95)
@@ -47,20 +49,22 @@ def scan_bytes(jpeg: bytes) -> int:
             return len(jpeg) - 2 - at
 
 
-def _jpeg(image: Image.Image, quality: int) -> tuple[bytes, int]:
+def _jpeg(image: "Image", quality: int) -> tuple[bytes, int]:
     file = io.BytesIO()
     image.save(file, "JPEG", quality=quality, subsampling="4:2:0", optimize=False)
     return file.getvalue(), scan_bytes(file.getvalue())
 
 
-def _webp(image: Image.Image, quality: int) -> tuple[bytes, int]:
+def _webp(image: "Image", quality: int) -> tuple[bytes, int]:
     file = io.BytesIO()
     image.save(file, "WEBP", quality=quality, method=6)
     return file.getvalue(), len(file.getvalue()) - RIFF_BYTES
 
 
-def coded(image_NHWC: np.ndarray, code: Callable[[Image.Image, int], tuple[bytes, int]], quality: int) -> CodecPoint:
+def coded(image_NHWC: np.ndarray, code: Callable[["Image", int], tuple[bytes, int]], quality: int) -> CodecPoint:
     """uint8 images through one codec at one quality."""
+    from PIL import Image  # here, for it takes time to import
+
     N, H, W, C = image_NHWC.shape
     bits, found = 0, []
     for image_HWC in image_NHWC:
