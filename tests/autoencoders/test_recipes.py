@@ -1,9 +1,12 @@
 """The linear and quick first stages as they are composed: Table 8's f and c, sizes, and what an experiment may change."""
 
+from pathlib import Path
+
 import pytest
 
 from ldmlab import build
 from ldmlab.config.compose import load
+from ldmlab.errors import ConfigError
 from ldmlab.pipeline.costs import parameters_of
 
 TABLE_8 = {2: 2, 4: 3, 8: 4, 16: 8, 32: 16}
@@ -62,3 +65,30 @@ def test_an_experiment_leaves_a_recipe_alone_and_small_networks_of_the_paper_not
     assert load(["ae=kl_f4", *PHOTOS]).cfg.ae.network.width == 16
     assert load(["ae=kl_f4_quick", *PHOTOS, "ae.fit.images=100"]).cfg.ae.fit.images == 100
     assert load(["ae=kl_f4_quick", "debug=tiny"]).cfg.ae.fit.images == 64
+
+
+def test_the_size_that_a_whole_image_path_sees_follows_a_preset() -> None:
+    """debug=tiny sets data.resolution after the recipe wrote ${data.resolution}."""
+    cfg = load(["debug=tiny", "ae=kl_f16_quick"]).cfg
+    assert cfg.ae.network.image_size == cfg.data.resolution == 64
+    assert load(["debug=tiny", "ae=kl_f16_quick", "data.resolution=32"]).cfg.ae.network.image_size == 32
+
+
+WHOLE = ["debug=tiny", "ae=kl_f16_quick", "until=autoencoder", "eval=none", "dry_run=true"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["ae.network.image_size=128"], r"data\.resolution is 64\. Set ae\.network\.image_size=64, or data\.resolution=128"),
+        (["data.resolution=128", "ae.tile=64"], r"ae\.tile=64: this first stage sees whole images .* Set ae\.tile=null"),
+        (["data.train_images=50"], r"8x4x4 latent needs at least 65 training images, and there are 50\. Set ae\.network\.image_size=null"),
+        (["ae.network.image_size=null"], r"ae\.network\.mirror=true needs .* whole images"),
+        (["data.resolution=72"], r"not a multiple of f=16\. Set one: 64 or 80"),
+    ],
+)  # fmt: skip
+def test_what_a_whole_image_path_cannot_take_is_found_by_a_dry_run(words: list[str], said: str, tmp_path: Path) -> None:
+    from ldmlab.pipeline.run import execute
+
+    with pytest.raises(ConfigError, match=said):
+        execute(load([*WHOLE, *words, f"store={tmp_path}"]), "")

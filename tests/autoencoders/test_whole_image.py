@@ -88,7 +88,7 @@ def test_other_sizes_are_refused():
     path = fitted(pictures(), 4, 2)
     with pytest.raises(ConfigError, match=r"image_size=16: .* not 32x32\. Set ae\.network\.image_size"):
         path.encode(torch.zeros(1, 3, 32, 32))
-    with pytest.raises(ConfigError, match=r"image_size=18 is not a multiple of f=4"):
+    with pytest.raises(ConfigError, match=r"image_size=18 .* is not a multiple of f=4\. Set one: 16 or 20"):
         WholeImagePath(4, 2, 18)
     with pytest.raises(
         ConfigError, match=r"1,024 positions.* 6 a position.* twice c=8\. Set ae\.network\.image_size=null"

@@ -56,7 +56,7 @@ def test_the_stage_measures_every_dose_and_its_table_is_on_the_page(tmp_path: Pa
     from ldmlab.pipeline.run import execute
     from ldmlab.reports.publish import make_page
 
-    words = ["debug=tiny", "stage=calibration", "until=autoencoder", "ae=identity", "data.val_images=64", "eval.metrics=[fid,kid]",
+    words = ["debug=tiny", "stage=calibration", "until=autoencoder", "ae=identity", "data.val_images=128", "eval.metrics=[fid,kid]",
              "stage.calibration.images=64", "eval.reference.images=64", "runtime.threads=1", f"store={tmp_path}"]  # fmt: skip
     folder = execute(load(words), " ".join(words))
     assert folder is not None
@@ -72,20 +72,26 @@ def test_the_stage_measures_every_dose_and_its_table_is_on_the_page(tmp_path: Pa
     assert any(r["verdict"] == "blind" for r in found.values())
     html = make_page(folder).read_text()
     assert "Calibration: what each metric answers to" in html and "told from dose" in html
+    assert record["not_measured"] == []
     assert not list(stage.glob("*.npz"))  # features are not kept: 44 sets of them
 
 
-def test_more_images_than_val_has_are_refused() -> None:
+FAULTS = [
+    (["stage.calibration.images=5000"], r"stage\.calibration\.images=5000: val has 64 images\. Set stage\.calibration\.images=64"),
+    (["eval.reference.split=val"], r"compares them with themselves\. Set eval\.reference\.split=train"),
+    (["stage.calibration.missing=[0.01]"], r"stage\.calibration\.missing=0\.01: of \d+ classes it leaves out none or all"),
+    (["stage.calibration.missing=[0.5]"], r"missing=0\.5: it leaves \d+ of the val images, fewer than stage\.calibration\.images=64"),
+    (["data.resolution=68", "stage.calibration.components=[3]"], r"components needs 8x8 patches, and data\.resolution=68"),
+    (["eval.metrics=[is]", "stage.calibration.images=20", "metric.is.splits=30"], r"stage\.calibration\.images=20: IS needs at least"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "said"), FAULTS, ids=lambda value: value[-1] if isinstance(value, list) else "")
+def test_what_cannot_be_is_found_by_a_dry_run(words: list[str], said: str, tmp_path: Path) -> None:
     from ldmlab.errors import ConfigError
     from ldmlab.pipeline.run import execute
 
-    words = [
-        "debug=tiny",
-        "stage=calibration",
-        "until=autoencoder",
-        "ae=identity",
-        "stage.calibration.images=5000",
-        "dry_run=true",
-    ]
-    with pytest.raises(ConfigError, match=r"stage\.calibration\.images=5000: val has 32 images\. Set"):
-        execute(load(words), " ".join(words))
+    base = ["debug=tiny", "stage=calibration", "until=autoencoder", "ae=identity", "dry_run=true", "data.val_images=64"]
+    images = [] if any("images=" in word for word in words) else ["stage.calibration.images=64"]
+    with pytest.raises(ConfigError, match=said):
+        execute(load([*base, *images, *words, f"store={tmp_path}"]), "")

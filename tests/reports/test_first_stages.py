@@ -278,12 +278,18 @@ def test_a_linear_first_stage_is_called_so() -> None:
 
 
 def test_codecs_are_drawn_beside_rate_and_psnr_alone(study: list[Path]) -> None:
-    (folder,) = study[2].parent.parent.glob("reconstructions/kl_f2-*")
     points = [
         {"setting": 10, "bits_per_pixel": 0.5, "psnr": 20.0},
         {"setting": 50, "bits_per_pixel": 2.0, "psnr": 30.0},
     ]
-    write_json(folder / "codecs.json", {"JPEG": points, "WebP": points[:1]})
+    nothing = {
+        "setting": 1,
+        "bits_per_pixel": 0.0,
+        "psnr": 9.0,
+    }  # a flat picture's scan: no place on a logarithmic axis
+    folders = sorted(study[2].parent.parent.glob("reconstructions/*"))
+    for folder in folders:
+        write_json(folder / "codecs.json", {"JPEG": points, "WebP": [nothing, points[0]]})
     cells = read_cells(read_runs(study))
     figure = first_stage_figures.over(cells, "psnr", first_stage_figures.BITS_AXIS)
     assert figure is not None and "only lossless ones compare" in figure.note
@@ -293,3 +299,6 @@ def test_codecs_are_drawn_beside_rate_and_psnr_alone(study: list[Path]) -> None:
     for key, axis in (("psnr", first_stage_figures.F_AXIS), ("rfid", first_stage_figures.BITS_AXIS)):
         other = first_stage_figures.over(cells, key, axis)
         assert other is not None and "JPEG" not in [s.name for s in other.series] and "JPEG" not in other.note
+    write_json(folders[0] / "codecs.json", {"JPEG": points[:1]})  # other images
+    apart = first_stage_figures.over(read_cells(read_runs(study)), "psnr", first_stage_figures.BITS_AXIS)
+    assert apart is not None and "JPEG" not in [s.name for s in apart.series]

@@ -83,6 +83,8 @@ class LinearMap(nn.Module):
 
     f: int
     c: int
+    image_size: int | None = None  # side of the only images it takes
+    least_images: int = 0  # training images that the fit needs
     encoder_waits: bool  # whether `fit_encoder` is needed after `fit`
     decoder_waits: bool  # whether `fit_decoder` is needed even for an unchanged latent
 

@@ -16,6 +16,9 @@ class Network(nn.Module):
     fits: bool = False  # whether `fit_linear` takes values from the training images before training
     fit_images: int | None = None  # how many of them; None is all
 
+    image_size: int | None = None  # side of the only images it takes; None is any multiple of f
+    least_images: int = 0  # training images that `fit_linear` needs
+
     @property
     def last_layer(self) -> nn.Parameter | None:
         """Weight of the last convolution, where the adaptive weight compares gradients; None when there is none."""

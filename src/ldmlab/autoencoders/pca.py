@@ -47,9 +47,10 @@ class PCANetwork(Network):
         mirror: bool = False,
     ):
         super().__init__()
-        check_linear(f, c, fit_images, window, rounds, image_size)
+        check_linear(f, c, fit_images, window, rounds, image_size, mirror)
         self.f, self.c, self.fit_images = f, c, fit_images
         self.linear = linear_map(f, c, window, whiten, rounds, image_size, mirror)
+        self.image_size, self.least_images = self.linear.image_size, self.linear.least_images
         self.quant_conv = nn.Conv2d(c, channels_in(c), 1).requires_grad_(False)
         with torch.no_grad():  # the components as they are; what else the regulariser asks for is constant
             self.quant_conv.weight.copy_(torch.eye(channels_in(c), c)[:, :, None, None])
@@ -102,7 +103,9 @@ def linear_map(
     return WholeImagePath(f, c, image_size, whiten, mirror)
 
 
-def check_linear(f: int, c: int, images: int | None, window: int, rounds: int, image_size: int | None) -> None:
+def check_linear(
+    f: int, c: int, images: int | None, window: int, rounds: int, image_size: int | None, mirror: bool
+) -> None:
     """Raises ConfigError for values that no linear first stage has."""
     if not 1 <= f <= 32:
         raise ConfigError(f"ae.network.f={f} must be between 1 and 32.")
@@ -117,6 +120,11 @@ def check_linear(f: int, c: int, images: int | None, window: int, rounds: int, i
         raise ConfigError(
             f"ae.network.rounds={rounds} with ae.network.window={window}: an encoder that reads neighbours needs a window of 3 or "
             "5, and rounds from 0 up. Set ae.network.window=3, or ae.network.rounds=0."
+        )
+    if mirror and image_size is None:
+        raise ConfigError(
+            "ae.network.mirror=true needs the components of whole images. Set ae.network.image_size to data.resolution, or "
+            "ae.network.mirror=false."
         )
     if image_size is not None and (window > 1 or rounds):
         raise ConfigError(

@@ -70,10 +70,12 @@ class ResidualNetwork(Network):
         decoder_depths = decoder_depths or depths
         _check(c, multipliers, stem, width, depths, decoder_depths)
         self.c, self.stem, self.f = c, stem, stem * 2 ** (len(multipliers) - 1)
-        check_linear(self.f, c, fit_images, window, rounds, image_size)
+        check_linear(self.f, c, fit_images, window, rounds, image_size, mirror)
         self.fits, self.fit_images = path == "pca", fit_images
         linear = (self.f, c, window, whiten, rounds, image_size, mirror)
         self.linear = linear_map(*linear) if path == "pca" else None
+        if self.linear is not None:
+            self.image_size, self.least_images = self.linear.image_size, self.linear.least_images
         widths = [width * m for m in multipliers]
         shortcut = path == "average"
         self.encoder = ResidualEncoder(channels_in(c), stem, widths, depths, shortcut)

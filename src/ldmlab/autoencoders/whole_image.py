@@ -28,6 +28,7 @@ from ldmlab.autoencoders.regularisers.base import widen
 from ldmlab.errors import ConfigError, TrainingError
 from ldmlab.networks.blocks import no_autocast
 
+WITHOUT = "ae.network.image_size=null ae.network.mirror=false"  # the way out of what it cannot do
 MOST_COEFFICIENTS = 6_144  # of an image: eigenvectors of a matrix of that side take about a minute
 
 
@@ -39,7 +40,8 @@ class WholeImagePath(LinearMap):
 
     It reads the first Q components of each patch, which is where the components of an image lie: `coefficients_kept`, fewer
     where an image has so many positions that they would exceed MOST_COEFFICIENTS. Everything is a buffer.
-    Raises ConfigError for a size that is no multiple of f, or that leaves fewer than 2·c coefficients a position.
+    Raises ConfigError for a size that is no multiple of f, or that leaves fewer than 2·c coefficients a position (or
+    than a patch has).
     """
 
     mean_P: Tensor
@@ -56,7 +58,8 @@ class WholeImagePath(LinearMap):
         super().__init__()
         if image_size % f or image_size < f:
             raise ConfigError(
-                f"ae.network.image_size={image_size} is not a multiple of f={f}. Set one, as data.resolution is."
+                f"ae.network.image_size={image_size} (data.resolution, where it follows that) is not a multiple of f={f}. Set one: "
+                f"{max(1, image_size // f) * f} or {(image_size // f + 1) * f}."
             )
         self.f, self.c, self.side, self.whiten, self.mirror = f, c, image_size // f, whiten, mirror
         size, positions = IMAGE_CHANNELS * f * f, self.side**2
@@ -65,9 +68,10 @@ class WholeImagePath(LinearMap):
             raise ConfigError(
                 f"ae.network.image_size={image_size}: with f={f} an image has {positions:,} positions, and the linear path of whole "
                 f"images reads {MOST_COEFFICIENTS:,} coefficients at most, so {q} a position; it must be at least twice c={c}. Set "
-                "ae.network.image_size=null ae.network.window=3 ae.network.rounds=12, which reads neighbouring patches instead."
+                f"{WITHOUT} ae.network.window=3 ae.network.rounds=12, which reads neighbouring patches instead."
             )
         k, d = c * positions, q * positions
+        self.image_size, self.least_images = image_size, k // (2 if mirror else 1) + 1
         self.register_buffer("mean_P", torch.zeros(size))
         self.register_buffer("basis_QP", torch.zeros(q, size))
         self.register_buffer("analysis_KD", torch.zeros(k, d))
@@ -82,7 +86,7 @@ class WholeImagePath(LinearMap):
         if image_BCHW.shape[2:] != (side, side):
             raise ConfigError(
                 f"ae.network.image_size={side}: this linear path takes images of {side}x{side}, not {image_BCHW.shape[2]}x"
-                f"{image_BCHW.shape[3]}. Set ae.network.image_size to data.resolution and ae.tile=null, or ae.network.image_size=null."
+                f"{image_BCHW.shape[3]}. Set ae.network.image_size to data.resolution and ae.tile=null, or {WITHOUT}."
             )
         with no_autocast(image_BCHW.device.type):
             z_BK = (self._coefficients(image_BCHW) - self.mean_D) @ self.analysis_KD.T
@@ -127,7 +131,7 @@ class WholeImagePath(LinearMap):
         if not variance_D[k - 1] > 1e-10:
             raise TrainingError(
                 f"ae.network.image_size={self.side * self.f}: the training images vary in {int((variance_D > 1e-10).sum())} "
-                f"directions only, and the latent has {k} numbers. Set ae.network.image_size=null, or take more images."
+                f"directions only, and the latent has {k} numbers. Set {WITHOUT}, or take more images."
             )
         placed_KD = nearest_to_patches(basis_DD[:k], self.c, self.side**2)
         variance_K = ((placed_KD @ basis_DD.T).square() * variance_D).sum(1)

@@ -117,12 +117,16 @@ def finish(cfg: DictConfig, choices: dict[str, str], words: Sequence[Word]) -> C
         if OmegaConf.is_missing(cfg, group) or cfg._get_node(group)._is_none():  # type: ignore[union-attr]
             allowed = listed(group_options(group, origin.words))
             raise ConfigError(f"{group} is not chosen, and a run needs one. {group} takes: {allowed}. Write {group}=….")
+    _apply_presets(
+        cfg, origin.typed, "debug" in choices, "data."
+    )  # before the options that follow them: ${data.resolution}
     try:
         plain = cast(DictConfig, OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)))
     except Exception as error:
         raise unresolved(error, words) from None
     _type_guidance(plain, origin)
     _apply_presets(plain, origin.typed, "debug" in choices)
+    plain.where_present = None
     _leave_untrained(plain, origin.typed)
     _fill_metrics(plain, origin)
     _fill_seeds(plain)
@@ -156,8 +160,9 @@ def _type_guidance(plain: DictConfig, origin: Origin) -> None:
             plain.guidance[name] = None
 
 
-def _apply_presets(plain: DictConfig, typed: frozenset[str], debug: bool) -> None:
-    """`where_present`: values that debug=… and experiment=… give to what this composition has and nobody typed.
+def _apply_presets(plain: DictConfig, typed: frozenset[str], debug: bool, under: str = "") -> None:
+    """`where_present`: values that debug=… and experiment=… give to what this composition has and nobody typed; of the paths
+    that begin with `under`.
 
     `{at_most: n}` lowers a larger value and leaves a smaller one alone. A first stage with `recipe: true` keeps its settings but
     under debug=….
@@ -169,13 +174,17 @@ def _apply_presets(plain: DictConfig, typed: frozenset[str], debug: bool) -> Non
         )
     for path, value in presets.items():
         said = any(word == path or word.startswith(f"{path}.") for word in typed)  # the path, a part of it, its group
-        if said or not _has(plain, path) or (path.startswith("ae.") and plain.ae.recipe and not debug):
+        if (
+            said
+            or not path.startswith(under)
+            or not _has(plain, path)
+            or (path.startswith("ae.") and plain.ae.recipe and not debug)
+        ):
             continue
         if isinstance(value, DictConfig) and list(value) == ["at_most"]:
             now = OmegaConf.select(plain, path)
             value = value.at_most if now is None or now > value.at_most else now
         OmegaConf.update(plain, path, value, merge=False)
-    plain.where_present = None
 
 
 def _leave_untrained(plain: DictConfig, typed: frozenset[str]) -> None:

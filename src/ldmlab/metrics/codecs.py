@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldmlab.autoencoders.linear_path import IMAGE_CHANNELS, patch_moments, patches, principal_components
+from ldmlab.autoencoders.linear_path import patch_moments, patches, principal_components
 from ldmlab.data.batches import to_float
 from ldmlab.metrics.reconstruction import highest_psnr, psnr, rounded
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-CODEC_IMAGES = 512  # that are coded, at most
+CODEC_PIXELS = 2**21  # that are coded, at most: 512 images of 64 pixels, 32 of 256
 JPEG_QUALITIES = (1, 5, 10, 20, 30, 50, 70, 85, 95)
 WEBP_QUALITIES = (0, 5, 15, 30, 50, 70, 85, 95)
 PATCH = 8
@@ -80,8 +80,8 @@ def coded(image_NHWC: np.ndarray, code: Callable[["Image", int], tuple[bytes, in
 def rounded_components(image_NHWC: np.ndarray, training: Iterable[Tensor]) -> list[CodecPoint]:
     """Points of rounded principal components of 8×8 patches, fitted to the training batches [B, 3, ·, ·] in [-1, 1]."""
     moments = patch_moments(PATCH, training)
-    mean_P = moments.mean()
-    basis_PP = principal_components(moments.covariance())[1]
+    mean_P = moments.mean().cpu()
+    basis_PP = principal_components(moments.covariance())[1].cpu()
     image_NCHW = to_float(torch.from_numpy(image_NHWC))
     N, C, H, W = image_NCHW.shape
     coefficient_MP = (patches(image_NCHW, PATCH).double() - mean_P) @ basis_PP.T
@@ -105,12 +105,11 @@ def _entropy_bits(level_M: np.ndarray) -> float:
 
 
 def codec_curves(image_NHWC: np.ndarray, training: Iterable[Tensor]) -> dict[str, list[CodecPoint]]:
-    """The points of each codec, rate rising; without rounded components where 8 does not divide the image's sides."""
+    """The points of each codec for uint8 RGB images, rate rising; without rounded components where 8 does not divide the image's sides."""
     found = {
         "JPEG": [coded(image_NHWC, _jpeg, quality) for quality in JPEG_QUALITIES],
         "WebP": [coded(image_NHWC, _webp, quality) for quality in WEBP_QUALITIES],
     }
     if image_NHWC.shape[1] % PATCH == 0 and image_NHWC.shape[2] % PATCH == 0:
         found["PCA, rounded"] = rounded_components(image_NHWC, training)
-    assert image_NHWC.shape[3] == IMAGE_CHANNELS
     return found

@@ -3,39 +3,42 @@
 python src/train.py stage=calibration until=autoencoder ae=identity data=shapes eval=shapes
 """
 
-from collections.abc import Callable, Iterator
+import functools
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, cast
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ldmlab.autoencoders.linear_path import LinearPath
+from ldmlab.autoencoders.linear_path import patch_moments, patches, principal_components
 from ldmlab.data.batches import to_float, to_uint8
 from ldmlab.errors import ConfigError
 from ldmlab.metrics import calibration
-from ldmlab.metrics.calibration import EVERY, LINEAR, MISSING, REQUIRED, Response
+from ldmlab.metrics.calibration import LINEAR, MISSING, REQUIRED, Response
 from ldmlab.metrics.corruptions import CORRUPTIONS, Corrupted, without_classes
 from ldmlab.metrics.evaluate import evaluate
 from ldmlab.metrics.extraction import Original, extract_all
+from ldmlab.metrics.features import Extractor
 from ldmlab.metrics.intervals import Score
-from ldmlab.metrics.metric import Inputs, Read
+from ldmlab.metrics.metric import Inputs, Read, check_counts
 from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.data import DataStage
 from ldmlab.pipeline.extractor import extractor_of, load_extractor
 from ldmlab.pipeline.first_stage import training_images
+from ldmlab.pipeline.linear_baseline import FIT_IMAGES
 from ldmlab.pipeline.plan import Plan
 from ldmlab.pipeline.reference import ReferenceStage
 from ldmlab.pipeline.sheets import save_sheet, spread
 from ldmlab.pipeline.stage import Row, Stage
-from ldmlab.ranges import Fraction, Given, Items, Range
+from ldmlab.ranges import Given, Items, Range
 from ldmlab.store.files import write_json
 from ldmlab.terminal import number
 
 PATCH = 8  # side of the patches whose components are kept
-LINEAR_IMAGES = 10_000  # training images behind them, at most
+FEWEST = 20  # images
+OPTIONS = ("stage.calibration.images", "eval.reference.images")  # for messages about too few
+Share = Annotated[float, Range(above=0, below=1)]
 Component = Annotated[int, Range(at_least=1, at_most=3 * PATCH**2)]
 PICTURED = 8  # images in the sheet of a corruption
 
@@ -45,8 +48,9 @@ class Calibration(Stage):
     <corruption>.png: the first images, unchanged and at each dose.
 
     images      of val, changed and scored; the reference is the run's own (eval.reference)
-    missing     shares of the classes that are left out, for data with labels
-    components  of 8×8 patches that are kept, falling
+    missing     shares of the classes that are left out, in each case with as many different images as without; null: of 10, 30
+                and 50 % those that the data's classes and images allow; []: none
+    components  of 8×8 patches that are kept, falling; []: none
     """
 
     name: ClassVar[str] = "calibration"
@@ -55,14 +59,36 @@ class Calibration(Stage):
     def __init__(
         self,
         plan: Annotated[Plan, Given],
-        images: Annotated[int, Range(at_least=20, at_most=1_000_000)] = 1000,
-        missing: Annotated[list[Fraction], Items(distinct=True)] | None = None,
-        components: Annotated[list[Component], Items(at_least=1, distinct=True)] | None = None,
+        images: Annotated[int, Range(at_least=FEWEST, at_most=1_000_000)] = 1000,
+        missing: Annotated[list[Share], Items(distinct=True)] | None = None,
+        components: Annotated[list[Component], Items(distinct=True)] | None = None,
     ):
         super().__init__(plan)
-        self.images = images
-        self.missing = [0.1, 0.3, 0.5] if missing is None else sorted(missing)
+        self.images, self._asked = images, missing
         self.components = [48, 24, 12, 6, 3] if components is None else sorted(components, reverse=True)
+        if plan.resolved.resolution % PATCH and components is None:
+            self.components = []  # 8×8 patches do not fit
+
+    @functools.cached_property
+    def missing(self) -> list[float]:
+        """Shares of the classes to leave out."""
+        if self._asked is not None:
+            return sorted(self._asked)
+        return [share for share in (0.1, 0.3, 0.5) if self._fault(share) is None]
+
+    def _fault(self, share: float) -> str | None:
+        """Why so many classes cannot be left out."""
+        val = self.plan.resolved.val
+        if len(val.class_names) < 2:
+            return "the data has no two classes"
+        labels = np.asarray(val.labels())
+        classes = len(np.unique(labels))
+        if not 0 < round(share * classes) < classes:
+            return f"of {classes} classes it leaves out none or all; the nearest share that can be is {1 / classes:g}"
+        left = len(without_classes(labels, share))
+        if left < self.images:
+            return f"it leaves {left} of the val images, fewer than stage.calibration.images={self.images}"
+        return None
 
     def own(self) -> dict[str, Any]:
         metrics = {metric.name: metric.settings() for metric in self._metrics()}
@@ -81,18 +107,35 @@ class Calibration(Stage):
             raise ConfigError("stage=calibration needs an extractor: set eval=shapes, squeezenet or inception.")
         val = len(self.plan.resolved.val)
         if self.images > val:
+            fewer = f"Set stage.calibration.images={val}, or take" if val >= FEWEST else "Take"
+            raise ConfigError(f"stage.calibration.images={self.images}: val has {val} images. {fewer} more val images.")
+        if self.cfg.eval.reference.split == "val":
             raise ConfigError(
-                f"stage.calibration.images={self.images}: val has {val} images. Set stage.calibration.images={val}, or more "
-                "data.val_images."
+                "stage=calibration changes val images, and eval.reference.split=val compares them with themselves. Set "
+                "eval.reference.split=train."
+            )
+        for share in self._asked or []:
+            if (wrong := self._fault(share)) is not None:
+                raise ConfigError(
+                    f"stage.calibration.missing={share:g}: {wrong}. Set another share, fewer stage.calibration.images, or []."
+                )
+        if self.components and self.plan.resolved.resolution % PATCH:
+            raise ConfigError(
+                f"stage.calibration.components needs 8x8 patches, and data.resolution={self.plan.resolved.resolution} is no "
+                "multiple of 8. Set stage.calibration.components=[]."
             )
         if not self._metrics():
             raise ConfigError(
                 "stage=calibration: no metric of eval.metrics takes real images alone. Add fid to eval.metrics."
             )
+        reference = self.cfg.eval.reference.images or len(self.plan.resolved.data)
+        width = cast(Extractor, self.plan.resolved.extractor).feature_dim
+        check_counts(self._metrics(), self.images, reference, self.cfg.eval.bootstrap, width, OPTIONS)
 
     def row(self) -> Row:
         sets = 1 + sum(len(kind.doses) for kind in CORRUPTIONS.values()) + len(self.missing) + len(self.components)
-        return Row(f"{sets} sets of {number(self.images)} val images · {len(EVERY)} corruptions", sets * self.images)
+        kinds = len(CORRUPTIONS) + bool(self.missing) + bool(self.components)
+        return Row(f"{sets} sets of {number(self.images)} val images · {kinds} corruptions", sets * self.images)
 
     def _metrics(self) -> list[Any]:
         return calibration.able(self.plan.resolved.metrics)
@@ -112,7 +155,7 @@ class Calibration(Stage):
             (folder / f"{name}.npz").unlink()
             inputs = Inputs(
                 ctx.cfg.eval.bootstrap, ctx.cfg.eval.seed, found, reference, read_samples=read,
-                class_names=classes, classes_of_data=extractor.classes_of_data,
+                class_names=classes, classes_of_data=extractor.classes_of_data, options=OPTIONS,
             )  # fmt: skip
             return evaluate(self._metrics(), inputs).values
 
@@ -140,15 +183,17 @@ class Calibration(Stage):
         found: dict[str, list[tuple[float, Read]]] = {
             name: [(dose, Corrupted(real, n, name, dose)) for dose in kind.doses] for name, kind in CORRUPTIONS.items()
         }
-        labels = ctx.val.labels() if ctx.val.class_names else None
-        if labels is not None and len(np.unique(labels)) > 1:
-            found[MISSING] = [(share, self._without(ctx, np.asarray(labels), share)) for share in self.missing]
-        if ctx.val.resolution % PATCH == 0:
-            found[LINEAR] = [(float(c), _linear(ctx, real, c)) for c in self.components]
+        if self.missing:
+            labels = np.asarray(ctx.val.labels())
+            found[MISSING] = [(share, self._without(ctx, labels, share)) for share in self.missing]
+        if self.components:
+            moments = patch_moments(PATCH, training_images(ctx, FIT_IMAGES))
+            basis_PP = principal_components(moments.covariance())[1].cpu()
+            found[LINEAR] = [(float(c), _linear(real, moments.mean().cpu(), basis_PP[:c])) for c in self.components]
         return found
 
     def _without(self, ctx: Context, labels: np.ndarray, share: float) -> Read:
-        """As many images of the classes that are left; spread over them, some twice where they are too few."""
+        """As many different images of the classes that are left, spread over them."""
         left = without_classes(labels, share)
         rows = left[np.linspace(0, len(left) - 1, self.images).round().astype(int)]
         return Original(ctx.val, rows.tolist())
@@ -165,7 +210,15 @@ class Calibration(Stage):
                 }
                 for r in responses
             ],
+            "not_measured": self._not_measured(responses),
         }  # fmt: skip
+
+    def _not_measured(self, responses: list[Response]) -> list[str]:
+        """Required answers that nobody looked for: a metric that needs more images, a corruption that this data cannot have."""
+        measured = {(r.metric, r.corruption) for r in responses}
+        names = [metric.name for metric in self._metrics()]
+        wanted = [(name, corruption) for name in names for corruption in REQUIRED.get(name, ())]
+        return [f"{name} to {corruption}" for name, corruption in wanted if (name, corruption) not in measured]
 
     def _section(self, responses: list[Response], extractor: Any) -> dict[str, Any]:
         """What the page shows: a row for each metric and corruption."""
@@ -177,13 +230,15 @@ class Calibration(Stage):
             verdict = f"{r.verdict}{' – required' if r.failed else ''}"
             rows.append([r.metric, r.corruption, must, verdict, told, f"{r.none.value:.4g}", values])
         failed = [f"{r.metric} to {r.corruption}" for r in responses if r.failed]
-        judged = (
-            f"Required answers that are missing: {', '.join(failed)}." if failed else "Every required answer is there."
-        )
+        missing = f"Required answers that are missing: {', '.join(failed)}." if failed else ""
+        left = self._not_measured(responses)
+        untested = f"Required, but not measured here: {', '.join(left)}." if left else ""
+        judged = " ".join(part for part in (missing, untested) if part) or "Every required answer is there."
         return {
             "title": "Calibration: what each metric answers to",
             "text": f"{number(self.images)} val images, {extractor.name} features. Answers: the score is worse at every larger dose "
-            f"and told from none (95 %, paired over images) at the largest; partly: told, but not worse with every dose. {judged}",
+            f"and told from none (95 %; paired over images, but for missing classes) at the largest; partly: told, but not worse with "
+            f"every dose. {judged}",
             "table": {
                 "columns": ["metric", "corruption", "in advance", "verdict", "told from dose", "none", "score at each dose"],
                 "rows": rows,
@@ -192,19 +247,14 @@ class Calibration(Stage):
         }  # fmt: skip
 
 
-def _linear(ctx: Context, real: Read, components: int) -> Callable[[list[int]], Tensor]:
-    """Images from so many principal components of 8×8 patches of the training images."""
-    linear = LinearPath(PATCH, components)
+def _linear(real: Read, mean_P: Tensor, basis_CP: Tensor) -> Read:
+    """Images from the given principal components of their 8×8 patches."""
 
-    def batches() -> Iterator[Tensor]:
-        for image_BCHW in training_images(ctx, LINEAR_IMAGES):
-            yield image_BCHW.cpu()
-
-    linear.fit(batches())
-
-    @torch.no_grad()
     def read(rows: list[int]) -> Tensor:
         image_BCHW = to_float(real(rows))
-        return to_uint8(F.pixel_shuffle(linear.decode(linear.encode(image_BCHW)), PATCH))
+        B, _, H, W = image_BCHW.shape
+        patch_MP = (patches(image_BCHW, PATCH).double() - mean_P) @ basis_CP.T @ basis_CP + mean_P
+        patch_BPHW = patch_MP.view(B, H // PATCH, W // PATCH, -1).permute(0, 3, 1, 2)
+        return to_uint8(F.pixel_shuffle(patch_BPHW, PATCH).float())
 
     return read

@@ -89,7 +89,8 @@ class Plan:
         extractor = next((stage for stage in self.order if stage.name == ExtractorStage.name), None)
         if not trained or extractor is None or self.resolved.cfg.until not in UNTIL[:4]:
             return None
-        if self.store.done(extractor.address) is not None:
+        others = [stage.name for stage in self.order if extractor in stage.upstream().values()]
+        if self.store.done(extractor.address) is not None or set(others) - {"reconstructions", "reference"}:
             return None
         return "the extractor is trained for rFID and R-IS of reconstructions alone; eval=none leaves both out"
 

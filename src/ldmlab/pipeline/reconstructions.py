@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ldmlab import build
 from ldmlab.data.batches import to_float, to_uint8
-from ldmlab.metrics.codecs import CODEC_IMAGES, codec_curves
+from ldmlab.metrics.codecs import CODEC_PIXELS, codec_curves
 from ldmlab.metrics.evaluate import Scores, evaluate
 from ldmlab.metrics.extraction import Original, extract_all
 from ldmlab.metrics.features import FeatureSet
@@ -112,9 +112,8 @@ class ReconstructionsStage(Stage):
         facts = {"training_images": budget, "is_of_originals": originals, "shown": indices[:SHOWN]}
         write_json(folder / "facts.json", {**seen.facts(), **facts, **comparison._asdict()})
         shown = seen.shown()
-        curves = codec_curves(
-            seen.read(spread(n, CODEC_IMAGES)).numpy(), training_images(ctx, linear_baseline.FIT_IMAGES)
-        )
+        coded = seen.read(spread(n, max(1, CODEC_PIXELS // seen.resolution**2)))
+        curves = codec_curves(coded.numpy(), training_images(ctx, linear_baseline.FIT_IMAGES))
         points = {codec: [point._asdict() for point in points] for codec, points in curves.items()}
         write_json(folder / "codecs.json", points)
         save_arrays(folder / "per_image.npz", {**seen.per_image(), "index": np.array(indices)})

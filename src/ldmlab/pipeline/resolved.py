@@ -15,6 +15,7 @@ from torch import nn
 
 from ldmlab import build
 from ldmlab.autoencoders.autoencoder import Autoencoder
+from ldmlab.autoencoders.whole_image import WITHOUT
 from ldmlab.conditioning.base import Conditioner
 from ldmlab.conditioning.source import ConditionSource, chosen
 from ldmlab.data.base import ImageDataset
@@ -129,7 +130,7 @@ def resolve(cfg: DictConfig, choices: dict[str, str], data: ImageDataset, val: I
     with build.shapes_only():
         check_discriminator(cfg, data.resolution)
         autoencoder = build.autoencoder(cfg)
-        check_first_stage(cfg, autoencoder)
+        check_first_stage(cfg, autoencoder, len(data))
         _, height, width = autoencoder.latent_shape(data.resolution)
         conditioner = build.conditioner(cfg, data, autoencoder)
         check_fields(cfg, conditioner, data)
@@ -205,12 +206,28 @@ def check_discriminator(cfg: DictConfig, resolution: int) -> None:
             )
 
 
-def check_first_stage(cfg: DictConfig, ae: Autoencoder) -> None:
-    """Tiles against f; a loss with a budget."""
+def check_first_stage(cfg: DictConfig, ae: Autoencoder, n_images: int) -> None:
+    """Tiles against f; the only size that a network takes, and the training images that it needs; a loss with a budget."""
     if cfg.ae.tile is not None and cfg.ae.tile % (4 * ae.f):
         raise ConfigError(
             f"ae.tile={cfg.ae.tile} must be a multiple of 4 f = {4 * ae.f}, for tiles overlap by a quarter; "
             f"the nearest that is: {max(1, round(cfg.ae.tile / (4 * ae.f))) * 4 * ae.f}."
+        )
+    size, network = cfg.data.resolution, ae.network
+    if network.image_size not in (None, size):
+        raise ConfigError(
+            f"ae.network.image_size={network.image_size}: this first stage sees whole images of that size, and data.resolution is "
+            f"{size}. Set ae.network.image_size={size}, or data.resolution={network.image_size}."
+        )
+    if network.image_size is not None and cfg.ae.tile is not None:
+        raise ConfigError(
+            f"ae.tile={cfg.ae.tile}: this first stage sees whole images and has no tiles. Set ae.tile=null, or {WITHOUT}."
+        )
+    images = min(n_images, network.fit_images or n_images)
+    if images < network.least_images and cfg.ae.weights is None:
+        raise ConfigError(
+            f"ae.network.image_size={network.image_size}: its {network.c}x{size // network.f}x{size // network.f} latent needs at "
+            f"least {network.least_images} training images, and there are {images}. Set {WITHOUT}, or take more."
         )
     if (cfg.ae.fit is None) != (cfg.ae.loss is None) and cfg.ae.weights is None:
         raise ConfigError(

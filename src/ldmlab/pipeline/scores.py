@@ -1,7 +1,7 @@
 """FID and the other metrics of one set of samples, with intervals and the protocol card."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,9 +17,6 @@ from ldmlab.pipeline.reference import ReferenceStage
 from ldmlab.pipeline.samples import SamplesStage
 from ldmlab.pipeline.stage import Row, SnapshotStage, Stage, plain
 from ldmlab.store.files import read_array, write_json
-
-if TYPE_CHECKING:
-    pass
 
 
 class ScoresStage(SnapshotStage):

@@ -17,8 +17,9 @@ MANY_CHANNELS = 4  # more are drawn alike, without names
 GREY = 6  # the palette's neutral colour, for lines that are no cell
 BITS_NOTE = " KL: the KL term, an upper bound. Codebooks: log₂|Z| / f²; dashed, with the entropy of the codes."
 CODEC_NOTE = (
-    " Grey: JPEG and WebP without their headers, and principal components of 8×8 patches rounded, at the entropy of each; the "
-    "same val images. Pictures that were JPEG or WebP before flatter these two: only lossless ones compare."
+    " Grey, on the same val images: JPEG and WebP without their headers; where 8 divides the size, principal components of 8×8 "
+    "patches rounded, at the entropy of each (low for few images). Pictures that were JPEG or WebP before "
+    "flatter these two: only lossless ones compare."
 )
 SPECTRUM_NOTE = "Radial mean over channels, each over its variance. A flat line is a latent without spatial redundancy."
 
@@ -58,16 +59,17 @@ def over(cells: list[FirstStageCell], key: str, axis: str) -> Figure | None:
 
 
 def codec_lines(cells: list[FirstStageCell]) -> list[Series]:
-    """Codecs without training, on the val images of the first cell that has them."""
-    cell = next((cell for cell in cells if cell.codecs), None)
-    if cell is None:
+    """Codecs without training, on the val images of the cells; none where cells do not all have the same."""
+    if not cells[0].codecs or any(cell.codecs != cells[0].codecs for cell in cells):
         return []
+    cell = cells[0]
     return [
         Series(
             name, [p["bits_per_pixel"] for p in points], [p["psnr"] for p in points], colour=GREY, dashed=n > 0,
             style="line", sources=(cell.compared.place,),
         )
-        for n, (name, points) in enumerate(cell.codecs.items())
+        for n, (name, every) in enumerate(cell.codecs.items())
+        if (points := [p for p in every if p["bits_per_pixel"] > 0])  # nothing of a flat picture is left in the scan
     ]  # fmt: skip
 
 
