@@ -3,6 +3,7 @@
 Shape letters: N images, C channels, J bins, F frequencies, S noise levels.
 """
 
+import math
 from collections.abc import Callable
 
 from ldmlab.reports.figures import HEIGHT, Figure, Series, round_ticks, score_line, score_panel, slug
@@ -63,13 +64,15 @@ def codec_lines(cells: list[FirstStageCell]) -> list[Series]:
     if not cells[0].codecs or any(cell.codecs != cells[0].codecs for cell in cells):
         return []
     cell = cells[0]
+    rates = [c.compared.scores["bits_per_pixel"].value for c in cells if "bits_per_pixel" in c.compared.scores]
+    most = 1.5 * max(rates, default=math.inf)  # where no first stage is, a codec's line only makes the figure flat
     return [
         Series(
             name, [p["bits_per_pixel"] for p in points], [p["psnr"] for p in points], colour=GREY, dashed=n > 0,
             style="line", sources=(cell.compared.place,),
         )
         for n, (name, every) in enumerate(cell.codecs.items())
-        if (points := [p for p in every if p["bits_per_pixel"] > 0])  # nothing of a flat picture is left in the scan
+        if (points := [p for p in every if 0 < p["bits_per_pixel"] <= most])  # nothing of a flat picture is left in the scan
     ]  # fmt: skip
 
 
