@@ -40,22 +40,43 @@ def taps(x_BCHW: Tensor, window: int) -> Tensor:
     return torch.cat([tap_MT, tap_MT.new_ones(len(tap_MT), 1)], dim=1)
 
 
+class NormalEquations:
+    """Sums of tapᵀ·tap and tapᵀ·target over any number of batches, float64; the last tap is the constant."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.normal_TT: Tensor = torch.zeros(0)
+        self.target_TO: Tensor = torch.zeros(0)
+
+    def update(self, tap_MT: Tensor, target_MO: Tensor) -> None:
+        """Take in a batch of rows."""
+        tap_MT, target_MO = tap_MT.double(), target_MO.double()
+        normal_TT, target_TO = tap_MT.T @ tap_MT, tap_MT.T @ target_MO
+        self.normal_TT = self.normal_TT + normal_TT if self.count else normal_TT
+        self.target_TO = self.target_TO + target_TO if self.count else target_TO
+        self.count += len(tap_MT)
+
+    def solve(self, ridge: float | Tensor) -> tuple[Tensor, Tensor]:
+        """Weight [T − 1, O] and constant [O]; `ridge` is added to each tap's square but the constant's."""
+        ridge_T = torch.full_like(self.normal_TT[0], 1.0) * ridge
+        ridge_T[-1] = 0
+        weight_TO = torch.linalg.solve(self.normal_TT + ridge_T.diag(), self.target_TO)
+        return weight_TO[:-1], weight_TO[-1]
+
+
+def level(variance_C: Tensor, whiten: bool) -> Tensor:
+    """Of each channel its own variance, or (a codebook wants distances kept) the mean for all."""
+    return variance_C if whiten else variance_C.mean().expand_as(variance_C)
+
+
 def least_squares(x_BCHW: Tensor, y_BOHW: Tensor, window: int) -> tuple[Tensor, Tensor]:
     """Weight [O, C, W, W] and bias [O] of the convolution that takes x nearest to y; sums in float64."""
-    normal_TT: Tensor | None = None
+    equations = NormalEquations()
     for x_chunk, y_chunk in zip(x_BCHW.split(CHUNK), y_BOHW.split(CHUNK), strict=True):
-        tap_MT = taps(x_chunk, window).double()
-        target_MO = y_chunk.flatten(2).transpose(1, 2).flatten(0, 1).double()
-        if normal_TT is None:
-            normal_TT, target_TO = tap_MT.T @ tap_MT, tap_MT.T @ target_MO
-        else:
-            normal_TT, target_TO = normal_TT + tap_MT.T @ tap_MT, target_TO + tap_MT.T @ target_MO
-    assert normal_TT is not None
-    ridge_T = torch.full_like(normal_TT[0], RIDGE) * normal_TT.diagonal().mean()
-    ridge_T[-1] = 0
-    weight_TO = torch.linalg.solve(normal_TT + ridge_T.diag(), target_TO).to(x_BCHW.dtype)
+        equations.update(taps(x_chunk, window), y_chunk.flatten(2).transpose(1, 2).flatten(0, 1))
+    weight_TO, bias_O = equations.solve(RIDGE * equations.normal_TT.diagonal().mean())
     shape = (y_BOHW.shape[1], x_BCHW.shape[1], window, window)
-    return weight_TO[:-1].T.reshape(shape), weight_TO[-1]
+    return weight_TO.to(x_BCHW.dtype).T.reshape(shape), bias_O.to(x_BCHW.dtype)
 
 
 def best_latents(target_BQHW: Tensor, start_BCHW: Tensor, weight_QCWW: Tensor, bias_Q: Tensor) -> Tensor:
@@ -103,5 +124,5 @@ def _standardised(z_BCHW: Tensor, whiten: bool) -> tuple[Tensor, Tensor, Tensor]
     """(z − shift) · scale, and both [C]: unit variance of each channel, or on average."""
     shift_C = z_BCHW.mean((0, 2, 3))
     variance_C = (z_BCHW - shift_C.view(-1, 1, 1)).square().mean((0, 2, 3))
-    scale_C = (variance_C if whiten else variance_C.mean().expand_as(variance_C)).rsqrt()
+    scale_C = level(variance_C, whiten).rsqrt()
     return (z_BCHW - shift_C.view(-1, 1, 1)) * scale_C.view(-1, 1, 1), scale_C, shift_C

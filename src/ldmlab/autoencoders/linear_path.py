@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldmlab.autoencoders.lapped import lapped, taps, windowed
+from ldmlab.autoencoders.lapped import NormalEquations, lapped, level, taps, windowed
 from ldmlab.autoencoders.regularisers.base import widen
 from ldmlab.errors import TrainingError
 from ldmlab.networks.blocks import no_autocast
@@ -62,6 +62,19 @@ def patch_moments(f: int, images: Iterable[Tensor]) -> Moments:
     if moments is None:
         raise TrainingError("the linear first stage found no training image to take its components from.")
     return moments
+
+
+def coefficients(image_BCHW: Tensor, basis_QP: Tensor, mean_P: Tensor, f: int) -> Tensor:
+    """Of each f×f patch in the components of the basis, not scaled, [B, Q, H, W]."""
+    weight_Q3ff = basis_QP.view(-1, IMAGE_CHANNELS, f, f)
+    return F.conv2d(image_BCHW, weight_Q3ff, -basis_QP @ mean_P, stride=f)
+
+
+def decoder_of(equations: NormalEquations) -> tuple[Tensor, Tensor]:
+    """Weight and constant of a linear decoder; its taps have unit variance or less. Raises TrainingError without images."""
+    if not equations.count:
+        raise TrainingError("the linear decoder found no training image to be fitted to.")
+    return equations.solve(RIDGE * equations.count)
 
 
 def coefficients_kept(f: int, c: int) -> int:
@@ -158,9 +171,7 @@ class LinearPath(LinearMap):
             return F.conv2d(widen(image_BCHW), weight_C3ff, bias_C, stride=self.f)
 
     def _coefficients(self, image_BCHW: Tensor) -> Tensor:
-        """Of each patch in the first q components, not scaled, [B, Q, H, W]."""
-        weight_Q3ff = self.basis_QP.view(-1, IMAGE_CHANNELS, self.f, self.f)
-        return F.conv2d(image_BCHW, weight_Q3ff, -self.basis_QP @ self.mean_P, stride=self.f)
+        return coefficients(image_BCHW, self.basis_QP, self.mean_P, self.f)
 
     def decode(self, z_BCHW: Tensor) -> Tensor:
         """[B, c, H, W] → patches [B, P, H, W], never in half precision; `pixel_shuffle` by f makes the image of them."""
@@ -180,8 +191,7 @@ class LinearPath(LinearMap):
                 f"ae.network.c={self.c}: the training images' {self.f}x{self.f} patches vary in "
                 f"{int((variance_P > 1e-10).sum())} directions only. Take a smaller ae.network.c."
             )
-        variance_C = variance_P[: self.c]
-        std_C = (variance_C if self.whiten else variance_C.mean().expand_as(variance_C)).sqrt()
+        std_C = level(variance_P[: self.c], self.whiten).sqrt()
         self._positions = moments.count
         if self.rounds:
             self.basis_QP.copy_(basis_PP[: len(self.basis_QP)])
@@ -210,22 +220,9 @@ class LinearPath(LinearMap):
     @torch.no_grad()
     def fit_decoder(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Decoding becomes the least-squares map from (latent [B, c, H, W], image) to the patches, in one pass."""
-        normal_QQ: Tensor | None = None
-        target_QP = torch.zeros(0)
-        count = 0
+        equations = NormalEquations()
         for z_BCHW, image_BCHW in pairs:
-            tap_MQ = taps(z_BCHW, self.window).double()
-            patch_MP = patches(image_BCHW, self.f).double()
-            if normal_QQ is None:
-                normal_QQ, target_QP = tap_MQ.T @ tap_MQ, tap_MQ.T @ patch_MP
-            else:
-                normal_QQ += tap_MQ.T @ tap_MQ
-                target_QP += tap_MQ.T @ patch_MP
-            count += len(tap_MQ)
-        if normal_QQ is None:
-            raise TrainingError("the linear decoder found no training image to be fitted to.")
-        ridge_Q = torch.full_like(normal_QQ[0], RIDGE * count)
-        ridge_Q[-1] = 0  # not the constant
-        weight_QP = torch.linalg.solve(normal_QQ + ridge_Q.diag(), target_QP)
-        self.taps_PCWW.copy_(weight_QP[:-1].T.reshape(self.taps_PCWW.shape))
-        self.bias_P.copy_(weight_QP[-1])
+            equations.update(taps(z_BCHW, self.window), patches(image_BCHW, self.f))
+        weight_QP, bias_P = decoder_of(equations)
+        self.taps_PCWW.copy_(weight_QP.T.reshape(self.taps_PCWW.shape))
+        self.bias_P.copy_(bias_P)

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ldmlab.autoencoders.lapped import NormalEquations, level
 from ldmlab.autoencoders.linear_path import (
     IMAGE_CHANNELS,
-    RIDGE,
     LinearMap,
     Moments,
+    coefficients,
     coefficients_kept,
+    decoder_of,
     patch_moments,
     principal_components,
 )
@@ -102,9 +104,7 @@ class WholeImagePath(LinearMap):
 
     def _coefficients(self, image_BCHW: Tensor) -> Tensor:
         """Of every patch in its first Q components, [B, D] in the order Q H W."""
-        weight_Q3ff = self.basis_QP.view(-1, IMAGE_CHANNELS, self.f, self.f)
-        bias_Q = -self.basis_QP @ self.mean_P
-        return F.conv2d(widen(image_BCHW), weight_Q3ff, bias_Q, stride=self.f).flatten(1)
+        return coefficients(widen(image_BCHW), self.basis_QP, self.mean_P, self.f).flatten(1)
 
     @torch.no_grad()
     def fit(self, images: Iterable[Tensor]) -> None:
@@ -136,7 +136,7 @@ class WholeImagePath(LinearMap):
         placed_KD = nearest_to_patches(basis_DD[:k], self.c, self.side**2)
         variance_K = ((placed_KD @ basis_DD.T).square() * variance_D).sum(1)
         variance_C = variance_K.view(self.c, -1).mean(1)
-        self.std_C.copy_((variance_C if self.whiten else variance_C.mean().expand_as(variance_C)).sqrt())
+        self.std_C.copy_(level(variance_C, self.whiten).sqrt())
         self.analysis_KD.copy_(placed_KD)
         self.synthesis_KD.copy_(placed_KD)
         self.mean_D.copy_(moments.mean())
@@ -145,24 +145,13 @@ class WholeImagePath(LinearMap):
     @torch.no_grad()
     def fit_decoder(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Decoding becomes the least-squares map from (latent [B, c, H, W], image) to the coefficients, in one pass."""
-        normal_KK: Tensor | None = None
-        target_KD, count = torch.zeros(0), 0
+        equations = NormalEquations()
         for z_BCHW, image_BCHW in pairs:
             z_BK = (z_BCHW * self.std_C.view(-1, 1, 1)).flatten(1)
-            tap_BK = torch.cat([z_BK, z_BK.new_ones(len(z_BK), 1)], dim=1).double()
-            coefficient_BD = self._coefficients(image_BCHW).double()
-            if normal_KK is None:
-                normal_KK, target_KD = tap_BK.T @ tap_BK, tap_BK.T @ coefficient_BD
-            else:
-                normal_KK, target_KD = normal_KK + tap_BK.T @ tap_BK, target_KD + tap_BK.T @ coefficient_BD
-            count += len(tap_BK)
-        if normal_KK is None:
-            raise TrainingError("the linear decoder found no training image to be fitted to.")
-        ridge_K = torch.full_like(normal_KK[0], RIDGE * count)
-        ridge_K[-1] = 0  # not the constant
-        weight_KD = torch.linalg.solve(normal_KK + ridge_K.diag(), target_KD)
-        self.synthesis_KD.copy_(weight_KD[:-1])
-        self.bias_D.copy_(weight_KD[-1])
+            equations.update(torch.cat([z_BK, z_BK.new_ones(len(z_BK), 1)], dim=1), self._coefficients(image_BCHW))
+        weight_KD, bias_D = decoder_of(equations)
+        self.synthesis_KD.copy_(weight_KD)
+        self.bias_D.copy_(bias_D)
 
 
 def nearest_to_patches(basis_KD: Tensor, c: int, positions: int) -> Tensor:
