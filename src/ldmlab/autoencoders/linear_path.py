@@ -6,7 +6,7 @@ Shape letters: B batch, C channels, H W space of the latent, P = 3·f·f values 
 constant), M = B·H·W patches.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,13 @@ RIDGE = 1e-6  # of the taps' mean square, added to each: neighbours repeat one a
 def patches(image_BCHW: Tensor, f: int) -> Tensor:
     """[B, 3, f·H, f·W] → [M, P]; P in the order of `pixel_unshuffle`: colour, row, column."""
     return F.pixel_unshuffle(image_BCHW, f).permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def images_of(patch_MP: Tensor, shape: Sequence[int], f: int) -> Tensor:
+    """The inverse of `patches`: → images of the shape [B, 3, f·H, f·W]."""
+    B, _, height, width = shape
+    patch_BPHW = patch_MP.view(B, height // f, width // f, -1).permute(0, 3, 1, 2)
+    return F.pixel_shuffle(patch_BPHW, f)
 
 
 class Moments:

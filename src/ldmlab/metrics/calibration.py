@@ -7,6 +7,7 @@ and told from none (95 %) at the largest; the smallest dose that is told says ho
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from ldmlab.metrics.corruptions import CORRUPTIONS
 from ldmlab.metrics.intervals import Difference, Score, paired_interval
@@ -23,7 +24,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "recall": (MISSING,),
     "is": ("broken", MISSING),
 }  # fmt: skip
-NEVER_TRAINED_ON = ("texture", "warp", "broken")  # a trained extractor's augmentation leaves these out
+HEADS = ("metric", "corruption", "in advance", "verdict", "told from dose", "none", "score at each dose")
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,50 @@ class Response:
         """Whether an answer that was required in advance is missing."""
         return self.required and self.verdict != "answers"
 
+    def to_dict(self) -> dict[str, Any]:
+        """For json, with the replicates of every score."""
+        return {
+            "metric": self.metric, "corruption": self.corruption, "doses": list(self.doses), "required": self.required,
+            "verdict": self.verdict, "told_from": self.told, "none": self.none.to_dict(),
+            "scores": [score.to_dict() for score in self.scores],
+        }  # fmt: skip
+
+    def row(self) -> list[str]:
+        """Of the page's table, under HEADS."""
+        values = " · ".join(f"{dose:g}: {score.value:.4g}" for dose, score in zip(self.doses, self.scores, strict=True))
+        told = "–" if self.told is None else f"{self.told:g}"
+        must = "must answer" if self.required else "need not"
+        verdict = f"{self.verdict}{' – required' if self.failed else ''}"
+        return [self.metric, self.corruption, must, verdict, told, f"{self.none.value:.4g}", values]
+
 
 def able(metrics: Sequence[Metric]) -> list[Metric]:
     """The metrics that real images without conditions can be scored by."""
     return [metric for metric in metrics if set(metric.needs) <= {"features", "logits", "classes", "pixels"}]
+
+
+def not_measured(metrics: Sequence[Metric], responses: Sequence[Response]) -> list[str]:
+    """Required answers that nobody looked for: a metric that needs more images, a corruption that this data cannot have."""
+    measured = {(r.metric, r.corruption) for r in responses}
+    wanted = [(metric.name, corruption) for metric in metrics for corruption in REQUIRED.get(metric.name, ())]
+    return [f"{name} to {corruption}" for name, corruption in wanted if (name, corruption) not in measured]
+
+
+def section(responses: Sequence[Response], left: Sequence[str], over: str) -> dict[str, Any]:
+    """What the page shows, for report.json: a verdict, a row for each metric and corruption, a sheet for each corruption.
+
+    left: what was `not_measured`. over: images and features, in words.
+    """
+    order = list(REQUIRED)
+    sorted_rows = sorted(responses, key=lambda r: order.index(r.metric) if r.metric in REQUIRED else len(order))
+    failed = [f"{r.metric} to {r.corruption}" for r in responses if r.failed]
+    said = [f"Required answers that are missing: {', '.join(failed)}."] if failed else []
+    said += [f"Required, but not measured here: {', '.join(left)}."] if left else []
+    return {
+        "title": "Calibration: what each metric answers to",
+        "text": f"{over}. Answers: the score is worse at every larger dose and told from none (95 %; paired over images, but for "
+        "missing classes) at the largest; partly: told, but not worse with every dose. "
+        f"{' '.join(said) or 'Every required answer is there.'}",
+        "table": {"columns": list(HEADS), "rows": [r.row() for r in sorted_rows]},
+        "pictures": [f"{name}.png" for name in dict.fromkeys(r.corruption for r in responses)],
+    }

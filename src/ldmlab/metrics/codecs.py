@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldmlab.autoencoders.linear_path import patch_moments, patches, principal_components
+from ldmlab.autoencoders.linear_path import images_of, patch_moments, patches, principal_components
 from ldmlab.data.batches import to_float
 from ldmlab.metrics.reconstruction import highest_psnr, psnr, rounded
 
@@ -91,8 +91,7 @@ def rounded_components(image_NHWC: np.ndarray, training: Iterable[Tensor]) -> li
         level_MP = (coefficient_MP / step).round()
         bits = sum(_entropy_bits(level_M) for level_M in level_MP.T.numpy())
         patch_MP = level_MP * step @ basis_PP + mean_P
-        patch_BPHW = patch_MP.view(N, H // PATCH, W // PATCH, -1).permute(0, 3, 1, 2)
-        back = rounded(torch.nn.functional.pixel_shuffle(patch_BPHW, PATCH).float())
+        back = rounded(images_of(patch_MP, image_NCHW.shape, PATCH).float())
         value = float(psnr(original, back).clamp(max=highest_psnr(C, H, W)).mean())
         points.append(CodecPoint(step, bits / (N * H * W), value))
     return points

@@ -1,6 +1,8 @@
-"""Dose and response: real images changed on purpose and scored like samples, beside the same images unchanged.
+"""Dose and response: real images changed on purpose and scored like samples, beside the same images unchanged:
 
-python src/train.py stage=calibration until=autoencoder ae=identity data=shapes eval=shapes
+    python src/train.py stage=calibration until=autoencoder ae=identity data=shapes eval=shapes
+
+What must answer what, and what became of it, is in `metrics.calibration`.
 """
 
 import functools
@@ -9,13 +11,12 @@ from typing import Annotated, Any, ClassVar, cast
 
 import numpy as np
 from torch import Tensor
-from torch.nn import functional as F
 
-from ldmlab.autoencoders.linear_path import patch_moments, patches, principal_components
+from ldmlab.autoencoders.linear_path import images_of, patch_moments, patches, principal_components
 from ldmlab.data.batches import to_float, to_uint8
 from ldmlab.errors import ConfigError
 from ldmlab.metrics import calibration
-from ldmlab.metrics.calibration import LINEAR, MISSING, REQUIRED, Response
+from ldmlab.metrics.calibration import LINEAR, MISSING, Response
 from ldmlab.metrics.corruptions import CORRUPTIONS, Corrupted, without_classes
 from ldmlab.metrics.evaluate import evaluate
 from ldmlab.metrics.extraction import Original, extract_all
@@ -173,8 +174,15 @@ class Calibration(Stage):
                     each = tuple(scores[metric.name] for scores in found)
                     responses.append(Response(metric.name, corruption, doses, each, none[metric.name], metric.better))
         if ctx.main:
-            write_json(folder / "calibration.json", self._record(responses, extractor))
-            write_json(folder / "report.json", self._section(responses, extractor))
+            left = calibration.not_measured(self._metrics(), responses)
+            by = {
+                "extractor": extractor.name, "extractor_hash": extractor.fingerprint(), "images": self.images,
+                "reference": self.plan.stage(ReferenceStage).address.id,
+            }  # fmt: skip
+            records = [response.to_dict() for response in responses]
+            write_json(folder / "calibration.json", {**by, "responses": records, "not_measured": left})
+            over = f"{number(self.images)} val images, {extractor.name} features"
+            write_json(folder / "report.json", calibration.section(responses, left, over))
         ctx.barrier()
 
     def _sets(self, ctx: Context, real: Original) -> dict[str, list[tuple[float, Read]]]:
@@ -198,63 +206,13 @@ class Calibration(Stage):
         rows = left[np.linspace(0, len(left) - 1, self.images).round().astype(int)]
         return Original(ctx.val, rows.tolist())
 
-    def _record(self, responses: list[Response], extractor: Any) -> dict[str, Any]:
-        return {
-            "extractor": extractor.name, "extractor_hash": extractor.fingerprint(), "images": self.images,
-            "reference": self.plan.stage(ReferenceStage).address.id,
-            "responses": [
-                {
-                    "metric": r.metric, "corruption": r.corruption, "doses": list(r.doses), "required": r.required,
-                    "verdict": r.verdict, "told_from": r.told, "none": r.none.to_dict(),
-                    "scores": [score.to_dict() for score in r.scores],
-                }
-                for r in responses
-            ],
-            "not_measured": self._not_measured(responses),
-        }  # fmt: skip
-
-    def _not_measured(self, responses: list[Response]) -> list[str]:
-        """Required answers that nobody looked for: a metric that needs more images, a corruption that this data cannot have."""
-        measured = {(r.metric, r.corruption) for r in responses}
-        names = [metric.name for metric in self._metrics()]
-        wanted = [(name, corruption) for name in names for corruption in REQUIRED.get(name, ())]
-        return [f"{name} to {corruption}" for name, corruption in wanted if (name, corruption) not in measured]
-
-    def _section(self, responses: list[Response], extractor: Any) -> dict[str, Any]:
-        """What the page shows: a row for each metric and corruption."""
-        rows = []
-        for r in sorted(responses, key=lambda r: list(REQUIRED).index(r.metric) if r.metric in REQUIRED else 99):
-            values = " · ".join(f"{dose:g}: {score.value:.4g}" for dose, score in zip(r.doses, r.scores, strict=True))
-            told = "–" if r.told is None else f"{r.told:g}"
-            must = "must answer" if r.required else "need not"
-            verdict = f"{r.verdict}{' – required' if r.failed else ''}"
-            rows.append([r.metric, r.corruption, must, verdict, told, f"{r.none.value:.4g}", values])
-        failed = [f"{r.metric} to {r.corruption}" for r in responses if r.failed]
-        missing = f"Required answers that are missing: {', '.join(failed)}." if failed else ""
-        left = self._not_measured(responses)
-        untested = f"Required, but not measured here: {', '.join(left)}." if left else ""
-        judged = " ".join(part for part in (missing, untested) if part) or "Every required answer is there."
-        return {
-            "title": "Calibration: what each metric answers to",
-            "text": f"{number(self.images)} val images, {extractor.name} features. Answers: the score is worse at every larger dose "
-            f"and told from none (95 %; paired over images, but for missing classes) at the largest; partly: told, but not worse with "
-            f"every dose. {judged}",
-            "table": {
-                "columns": ["metric", "corruption", "in advance", "verdict", "told from dose", "none", "score at each dose"],
-                "rows": rows,
-            },
-            "pictures": [f"{name}.png" for name in dict.fromkeys(r.corruption for r in responses)],
-        }  # fmt: skip
-
 
 def _linear(real: Read, mean_P: Tensor, basis_CP: Tensor) -> Read:
     """Images from the given principal components of their 8×8 patches."""
 
     def read(rows: list[int]) -> Tensor:
         image_BCHW = to_float(real(rows))
-        B, _, H, W = image_BCHW.shape
         patch_MP = (patches(image_BCHW, PATCH).double() - mean_P) @ basis_CP.T @ basis_CP + mean_P
-        patch_BPHW = patch_MP.view(B, H // PATCH, W // PATCH, -1).permute(0, 3, 1, 2)
-        return to_uint8(F.pixel_shuffle(patch_BPHW, PATCH).float())
+        return to_uint8(images_of(patch_MP, image_BCHW.shape, PATCH).float())
 
     return read
