@@ -112,9 +112,13 @@ def test_a_command_of_the_documents_composes(command: str, monkeypatch: pytest.M
     script, *words = shlex.split(command)[1:]
     placed = ["data=folder"] if script == "src/prepare.py" else []  # as the script has it
     placed += [PLACE[word[:-2]] for word in words if word.endswith("=…") and word[:-2] in PLACE]
-    load(
-        [word for word in [*" ".join(placed).split(), *words] if not re.search(r"…|<\w+>|^-|^[\w.]+=\w+(,\w+)+$", word)]
-    )
+    words = [*" ".join(placed).split(), *words]
+    words = [word for word in words if not re.search(r"…|<\w+>|^-|^[\w.]+=\w+(,\w+)+$", word)]
+    choices = load(words).choices
+    chosen = dict(word.split("=", 1) for word in words)
+    assert {group: choices[group] for group in chosen if group in choices} == {
+        g: v for g, v in chosen.items() if g in choices
+    }
 
 
 def test_the_readme_is_one_page() -> None:
