@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ldmlab.autoencoders.autoencoder import Autoencoder
 from ldmlab.conditioning.base import Conditioner, Facts, built
 from ldmlab.data.base import ImageDataset
+from ldmlab.data.fields import Field
 from ldmlab.diffusion.denoiser import Denoiser
 from ldmlab.diffusion.objectives import Objective
 from ldmlab.errors import UserError
@@ -88,12 +89,16 @@ def dataset(cfg: DictConfig, split: str, cache: Path | None) -> ImageDataset:
 
 
 def shapes(cfg: DictConfig, split: str, cache: Path | None) -> ImageDataset:
-    """The generated shapes at the run's resolution: the run's own data when it uses them, else the default set."""
+    """The generated shapes that an extractor is trained on, with the fields that it learns: at the run's resolution, the run's own
+    ones where it uses them, else the default set."""
+    fields = list(cfg.eval.extractor.learns)
     if cfg.data["_target_"] == SHAPES:
-        return dataset(cfg, split, cache)
+        own = editable(cfg.data)
+        own.fields = fields
+        return cast(ImageDataset, part(own, split=split, cache=cache))
     from ldmlab.data.shapes import Shapes
 
-    return Shapes(resolution=cfg.data.resolution, split=split, cache=cache)  # type: ignore[arg-type]
+    return Shapes(resolution=cfg.data.resolution, split=split, fields=fields, cache=cache)  # type: ignore[arg-type]
 
 
 def autoencoder(cfg: DictConfig) -> Autoencoder:
@@ -232,12 +237,22 @@ def metrics(cfg: DictConfig) -> tuple[Metric, ...]:
     return tuple(part(cfg.metric[name]) for name in cfg.eval.metrics)
 
 
-def extractor(cfg: DictConfig) -> nn.Module | None:
-    """The configured feature extractor; one that is trained here comes untrained. None with eval=none."""
-    if cfg.eval.extractor is None:
+def extractor(cfg: DictConfig, declared: Sequence[Field]) -> nn.Module | None:
+    """The configured feature extractor; one that is trained here comes untrained. None with eval=none.
+
+    declared: the fields of the run's data, for an extractor that is trained on it.
+    """
+    node = cfg.eval.extractor
+    if node is None:
         return None
     with seeded("extractor"):
-        return cast(nn.Module, part(cfg.eval.extractor))
+        if not node.get("_partial_", False):
+            return cast(nn.Module, part(node))
+        if node.trained_on == "shapes":
+            from ldmlab.data.shapes import DECLARED
+
+            declared = list(DECLARED.values())
+        return cast(nn.Module, part(node, declared=declared))
 
 
 def optimizer(module: nn.Module, fit: DictConfig) -> torch.optim.Optimizer:

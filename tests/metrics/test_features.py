@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from ldmlab.data.shapes import DECLARED
 from ldmlab.errors import ConfigError, DataError, WeightsError
 from ldmlab.metrics import features
+from ldmlab.metrics.classifier import Classifier
 from ldmlab.metrics.features import Extractor, FeatureSet, Inception, SqueezeNet, extract, hash_of
-from ldmlab.metrics.shapes_classifier import ShapesClassifier
 
 
 def pictures(n, side=32, seed=0):
@@ -150,7 +151,7 @@ def test_squeezenet_fingerprint_sees_preprocessing(squeezenet, shared_data):
 
 def test_fingerprint_sees_every_weight():
     torch.manual_seed(0)
-    net = ShapesClassifier(width=16)
+    net = Classifier(tuple(DECLARED.values()), width=16)
     before = net.fingerprint()
     assert before == net.fingerprint() != hash_of(net, "other preprocessing")
     with torch.no_grad():
@@ -160,7 +161,7 @@ def test_fingerprint_sees_every_weight():
 
 def test_extract_in_any_batches_equals_one_batch():
     torch.manual_seed(0)
-    net, x = ShapesClassifier(width=16).eval(), pictures(33)
+    net, x = Classifier(tuple(DECLARED.values()), width=16).eval(), pictures(33)
     one, many, uneven = (extract(x.split(n), net, "cpu") for n in (1, 33, 7))
     for found in (one, uneven):
         np.testing.assert_allclose(found.features, many.features, rtol=1e-4, atol=1e-5)
@@ -169,7 +170,7 @@ def test_extract_in_any_batches_equals_one_batch():
 
 
 def test_extract_refuses():
-    net = ShapesClassifier(width=16).eval()
+    net = Classifier(tuple(DECLARED.values()), width=16).eval()
     with pytest.raises(DataError, match=r"eval\.reference\.images: there is no image"):
         extract([], net, "cpu", "eval.reference.images")
     with pytest.raises(ValueError, match="training mode"):

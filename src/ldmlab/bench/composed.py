@@ -81,7 +81,7 @@ def _works(cfg: DictConfig, data: Any, device: torch.device) -> Any:
             z_BCHW = ae.encode(many["image"])
         yield "encode", "fp32", work.encode(ae, many["image"])
         yield "decode", "fp32", work.decode(ae, z_BCHW)
-        classifier = build.extractor(cfg) if build.needs_classifier(cfg) else None
+        classifier = build.extractor(cfg, data.declared) if build.needs_classifier(cfg) else None
         loss = build.first_stage_loss(cfg, classifier).to(device)
         few = batch_of(build.micro_batch(cfg, cfg.ae.fit, build.group_of(cfg)))
         _prepare(cfg, ae, device, cfg.ae.fit.precision)

@@ -57,7 +57,7 @@ def _row(cfg: DictConfig, batch_size: int | None, device: torch.device) -> dict[
     c, height, width = ae.latent_shape(cfg.data.resolution)
     batch = batch_size or cfg.ae.fit.batch_size
     image_BCHW = torch.rand(batch, 3, cfg.data.resolution, cfg.data.resolution, device=device) * 2 - 1
-    classifier = build.extractor(cfg) if build.needs_classifier(cfg) else None
+    classifier = build.extractor(cfg, ()) if build.needs_classifier(cfg) else None
     loss = build.first_stage_loss(cfg, classifier).to(device)
     inputs = {"image": image_BCHW, "position": torch.arange(batch)}
     works = {

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ldmlab.errors import ConfigError
 
-Kind = Literal["label", "text", "boxes", "classes", "map", "picture"]
-"""label: integer [B]. text: a list of B strings. boxes: float32 [B, K, 5], class number and x0, y0, x1, y1 as fractions
-of the side, -1 in unused rows. classes: integer [B, H, W], a class number per pixel. map: float [B, H, W] or
+Kind = Literal["label", "vector", "text", "boxes", "classes", "map", "picture"]
+"""label: integer [B]. vector: float32 [B, D]. text: a list of B strings. boxes: float32 [B, K, 5], class number and x0, y0, x1, y1
+as fractions of the side, -1 in unused rows. classes: integer [B, H, W], a class number per pixel. map: float [B, H, W] or
 [B, H, W, C]. picture: uint8 [B, H, W, 3]."""
 
 
@@ -42,7 +42,8 @@ class Field:
     """One field of a data set.
 
     kind: its form in a batch (`Kind`). mirror, crop: what it becomes with its image; None: it has no right value then,
-    and the augmentation is refused. values: how many numbers a label, a class map or a box's class can be; None for others.
+    and the augmentation is refused. values: how many numbers a label, a class map or a box's class can be, how many numbers a
+    vector has; None for others.
     """
 
     name: str
@@ -89,6 +90,17 @@ def cropped_boxes(boxes_BK5: Tensor, crop: Crop) -> Tensor:
     return _where_used(boxes_BK5, torch.where(inside_BK[..., None], moved_BK5, -torch.ones_like(moved_BK5)))
 
 
+def mirrored_place(place_B3: Tensor) -> Tensor:
+    """x → 1 - x."""
+    return torch.stack([1 - place_B3[:, 0], place_B3[:, 1], place_B3[:, 2]], dim=1)
+
+
+def cropped_place(place_B3: Tensor, crop: Crop) -> Tensor:
+    """Of the same object, as fractions of the crop's side."""
+    x, y, side = place_B3.unbind(1)
+    return torch.stack([(x - crop.left) / crop.side, (y - crop.top) / crop.side, side / crop.side], dim=1)
+
+
 def _where_used(boxes_BK5: Tensor, changed_BK5: Tensor) -> Tensor:
     return torch.where(boxes_BK5[..., :1] < 0, boxes_BK5, changed_BK5)
 
@@ -114,6 +126,11 @@ def _other_side(found: re.Match[str]) -> str:
 def label(classes: int, name: str = "label") -> Field:
     """A class number per image."""
     return Field(name, "label", unchanged, unchanged, classes)
+
+
+def place(name: str) -> Field:
+    """Where one object is and how large: x, y and side, [B, 3], as fractions of the image's side."""
+    return Field(name, "vector", mirrored_place, cropped_place, 3)
 
 
 def text(name: str) -> Field:

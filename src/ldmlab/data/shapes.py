@@ -6,8 +6,9 @@ Image i is a pure function of (seed, split, i, resolution). `scene.py` decides w
 Shape letters: B images, H W pixels, N images of the split.
 """
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 
@@ -15,20 +16,44 @@ from ldmlab.data import fields as declare
 from ldmlab.data.base import SPLITS, Sample, Split, digest
 from ldmlab.data.drawing import Drawing, draw
 from ldmlab.data.painted import Painted
-from ldmlab.data.scene import KINDS, OBJECTS, VERSION, Scenes, caption, main_kind, scenes, stream
+from ldmlab.data.scene import (
+    BACKGROUNDS,
+    COLOURS,
+    FILLS,
+    KINDS,
+    OBJECTS,
+    VERSION,
+    Scenes,
+    caption,
+    main_kind,
+    scenes,
+    stream,
+)
 from ldmlab.errors import ConfigError
 from ldmlab.ranges import Given, Items, Range, Seed
 
-FieldName = Literal["label", "caption", "boxes", "segmentation", "depth", "mask", "low_res"]
-FIELDS: tuple[FieldName, ...] = ("label", "caption", "boxes", "segmentation", "depth", "mask", "low_res")
+FieldName = Literal[
+    "label", "colour", "background", "fill", "place", "caption", "boxes", "segmentation", "depth", "mask", "low_res"
+]  # fmt: skip
+FIELDS: tuple[FieldName, ...] = get_args(FieldName)
 DECLARED = {
     field.name: field
     for field in (
-        declare.label(len(KINDS)), declare.text("caption"), declare.boxes("boxes", len(KINDS)),
+        declare.label(len(KINDS)), declare.label(len(COLOURS), "colour"), declare.label(len(BACKGROUNDS), "background"),
+        declare.label(len(FILLS), "fill"), declare.place("place"), declare.text("caption"), declare.boxes("boxes", len(KINDS)),
         declare.class_map("segmentation", 1 + len(KINDS)), declare.float_map("depth"), declare.class_map("mask", 2),
         declare.picture("low_res"),
     )
 }  # fmt: skip
+OF_SCENE: dict[str, Callable[[Scenes, int], Any]] = {  # fields that need no pixel: (scenes, b) → of image b
+    "colour": lambda scene, b: int(scene.colour_BM[b, 0]),
+    "background": lambda scene, b: int(scene.background_B[b]),
+    "fill": lambda scene, b: int(scene.fill_BM[b, 0]),
+    "place": lambda scene, b: np.array(
+        [scene.x_BM[b, 0], scene.y_BM[b, 0], 2 * scene.radius_BM[b, 0]], dtype=np.float32
+    ),
+    "caption": caption,
+}
 DRAWN = frozenset({"boxes", "segmentation", "depth", "mask"})  # fields that need the painting's owner map
 LOW_RES_FACTOR = 4
 Generated = Annotated[int, Range(at_least=2, at_most=10**9)]  # images of a split
@@ -40,6 +65,9 @@ class Shapes:
 
     Fields, by name in `fields`:
       label         int, kind of the object with the largest visible area (index into `class_names`)
+      colour, fill  int, of the same object (indices into scene.COLOURS, scene.FILLS)
+      background    int, its colour (index into scene.BACKGROUNDS)
+      place         float32 [3], of the labelled object: x, y of its centre and its side, as fractions of the image's
       caption       str, every object and the background, largest object first
       boxes         float32 [4, 5]: kind, x0, y0, x1, y1 of the visible part as fractions of the side; unused or hidden
                     rows are -1
@@ -98,7 +126,7 @@ class Shapes:
             raise IndexError(f"shapes {self.split} has images 0 … {self._count - 1}; asked for {indices}")
         if self._painted is not None and not DRAWN.intersection(self.fields):
             image_BHW3 = self._painted()[index_B]
-            scene = scenes(self._key, index_B, self.objects) if "caption" in self.fields else None
+            scene = scenes(self._key, index_B, self.objects) if OF_SCENE.keys() & set(self.fields) else None
             return self._samples(index_B, image_BHW3, scene, None)
         scene = scenes(self._key, index_B, self.objects)
         drawing = self._draw(index_B)
@@ -138,9 +166,9 @@ class Shapes:
                     sample[field] = int(label_B[b])
                 elif field == "low_res":
                     sample[field] = shrink(image, LOW_RES_FACTOR)
-                elif field == "caption":
+                elif field in OF_SCENE:
                     assert scene is not None
-                    sample[field] = caption(scene, b)
+                    sample[field] = OF_SCENE[field](scene, b)
                 else:
                     assert scene is not None and owner_BHW is not None
                     sample[field] = MAPS[field](scene, b, owner_BHW[b])

@@ -24,6 +24,7 @@ COARSE = 2.0  # pixels: what a Gaussian of this sigma takes away is texture, wha
 FIELD = 4  # control points a side of a warp
 
 Read = Callable[[list[int]], Tensor]  # rows → uint8 BHWC
+Dose = float | Tensor  # one for all, or [B, 1, 1, 1]
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Batch:
 
     def noise(self, purpose: str, shape: Sequence[int]) -> Tensor:
         """Standard normal [B, *shape], a function of the rows alone."""
-        return ImageNoise([seed_of("corruption", purpose, row) for row in self.rows], shape)()
+        return ImageNoise([seed_of("corruption", purpose, row) for row in self.rows], shape, self.image_BCHW.device)()
 
 
 @dataclass(frozen=True)
@@ -52,29 +53,29 @@ class Corruption:
     highest: float = math.inf
 
 
-def contrast(batch: Batch, dose: float) -> Tensor:
+def contrast(batch: Batch, dose: Dose) -> Tensor:
     """Distances from the image's mean grey, times `dose`."""
     mean_B111 = _grey(batch.image_BCHW).mean(dim=(2, 3), keepdim=True)
     return mean_B111 + dose * (batch.image_BCHW - mean_B111)
 
 
-def brightness(batch: Batch, dose: float) -> Tensor:
+def brightness(batch: Batch, dose: Dose) -> Tensor:
     """Every value raised by `dose` times the whole range."""
     return batch.image_BCHW + 2 * dose
 
 
-def saturation(batch: Batch, dose: float) -> Tensor:
+def saturation(batch: Batch, dose: Dose) -> Tensor:
     """Distances from the pixel's own grey, times `dose`: 0 removes all colour."""
     grey_B1HW = _grey(batch.image_BCHW)
     return grey_B1HW + dose * (batch.image_BCHW - grey_B1HW)
 
 
-def blur(batch: Batch, dose: float) -> Tensor:
+def blur(batch: Batch, dose: Dose) -> Tensor:
     """A Gaussian of sigma `dose` pixels."""
     return smooth(batch.image_BCHW, dose)
 
 
-def noise(batch: Batch, dose: float) -> Tensor:
+def noise(batch: Batch, dose: Dose) -> Tensor:
     """Normal noise of standard deviation `dose`, where the whole range is 2."""
     return batch.image_BCHW + dose * batch.noise("noise", batch.image_BCHW.shape[1:])
 
@@ -162,17 +163,22 @@ def without_classes(label_N: np.ndarray, share: float) -> np.ndarray:
     return np.flatnonzero(~np.isin(label_N, order[:missing]))
 
 
-def smooth(image_BCHW: Tensor, sigma: float) -> Tensor:
-    """The image under a normalised Gaussian of `sigma` pixels, cut at 4 sigma; borders are mirrored."""
-    if sigma == 0:
+def smooth(image_BCHW: Tensor, sigma: Dose) -> Tensor:
+    """The image under a normalised Gaussian of `sigma` pixels, cut at 4 of the largest sigma; borders are mirrored. 0: unchanged."""
+    B, C, H, W = image_BCHW.shape
+    sigma_B = torch.as_tensor(sigma, dtype=torch.float32, device=image_BCHW.device).reshape(-1).expand(B)
+    largest = float(sigma_B.max())
+    if largest == 0:
         return image_BCHW
-    radius = min(math.ceil(4 * sigma), min(image_BCHW.shape[2:]) - 1)
-    weight_K = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
-    weight_K /= weight_K.sum()
-    C = image_BCHW.shape[1]
-    x_BCHW = nn.functional.pad(image_BCHW, [radius] * 4, mode="reflect")
-    x_BCHW = nn.functional.conv2d(x_BCHW, weight_K.view(1, 1, -1, 1).expand(C, 1, -1, 1), groups=C)
-    return nn.functional.conv2d(x_BCHW, weight_K.view(1, 1, 1, -1).expand(C, 1, 1, -1), groups=C)
+    radius = min(math.ceil(4 * largest), min(H, W) - 1)
+    place_K = torch.arange(-radius, radius + 1, device=image_BCHW.device)
+    weight_BK = torch.exp(-0.5 * (place_K / sigma_B.clamp(min=1e-3)[:, None]) ** 2)
+    weight_NK = (weight_BK / weight_BK.sum(dim=1, keepdim=True)).repeat_interleave(C, dim=0)
+    x_1NHW = nn.functional.pad(image_BCHW, [radius] * 4, mode="reflect").reshape(
+        1, B * C, H + 2 * radius, W + 2 * radius
+    )
+    x_1NHW = nn.functional.conv2d(x_1NHW, weight_NK[:, None, :, None], groups=B * C)
+    return nn.functional.conv2d(x_1NHW, weight_NK[:, None, None, :], groups=B * C).reshape(B, C, H, W)
 
 
 def _grey(image_BCHW: Tensor) -> Tensor:

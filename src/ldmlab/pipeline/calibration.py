@@ -105,7 +105,9 @@ class Calibration(Stage):
 
     def check(self) -> None:
         if self.cfg.eval.extractor is None:
-            raise ConfigError("stage=calibration needs an extractor: set eval=shapes, squeezenet or inception.")
+            raise ConfigError(
+                "stage=calibration needs an extractor: set eval=shapes, classifier, squeezenet or inception."
+            )
         val = len(self.plan.resolved.val)
         if self.images > val:
             fewer = f"Set stage.calibration.images={val}, or take" if val >= FEWEST else "Take"

@@ -1,27 +1,36 @@
-"""The feature extractor of the scores: from a file, or (shapes) a classifier trained here."""
+"""The feature extractor of the scores: from a file, or a classifier that is trained here."""
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ldmlab import build
-from ldmlab.data.base import to_batch
+from ldmlab.data.base import ImageDataset
+from ldmlab.metrics.classifier import Classifier
+from ldmlab.metrics.examination import examine, in_words
+from ldmlab.metrics.extraction import Original
 from ldmlab.metrics.features import Extractor, extract
 from ldmlab.pipeline.context import Context, frozen
 from ldmlab.pipeline.costs import flops_of, millions, parameters_of
+from ldmlab.pipeline.data import DataStage
+from ldmlab.pipeline.sheets import spread
 from ldmlab.pipeline.stage import Row, Stage
 from ldmlab.randomness import Draws
-from ldmlab.store.checkpoint import load_tensors
+from ldmlab.store.checkpoint import load_tensors, save_tensors
 from ldmlab.store.files import write_json
 from ldmlab.training.classifier_loss import ClassifierLoss
 from ldmlab.training.loop import total_steps
 
 if TYPE_CHECKING:
     from ldmlab.pipeline.plan import Plan
+
+FEATURES = "features.safetensors"
+FEATURE_IMAGES = 5000  # training images behind the mean and deviation of each feature
+AT_ONCE = 250
 
 
 def extractor_of(plan: "Plan") -> Stage | str:
@@ -36,7 +45,7 @@ def load_extractor(plan: "Plan", ctx: Context) -> Any:
     """The extractor on the device, trained first when it is of the kind that is trained here; None with eval=none."""
     if plan.resolved.cfg.eval.extractor_fit is not None:
         return plan.stage(ExtractorStage).load(ctx)
-    extractor = build.extractor(ctx.cfg)
+    extractor = build.extractor(ctx.cfg, plan.resolved.data.declared)
     return None if extractor is None else frozen(extractor, ctx.device)
 
 
@@ -47,10 +56,11 @@ def _forward_flops(net: nn.Module, size: int) -> float:
 
 
 class ExtractorStage(Stage):
-    """weights.safetensors and ema.safetensors of the classifier, scores.json with its accuracy on val images."""
+    """weights.safetensors and ema.safetensors of the classifier, features.safetensors with the mean and deviation of its features
+    over training images, scores.json with what it knows of val images."""
 
     name: ClassVar[str] = "extractor"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     due: ClassVar[str | None] = "autoencoder"
 
     @classmethod
@@ -65,40 +75,51 @@ class ExtractorStage(Stage):
         return {"extractor": self.cfg.eval.extractor, "fit": self.cfg.eval.extractor_fit}
 
     def upstream(self) -> dict[str, Stage | str]:
-        return {"data": build.shapes(self.cfg, "train", self.plan.resolved.data_caches).fingerprint()}
+        own = self.cfg.eval.extractor.trained_on == "data"
+        return {"data": self.plan.stage(DataStage) if own else self._data("train").fingerprint()}
 
     def row(self) -> Row:
         fit, size = self.cfg.eval.extractor_fit, self.plan.resolved.resolution
-        net = cast(nn.Module, self.plan.resolved.extractor)
+        net = cast(Classifier, self.plan.resolved.extractor)
         per_image = 3 * _forward_flops(net, size) if self.cfg.dry_run else 0.0
-        what = f"{self.label} classifier {millions(parameters_of(net))}"
+        learns = ", ".join([*net.values, "changes"])
+        what = f"{self.label} classifier {millions(parameters_of(net))} · {learns}"
         return Row(what, total_steps(fit) * fit.batch_size, per_image)
 
+    def _data(self, split: str) -> ImageDataset:
+        """What the classifier is trained on, and judged by."""
+        resolved = self.plan.resolved
+        if self.cfg.eval.extractor.trained_on == "data":
+            return {"train": resolved.data, "val": resolved.val}[split]
+        return build.shapes(self.cfg, split, resolved.data_caches)
+
+    def _untrained(self) -> Classifier:
+        return cast(Classifier, build.extractor(self.cfg, self.plan.resolved.data.declared))
+
     def work(self, ctx: Context, folder: Path) -> float:
-        caches = self.plan.resolved.data_caches
-        train, val = build.shapes(ctx.cfg, "train", caches), build.shapes(ctx.cfg, "val", caches)
-        net: Any = build.extractor(ctx.cfg)
+        train, val = self._data("train"), self._data("val")
+        net = self._untrained()
         done = ctx.train(self.address, folder, ClassifierLoss(net, Draws(0)), train, ctx.cfg.eval.extractor_fit)
         if ctx.main:
             net.load_state_dict(load_tensors(folder / self._kept))
-            found = extract((b.permute(0, 3, 1, 2) for b in _images(val)), frozen(net, ctx.device), ctx.device)
-            assert found.logits is not None
-            accuracy = float((found.logits.argmax(1) == val.labels()).mean())
-            write_json(folder / "scores.json", {"accuracy": accuracy, "images": len(val)})
-            ctx.say(f" extractor: {accuracy:.1%} of {len(val)} val images classified correctly")
+            frozen(net, ctx.device)
+            few = Original(train, spread(len(train), FEATURE_IMAGES))
+            n = len(few.indices)
+            batches = (few(list(range(i, min(i + AT_ONCE, n)))).permute(0, 3, 1, 2) for i in range(0, n, AT_ONCE))
+            features_ND = extract(batches, net, ctx.device).features.astype(np.float64)
+            found = {"mean_D": features_ND.mean(axis=0), "deviation_D": features_ND.std(axis=0)}
+            save_tensors(folder / FEATURES, {name: torch.from_numpy(numbers) for name, numbers in found.items()})
+            known = examine(net, val, ctx.device)
+            write_json(folder / "scores.json", {"images": len(val), "fields": known})
+            ctx.say(f" extractor: {in_words(known)}; {len(val)} val images")
         return done.seconds
 
-    def load(self, ctx: Context) -> Any:
-        net: Any = build.extractor(ctx.cfg)
-        net.load_state_dict(load_tensors(self.make(ctx) / self._kept))
-        return frozen(net, ctx.device)
+    def load(self, ctx: Context) -> Classifier:
+        net, folder = self._untrained(), self.make(ctx)
+        net.load_state_dict(load_tensors(folder / self._kept))
+        net.standardise(**load_tensors(folder / FEATURES))
+        return cast(Classifier, frozen(net, ctx.device))
 
     @property
     def _kept(self) -> str:
         return "weights.safetensors" if self.cfg.eval.extractor_fit.ema is None else "ema.safetensors"
-
-
-def _images(data: Any, size: int = 256) -> Iterator[Tensor]:
-    """All images of a data set, uint8 BHWC."""
-    for begin in range(0, len(data), size):
-        yield to_batch(data.__getitems__(list(range(begin, min(begin + size, len(data))))))["image"]

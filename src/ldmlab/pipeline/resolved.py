@@ -139,11 +139,11 @@ def resolve(cfg: DictConfig, choices: dict[str, str], data: ImageDataset, val: I
     objective = build.objective(cfg, height)
     sampler = build.sampler(cfg)
     guidance = build.guidance(cfg, sampler)
-    extractor = build.extractor(cfg)
+    extractor = build.extractor(cfg, data.declared)
     if build.needs_classifier(cfg) and not hasattr(extractor, "feature_maps"):
         raise ConfigError(
             f"ae/loss/perceptual=shapes looks through the classifier of eval=shapes, and eval={choices['eval']} has none. Set "
-            "eval=shapes, or another ae/loss/perceptual."
+            "eval=shapes or classifier, or another ae/loss/perceptual."
         )
     found = Resolved(
         cfg, choices, data, val, caches, autoencoder, denoiser, objective, sampler, guidance, extractor
@@ -337,7 +337,7 @@ def checked_metrics(found: Resolved) -> list[Metric]:
         if cfg.until in ("scores", "report"):
             raise ConfigError(
                 f"until={cfg.until} scores samples, and eval=none has no feature extractor. Use until=samples or an earlier word, "
-                "or eval=shapes, squeezenet or inception."
+                "or eval=shapes, classifier, squeezenet or inception."
             )
         return []
     extractor = cast(Extractor, found.extractor)

@@ -1,0 +1,40 @@
+"""Changes made on purpose that a network learns to name, so that its features see them: contrast, brightness, colour, blur, noise.
+
+The changes are those of `metrics.corruptions`, whose texture, warp and broken images are never used here: they stay a test.
+
+Shape letters: B batch, C channels, H W space.
+"""
+
+import torch
+from torch import Tensor
+
+from ldmlab.metrics.corruptions import Batch, blur, brightness, contrast, noise, saturation
+from ldmlab.randomness import Draws
+
+HOW_OFTEN = 0.5  # of the images have each change
+STOPS, LIGHT, SIGMA, NOISE = (
+    1.0,
+    0.4,
+    2.0,
+    0.4,
+)  # at most: contrast × 2^±1, brightness ±, pixels of blur, deviation of noise
+
+
+def changed(image_BCHW: Tensor, position_B: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    """Float images in [-1, 1] as drawn by position, and how each was changed: [B, 5], 0 for not at all, about 1 at most.
+
+    In order: log2 of the contrast's factor, brightness, colour taken away, sigma of blur, deviation of noise.
+    """
+    u_B10 = draws.rand("classifier change", position_B, (10,), "cpu")
+    u_B5 = torch.where(u_B10[:, 5:] < HOW_OFTEN, u_B10[:, :5], u_B10.new_tensor([0.5, 0.5, 0.0, 0.0, 0.0]))
+    target_B5 = u_B5.clone()
+    target_B5[:, :2] = 2 * u_B5[:, :2] - 1
+    target_B5[:, 4] = u_B5[:, 4] ** 2  # little noise is the harder question
+    stops, light, grey, soft, grain = target_B5.to(image_BCHW.device)[:, :, None, None, None].unbind(1)
+    x_BCHW = image_BCHW
+    for change, dose in (
+        (blur, SIGMA * soft), (saturation, 1 - grey), (contrast, 2 ** (STOPS * stops)), (brightness, LIGHT * light),
+        (noise, NOISE * grain),
+    ):  # fmt: skip
+        x_BCHW = change(Batch(x_BCHW, position_B.tolist(), x_BCHW), dose)
+    return x_BCHW.clamp(-1, 1), target_B5.to(image_BCHW.device)
