@@ -87,14 +87,17 @@ def texture(batch: Batch, dose: float) -> Tensor:
 
 
 def warp(batch: Batch, dose: float) -> Tensor:
-    """Places displaced by a smooth random field of `dose` pixels, root mean square of the control points."""
+    """Places displaced by a smooth random field of `dose` pixels, root mean square of the control points; bicubic, so that no blur
+    comes with it."""
     B, _, H, W = batch.image_BCHW.shape
     control_B2FF = batch.noise("warp", (2, FIELD, FIELD))
     shift_B2HW = nn.functional.interpolate(control_B2FF, size=(H, W), mode="bicubic", align_corners=True)
     pixels_2 = torch.tensor([2 / W, 2 / H])  # grid_sample counts from -1 to 1
     still_BHW2 = nn.functional.affine_grid(torch.eye(2, 3).expand(B, 2, 3), [B, 1, H, W], align_corners=False)
     grid_BHW2 = still_BHW2 + dose * shift_B2HW.permute(0, 2, 3, 1) * pixels_2
-    return nn.functional.grid_sample(batch.image_BCHW, grid_BHW2, padding_mode="reflection", align_corners=False)
+    return nn.functional.grid_sample(
+        batch.image_BCHW, grid_BHW2, mode="bicubic", padding_mode="reflection", align_corners=False
+    )
 
 
 def broken(batch: Batch, dose: float) -> Tensor:

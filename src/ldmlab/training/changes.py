@@ -11,7 +11,7 @@ from torch import Tensor
 from ldmlab.metrics.corruptions import Batch, blur, brightness, contrast, noise, saturation
 from ldmlab.randomness import Draws
 
-HOW_OFTEN = 0.5  # of the images have each change
+HOW_OFTEN = 0.3  # of the images have each change
 STOPS, LIGHT, SIGMA, NOISE = (
     1.0,
     0.4,
