@@ -45,6 +45,13 @@ def test_told_from_starts_where_every_larger_dose_is_told() -> None:
     assert response([5.2, 5.4, 5.3, 5.5]).verdict == "partly"
 
 
+def test_the_cell_says_what_was_required_and_what_was_seen() -> None:
+    assert response([5.1, 5.2, 5.3, 6.0]).cell() == "1"
+    assert response([5.2, 5.4, 5.3, 5.5]).cell() == "✗ 1, partly" and response([4.0, 3.0]).cell() == "✗ blind"
+    need_not = Response("precision", "contrast", (1.0,), (score(1.0),), score(5.0), "higher")
+    assert need_not.cell() == "(1)"
+
+
 def test_every_metric_with_required_answers_is_one() -> None:
     assert set(REQUIRED) <= set(STANDARD)
     assert all(set(corruptions) <= set(EVERY) for corruptions in REQUIRED.values())
@@ -71,7 +78,7 @@ def test_the_stage_measures_every_dose_and_its_table_is_on_the_page(tmp_path: Pa
     assert flat["verdict"] == "answers" and flat["scores"][-1]["value"] > 2 * flat["none"]["value"]
     assert any(r["verdict"] == "blind" for r in found.values())
     html = make_page(folder).read_text()
-    assert "Calibration: what each metric answers to" in html and "told from dose" in html
+    assert "Calibration: what each metric answers to" in html and "unchanged → each dose" in html
     assert record["not_measured"] == []
     assert not list(stage.glob("*.npz"))  # features are not kept: 44 sets of them
 

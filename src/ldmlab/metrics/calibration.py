@@ -24,7 +24,6 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "recall": (MISSING,),
     "is": ("broken", MISSING),
 }  # fmt: skip
-HEADS = ("metric", "corruption", "in advance", "verdict", "told from dose", "none", "score at each dose")
 
 
 @dataclass(frozen=True)
@@ -86,13 +85,11 @@ class Response:
             "scores": [score.to_dict() for score in self.scores],
         }  # fmt: skip
 
-    def row(self) -> list[str]:
-        """Of the page's table, under HEADS."""
-        values = " · ".join(f"{dose:g}: {score.value:.4g}" for dose, score in zip(self.doses, self.scores, strict=True))
-        told = "–" if self.told is None else f"{self.told:g}"
-        must = "must answer" if self.required else "need not"
-        verdict = f"{self.verdict}{' – required' if self.failed else ''}"
-        return [self.metric, self.corruption, must, verdict, told, f"{self.none.value:.4g}", values]
+    def cell(self) -> str:
+        """Of the page's table: the smallest dose that is told; ✗ before a required answer that is missing, brackets around what
+        was not required."""
+        told = "blind" if self.told is None else f"{self.told:g}" + ("" if self.grows else ", partly")
+        return f"✗ {told}" if self.failed else told if self.required else f"({told})"
 
 
 def able(metrics: Sequence[Metric]) -> list[Metric]:
@@ -108,20 +105,28 @@ def not_measured(metrics: Sequence[Metric], responses: Sequence[Response]) -> li
 
 
 def section(responses: Sequence[Response], left: Sequence[str], over: str) -> dict[str, Any]:
-    """What the page shows, for report.json: a verdict, a row for each metric and corruption, a sheet for each corruption.
+    """What the page shows, for report.json: a row for each corruption with the answer of each metric, and a sheet of pictures.
 
     left: what was `not_measured`. over: images and features, in words.
     """
-    order = list(REQUIRED)
-    sorted_rows = sorted(responses, key=lambda r: order.index(r.metric) if r.metric in REQUIRED else len(order))
+    metrics = sorted({r.metric for r in responses}, key=[*REQUIRED, *(r.metric for r in responses)].index)
+    corruptions = list(dict.fromkeys(r.corruption for r in responses))
+    cells = {(r.corruption, r.metric): r for r in responses}
+    first = metrics[0]
+    rows = []
+    for corruption in corruptions:
+        scored = cells[corruption, first]
+        path = " → ".join(f"{score.value:.3g}" for score in (scored.none, *scored.scores))
+        answers = [cells[corruption, metric].cell() if (corruption, metric) in cells else "–" for metric in metrics]
+        rows.append([corruption, " ".join(f"{dose:g}" for dose in scored.doses), *answers, path])
     failed = [f"{r.metric} to {r.corruption}" for r in responses if r.failed]
     said = [f"Required answers that are missing: {', '.join(failed)}."] if failed else []
     said += [f"Required, but not measured here: {', '.join(left)}."] if left else []
     return {
         "title": "Calibration: what each metric answers to",
-        "text": f"{over}. Answers: the score is worse at every larger dose and told from none (95 %; paired over images, but for "
-        "missing classes) at the largest; partly: told, but not worse with every dose. "
-        f"{' '.join(said) or 'Every required answer is there.'}",
-        "table": {"columns": list(HEADS), "rows": [r.row() for r in sorted_rows]},
-        "pictures": [f"{name}.png" for name in dict.fromkeys(r.corruption for r in responses)],
+        "text": f"{over}. A number is the smallest dose told from none (95 %; paired over images, but for missing classes), from which on "
+        "every dose is told; partly: the score is not worse with every dose. ✗: an answer that was required in advance is missing; "
+        f"in brackets: none was required. {' '.join(said) or 'Every required answer is there.'}",
+        "table": {"columns": ["corruption", "doses", *metrics, f"{first}: unchanged → each dose"], "rows": rows},
+        "pictures": [f"{name}.png" for name in corruptions],
     }
