@@ -76,7 +76,8 @@ def find(stage: "Stage", group: str, keep_state: bool) -> Continuation:
     for seal in sorted((store.root / stage.name).glob("*/done.json")):
         card = _card(seal.parent)
         same = (card.get("version"), card.get("upstream")) == (mine.version, mine.upstream)
-        if not same or card.get("id") == mine.id or "options" not in card:
+        trained = (card.get("options", {}).get(group) or {}).get("fit")  # imported or in closed form: it has none
+        if not same or card["id"] == mine.id or trained is None:
             continue
         theirs = Training.of(group, card["options"])
         if theirs.rest != wanted.rest:

@@ -63,6 +63,8 @@ class DenoiserStage(Stage):
             ldm.pop(name)
         cond.pop("label")
         ldm["fit"].pop("keep_state")
+        if ldm["network"].get("dropout"):
+            ldm["fit"]["dropout_drawn"] = "by step"  # it was by process once, which no restart could repeat
         if objective.get("loss") != "huber":
             objective.pop("delta", None)  # Huber's alone
         tile = {} if LatentsStage.of(self.plan) else {"tile": self.cfg.ae.tile}

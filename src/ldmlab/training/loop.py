@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ldmlab.data.batches import Batches
 from ldmlab.errors import TrainingError
+from ldmlab.randomness import seed_of
 from ldmlab.store.checkpoint import Checkpoints
 from ldmlab.terminal import Progress
 from ldmlab.training.ema import EMA
@@ -193,6 +194,8 @@ def fit(
         clock.start(done.images)
         while done.images < end:
             micros = batches.step(done.images)
+            # of dropout, which draws from PyTorch's own generator: no step depends on what ran before it in this process
+            torch.manual_seed(seed_of(batches.draws.seed, "step", done.images, accelerator.process_index))
             logs = train_step(training_loss, micros, done.images, budget, optimizers, accelerator)
             logs |= training_loss.on_step_end(lambda tensor: accelerator.gather(tensor.unsqueeze(0)))
             done.images += budget.batch_size
