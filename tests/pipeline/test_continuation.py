@@ -33,7 +33,8 @@ DENOISER = [
     "ldm.network.dropout=0.1", "ldm.network.multipliers=[1]", "ldm.network.attention_factors=[1]",
 ]  # fmt: skip
 FIRST = [
-    "ae.fit.images=16", "ae.fit.batch_size=4", "ae.fit.ema=0.9", "ae.network.multipliers=[1,1]", "ae/loss/discriminator=patchgan_2", "ae.loss.disc_start=4",
+    "ae.fit.images=16", "ae.fit.batch_size=4", "ae.fit.ema=0.9", "ae.network.multipliers=[1,1]",
+    "ae/loss/discriminator=patchgan_2", "ae.loss.disc_start=4",
 ]  # fmt: skip
 
 

@@ -1,13 +1,13 @@
 """A snapshot of the denoiser, cooled down: a branch off the training on which the learning rate falls to 0 (`eval.cooldown`).
 
-The training itself goes on beside it, untouched. The branch is, bit for bit, the end of a training of `images` + the cool-down's
-images with that `ldm.fit.cooldown`.
+The training itself goes on beside it, untouched. The branch is, bit for bit, the end of a training that is longer by the cool-down
+and has it for its `ldm.fit.cooldown`. So its id names that training, and not the one that it branches off.
 """
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 
 from ldmlab import build
 from ldmlab.diffusion.denoiser import Denoiser
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class CooldownStage(SnapshotStage):
-    """weights.safetensors and ema.safetensors of one snapshot after its cool-down, the log."""
+    """weights.safetensors and ema.safetensors of one snapshot after its cool-down, the log of the cool-down."""
 
     name: ClassVar[str] = "cooldown"
     due: ClassVar[str | None] = "denoiser"
@@ -39,6 +39,7 @@ class CooldownStage(SnapshotStage):
 
     @property
     def trunk(self) -> DenoiserStage:
+        """The training that it branches off."""
         return self.plan.stage(DenoiserStage)
 
     @property
@@ -58,8 +59,7 @@ class CooldownStage(SnapshotStage):
     def fit(self) -> DictConfig:
         """The budget of the training that has this branch for its end."""
         fit = build.editable(self.cfg.ldm.fit)
-        with open_dict(fit):
-            fit.images, fit.cooldown, fit.snapshots = self.images + self.span, self.span, []
+        fit.images, fit.cooldown, fit.snapshots = self.images + self.span, self.span, []
         return fit
 
     @property
@@ -80,6 +80,8 @@ class CooldownStage(SnapshotStage):
 
     def check(self) -> None:
         """The training keeps, or has kept, the optimiser's state there."""
+        if self.plan.store.done(self.address) is not None:
+            return
         done = self.plan.store.done(self.trunk.address) is not None
         if done and not (self.place / STATE).is_file():
             raise ConfigError(
@@ -105,7 +107,8 @@ class CooldownStage(SnapshotStage):
                 f"{trunk / next(iter(altered))} was altered, and a cool-down goes on from it. Restore the file, or remove {trunk} "
                 "and run the same command."
             )
-        return train_denoiser(self, ctx, folder, self.fit, Start(self.place, self.images)).seconds
+        start = Start(self.place, self.images, origin={"id": self.trunk.address.id, "images": self.images})
+        return train_denoiser(self, ctx, folder, self.fit, start).seconds
 
     def load(self, ctx: Context) -> Denoiser:
         """With the weights that `eval.weights` names."""

@@ -179,7 +179,7 @@ def table(plan: Plan, costs: bool) -> list[list[str]]:
                 found = stage.continuation.start if state.startswith("continues") and stage.continuation else None
                 parts.append(f"about {clock((row.images - (found.images if found else 0)) * row.flops / speed)}")
             if row.megabytes >= 0.1:
-                parts.append(f"{row.megabytes:.3g} MB")
+                parts.append(f"{row.megabytes:.3g} MB" if row.megabytes < 1000 else f"{row.megabytes / 1000:.3g} GB")
             line.append(" · ".join(parts))
         lines.append(line)
     return lines

@@ -112,7 +112,7 @@ def check_snapshot(cfg: DictConfig) -> None:
         )
     if auto.snapshot is None:
         raise ConfigError(
-            "guidance=autoguidance needs a weaker model: guidance.auto.snapshot=<one of ldm.fit.snapshots>, "
+            "guidance=autoguidance needs a weaker model: guidance.auto.snapshot=<a fraction or count of ldm.fit.snapshots>, "
             "or guidance.auto.run=<name or id of a finished run>."
         )
     found, given = kept(cfg.ldm.fit), f"guidance.auto.snapshot={said([auto.snapshot])[0]}"
