@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 LARGEST = 2**53
+FEWEST = 8  # images that a count of a training's images names
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,21 @@ class Range:
             ("less than", self.below),
         ]
         return " and ".join(f"{word} {_number(end)}" for word, end in ends if end is not None) or "a number"
+
+
+@dataclass(frozen=True)
+class Moment(Range):
+    """A point of a training: a fraction of it between the two ends, or a count of images, `FEWEST` or more.
+
+    A smaller number above 1 is taken for a slip: 2 typed for 0.2.
+    """
+
+    def refuse(self, value: Any) -> str | None:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if number and FEWEST <= value <= LARGEST and value == math.floor(value):
+            return None
+        wrong = super().refuse(value)
+        return wrong and f"{wrong} (a fraction of the training) or a whole number of images, {FEWEST} or more"
 
 
 @dataclass(frozen=True)

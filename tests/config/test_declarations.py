@@ -13,9 +13,10 @@ from ldmlab.config.compose import group_options, load, with_values
 from ldmlab.config.schema import RunConfig
 from ldmlab.config.values import complaint, dataclass_in, hints_of, misfit
 from ldmlab.errors import ConfigError
-from ldmlab.ranges import Choices, FilePath, Items, OneOrMany, Range, Rising
+from ldmlab.ranges import Choices, FilePath, Items, Moment, OneOrMany, Range, Rising
 
 UNIT = Annotated[float, Range(at_least=0, at_most=1)]
+MOMENT = Annotated[float, Moment(at_least=0, at_most=1)]
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,15 @@ UNIT = Annotated[float, Range(at_least=0, at_most=1)]
         (2**53 + 1, int, "between -9.0072e+15 and 9.0072e+15"),
         (0, Annotated[int, Range(above=0)], "greater than 0"),
         ("b", Annotated[str, Choices(("a", "c"))], "one of a, c"),
+        (0.25, MOMENT, None),
+        (1, MOMENT, None),
+        (48_000, MOMENT, None),
+        (48_000.0, MOMENT, None),
+        (2, MOMENT, "between 0 and 1 (a fraction of the training) or a whole number of images, 8 or more"),
+        (48.5, MOMENT, "between 0 and 1 (a fraction of the training) or a whole number of images, 8 or more"),
+        (math.inf, MOMENT, "between 0 and 1 (a fraction of the training) or a whole number of images, 8 or more"),
+        (math.nan, MOMENT, "between 0 and 1 (a fraction of the training) or a whole number of images, 8 or more"),
+        (True, MOMENT, "a number"),
         ([0.1, 2.0], list[UNIT], "between 0 and 1, each of them"),
         ([0.1, "x"], list[UNIT], "a list, each a number"),
         ([], Annotated[list[int], Items(at_least=1)], "a list of at least 1"),

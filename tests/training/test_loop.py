@@ -17,7 +17,16 @@ from ldmlab.data.batches import Batches
 from ldmlab.errors import TrainingError
 from ldmlab.store.checkpoint import Checkpoints
 from ldmlab.training.ema import EMA
-from ldmlab.training.loop import Events, Progressed, Stopped, fit, images_at, learning_rate, total_steps
+from ldmlab.training.loop import (
+    Events,
+    Progressed,
+    Stopped,
+    cooldown_begins,
+    fit,
+    images_at,
+    learning_rate,
+    total_steps,
+)
 from ldmlab.training.tracking import Tracker
 
 
@@ -138,6 +147,47 @@ def test_durations() -> None:
     assert [learning_rate(budget, n) for n in (0, 8, 24, 32, 80)] == [0.25, 0.5, 1.0, 1.0, 1.0]
     budget = Fit(images=100, batch_size=8, lr=1.0, warmup=16, cooldown=32)  # 13 steps, 104 images
     assert [learning_rate(budget, n) for n in (0, 8, 64, 72, 80, 96)] == [0.5, 1.0, 1.0, 1.0, 0.75, 0.25]
+
+
+def test_moments_are_fractions_or_counts() -> None:
+    budget = Fit(images=100, batch_size=8, lr=1.0)  # 13 steps, 104 images
+    assert [images_at(budget, moment) for moment in (0.5, 1.0, 8, 24, 25, 100)] == [48, 104, 8, 24, 32, 104]
+    longer = Fit(images=1000, batch_size=8, lr=1.0)
+    assert images_at(longer, 100) == images_at(budget, 1.0)  # the end of one is a moment of the other
+
+
+def test_two_budgets_agree_up_to_the_first_cool_down() -> None:
+    """`cooldown_begins` is the last step border up to which every step's rate is that of a training without end."""
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        images, batch, cooldown, warmup = (
+            int(random.integers(low, high)) for low, high in ((1, 200), (1, 20), (0, 250), (0, 90))
+        )
+        budget = Fit(images=images, batch_size=batch, lr=0.5, cooldown=cooldown, warmup=warmup)
+        endless = Fit(images=10**6, batch_size=batch, lr=0.5, warmup=warmup)
+        begins, end = cooldown_begins(budget), total_steps(budget) * batch
+        equal = [learning_rate(budget, n) == learning_rate(endless, n) for n in range(0, begins, batch)]
+        assert begins % batch == 0 and 0 <= begins <= end and all(equal), budget
+        # one step more begins within the cool-down, or exactly at its start
+        assert begins == end or end - begins <= cooldown, budget
+
+
+def test_the_state_after_a_step_does_not_depend_on_the_process(tmp_path: Path) -> None:
+    """Dropout draws from PyTorch's own generator: whatever was drawn before, a resumed run draws what a straight one does."""
+
+    def stage(signal_at: int | None = None) -> Regression:
+        made = Regression(signal_at=signal_at)
+        made.modules["main"] = nn.Sequential(nn.Dropout(0.5), made.modules["main"])
+        return made
+
+    straight, resumed = stage(), stage()
+    train(tmp_path / "a", straight)
+    with pytest.raises(Stopped):
+        train(tmp_path / "b", stage(signal_at=16))
+    torch.rand(7)
+    train(tmp_path / "b", resumed)
+    for a, b in zip(straight.modules["main"].parameters(), resumed.modules["main"].parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_metrics_rewind_drops_what_will_be_written_again(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from ldmlab.ranges import (
     Interval,
     Items,
     MaybeImages,
+    Moment,
     OneOrMany,
     Part,
     Positive,
@@ -31,7 +32,8 @@ from ldmlab.ranges import (
 STAGES = ("autoencoder", "latents", "denoiser", "samples", "scores", "report")
 
 Rate = Annotated[float, Range(above=0, at_most=100)]
-Snapshots = Annotated[list[Fraction], Items(distinct=True)]
+At = Annotated[float, Moment(at_least=0, at_most=1)]  # a fraction of the training, or a count of images
+Snapshots = Annotated[list[At], Items(distinct=True)]
 Node = Annotated[Any, Part()]
 MaybeNode = Annotated[Any, Part(null=True)]
 Text = Annotated[str, FilePath()]
@@ -58,7 +60,15 @@ class Fit:
     ema: Fraction | None = None  # decay of the averaged copy, warm-up min(ema, (1+n)/(10+n)) after n steps
     warmup: MaybeImages = 0  # images over which the learning rate rises linearly
     cooldown: MaybeImages = 0  # last images over which it falls linearly to 0
-    snapshots: Snapshots = field(default_factory=list)  # fractions of `images` at which weights are kept
+    snapshots: Snapshots = field(default_factory=list)  # fractions of `images`, or counts, at which weights are kept
+
+
+@dataclass
+class ContinuableFit(Fit):
+    """The training of a stage that a longer one may continue (ldmlab.pipeline.continuation)."""
+
+    # the optimiser's state stays at the end, at each snapshot and where a cool-down begins: 8 bytes a parameter each time
+    keep_state: bool = True
 
 
 @dataclass
@@ -81,7 +91,7 @@ class AE:
     regulariser: Node = MISSING
     loss: MaybeNode = None
     latent_scale: LatentScale = field(default_factory=LatentScale)
-    fit: Fit | None = None
+    fit: ContinuableFit | None = None
     # decoder: the finished stage's decoder learns on, its latents stay what they are
     train: Annotated[str, Choices(("all", "decoder"))] = "all"
     tile: Width | None = (
@@ -109,7 +119,7 @@ class LDM:
 
     network: Node = MISSING
     budget: Budget = field(default_factory=Budget)
-    fit: Fit | None = field(default_factory=Fit)
+    fit: ContinuableFit | None = field(default_factory=ContinuableFit)
     weights: Text | None = None  # a file or folder of trained weights; then fit is null: nothing is trained
     power_ema: Annotated[list[Power], Items(distinct=True)] = field(
         default_factory=list
@@ -152,7 +162,7 @@ class AutoguidanceOptions:
     """Guidance away from a weaker model: this denoiser's snapshot, or the denoiser of another run."""
 
     scale: Scale = MISSING
-    snapshot: Fraction | None = None
+    snapshot: At | None = None
     run: str | None = None
 
 
@@ -199,8 +209,10 @@ class Eval:
     weights: Annotated[str, Choices(("ema", "raw"))] = "ema"
     # an average of this relative width, made from ldm.power_ema; null: ldm.fit.ema's
     ema_width: Power | None = None
-    # fractions of training whose snapshots are scored
-    at: Annotated[list[Fraction], Items(at_least=1, distinct=True)] = field(default_factory=lambda: [1.0])
+    # fractions of the training, or counts of images, whose snapshots are scored
+    at: Annotated[list[At], Items(at_least=1, distinct=True)] = field(default_factory=lambda: [1.0])
+    # images over which each scored snapshot is cooled down first, or a fraction of those it has seen; null: scored as it is
+    cooldown: Annotated[float, Moment(above=0, at_most=1)] | None = None
     reconstructions: Counted = 1000  # val images for PSNR, SSIM, rFID, at most
 
 

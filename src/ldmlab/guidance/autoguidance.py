@@ -20,7 +20,7 @@ class Autoguidance(Guidance):
 
     Args:
         scale: eps = weak + scale (eps - weak); 1 is none.
-        snapshot: a fraction among ldm.fit.snapshots (with `run`: among that run's).
+        snapshot: one of ldm.fit.snapshots (with `run`: of that run's).
         run: the other run, by its name or id; None: this run.
     """
 

@@ -16,13 +16,14 @@ from ldmlab import build
 from ldmlab.data.base import ImageDataset
 from ldmlab.data.batches import Batches
 from ldmlab.store.card import stage_card
-from ldmlab.store.checkpoint import Checkpoints, save_tensors
+from ldmlab.store.checkpoint import Checkpoints
 from ldmlab.store.files import atomic, write_json
 from ldmlab.store.ranks import Ranks
 from ldmlab.store.store import Address, Store
 from ldmlab.terminal import Progress
 from ldmlab.training.ema import EMA
-from ldmlab.training.loop import Events, Progressed, TrainingLoss, fit
+from ldmlab.training.kept import Kept, Start, snapshot_folder
+from ldmlab.training.loop import Events, Progressed, TrainingLoss, cooldown_begins, fit, images_at
 from ldmlab.training.post_hoc_ema import PowerEMA
 from ldmlab.training.tracking import Tracker, WandbMirror
 
@@ -127,11 +128,15 @@ class Context:
         health_check: Callable[[dict[str, float], float], list[str]] = lambda row, share: [],
         power_ema: Sequence[float] = (),
         seed: int = 0,
+        keep_state: bool = False,
+        start: Start | None = None,
     ) -> Progressed:
         """Train a stage with the one loop; leaves weights, averages and snapshots in `folder`.
 
         `group` images of a batch must stay in one micro-batch. `health_check`: see `loop.Events`. `power_ema`: relative widths
         of power-function averages, kept beside each snapshot as power_<width>.safetensors. `seed`: of the order of the images.
+        `keep_state`: the optimisers' state stays beside the weights, at the end, at snapshots and where the cool-down begins, as
+        far as a longer training could go on from there. `start`: a kept point to begin from where there is no checkpoint yet.
         The first player is the one that is kept and averaged; another player's weights are kept under its own name.
         """
         runtime = self.cfg.runtime
@@ -140,29 +145,25 @@ class Context:
             if build.channels_last(self.cfg, self.device, budget.precision):
                 module.to(memory_format=torch.channels_last)
         first = training_loss.players[0]
-        raw = training_loss.modules[first]
+        raw, end, flat = training_loss.modules[first], images_at(budget, 1.0), cooldown_begins(budget)
         optimizers = {player: build.optimizer(module, budget) for player, module in training_loss.modules.items()}
         averages: dict[str, EMA] = {first: EMA(raw, budget.ema)} if budget.ema is not None else {}
         powers = {f"power_{width:g}": PowerEMA(raw, width) for width in power_ema}
         if runtime.compile:
             raw.compile()
         mirror = self._mirror(address, folder) if self.main and self.cfg.tracking.wandb else None
-        others = {player: training_loss.modules[player] for player in training_loss.players[1:]}
+        kept, checkpoints = Kept(dict(training_loss.modules), averages | powers, optimizers), Checkpoints(folder)
+        if start is not None and self.main and checkpoints.last() is None:
+            kept.begin(start, folder, budget.batch_size, keep_state)
+        self.barrier()
 
-        def keep(where: Path) -> None:
+        def snapshot(images: int) -> None:
             if self.main:
-                where.mkdir(parents=True, exist_ok=True)
-                for name, tensors in [
-                    ("weights", raw.state_dict()),
-                    *((("ema", averages[first].state_dict()),) if averages else ()),
-                    *((name, average.state_dict()) for name, average in powers.items()),
-                    *((player, module.state_dict()) for player, module in others.items()),
-                ]:
-                    with atomic(where / f"{name}.safetensors") as beside:
-                        save_tensors(beside, tensors)
+                kept.write(snapshot_folder(folder, images), keep_state and images <= flat and images < end)
 
         events = Events(
-            snapshot=lambda images: keep(folder / "snapshots" / f"{images:012d}"),
+            snapshot=snapshot,
+            snapshot_at=[flat] if keep_state and flat < end else [],
             validate=validate or dict,
             health_check=health_check,
             validate_at=[i / 10 for i in range(1, 11)] if validate else [],
@@ -175,14 +176,15 @@ class Context:
         )  # fmt: skip
         try:
             done = fit(
-                address.stage, training_loss, batches, budget, optimizers, averages | powers, self.accelerator, Checkpoints(folder),
+                address.stage, training_loss, batches, budget, optimizers, averages | powers, self.accelerator, checkpoints,
                 Tracker(folder if self.main else None, mirror), events,
             )  # fmt: skip
         finally:
             if mirror:
                 mirror.close()
             self.accelerator.free_memory()
-        keep(folder)
+        if self.main:
+            kept.write(folder, keep_state and flat == end)
         self.barrier()
         return done
 

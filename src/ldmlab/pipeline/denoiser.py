@@ -1,10 +1,13 @@
 """The denoiser, trained on latents or from a file."""
 
+import functools
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor
 
 from ldmlab import build
@@ -13,16 +16,22 @@ from ldmlab.diffusion.denoiser import Denoiser
 from ldmlab.errors import DataError
 from ldmlab.pipeline import weights_denoiser
 from ldmlab.pipeline.context import Context, frozen
+from ldmlab.pipeline.continuation import Continuation, find
 from ldmlab.pipeline.costs import millions, parameters_of
 from ldmlab.pipeline.first_stage import FirstStage
 from ldmlab.pipeline.latents import LatentsStage, learnt_from, load_learnt_from
+from ldmlab.pipeline.snapshots import kept, megabytes, words
 from ldmlab.pipeline.stage import Row, Stage, plain
 from ldmlab.randomness import Draws
 from ldmlab.store.checkpoint import load_tensors
 from ldmlab.terminal import number
 from ldmlab.training.diffusion_loss import DiffusionLoss
-from ldmlab.training.loop import images_at, total_steps
+from ldmlab.training.kept import Start, snapshot_folder
+from ldmlab.training.loop import Progressed, images_at, total_steps
 from ldmlab.training.post_hoc_ema import Profile, combine, gamma_of, project
+
+if TYPE_CHECKING:
+    from ldmlab.pipeline.plan import Plan
 
 VALIDATION_IMAGES = 128  # whose loss is measured during training
 LOOSE = 0.1  # relative error of an average's profile that is worth a note
@@ -53,6 +62,9 @@ class DenoiserStage(Stage):
         for name in ("budget", "weights"):
             ldm.pop(name)
         cond.pop("label")
+        ldm["fit"].pop("keep_state")
+        if ldm["network"].get("dropout"):
+            ldm["fit"]["dropout_drawn"] = "by step"  # it was by process once, which no restart could repeat
         if objective.get("loss") != "huber":
             objective.pop("delta", None)  # Huber's alone
         tile = {} if LatentsStage.of(self.plan) else {"tile": self.cfg.ae.tile}
@@ -71,61 +83,51 @@ class DenoiserStage(Stage):
         model, costs, fit = self.plan.resolved.denoiser, self.plan.resolved.costs, self.cfg.ldm.fit
         images = 0 if fit is None else total_steps(fit) * fit.batch_size
         gigaflops = f" · {3 * costs.forward / 1e9:.3g} GFLOP/img" if costs.forward and fit is not None else ""
-        origin = f"{number(images)} img" if fit is not None else f"imported from {Path(self.cfg.ldm.weights).name}"
+        origin = (
+            f"imported from {Path(self.cfg.ldm.weights).name}" if fit is None else f"{number(images)} img{words(fit)}"
+        )
         what = f"{type(model.network).__name__} {millions(parameters_of(model.network))}{gigaflops} · {origin}"
         encode = 0.0 if LatentsStage.of(self.plan) else costs.encode
-        return Row(what, images, 3 * costs.forward + encode, 20 * parameters_of(model) / 1e6)
+        left = 4 * parameters_of(model) / 1e6 if fit is None else megabytes(fit, parameters_of(model), self.averages)
+        return Row(what, images, 3 * costs.forward + encode, left)
+
+    @property
+    def averages(self) -> int:
+        """How many averages of the weights are kept."""
+        return (self.cfg.ldm.fit.ema is not None) + len(self.cfg.ldm.power_ema)
+
+    @functools.cached_property
+    def continuation(self) -> Continuation | None:
+        fit = self.cfg.ldm.fit
+        return None if fit is None else find(self, "ldm", fit.keep_state)
 
     def work(self, ctx: Context, folder: Path) -> float | None:
-        ae = self.plan.stage(FirstStage).load(ctx)
-        model = build.denoiser(ctx.cfg, ae, ctx.data)
         if ctx.cfg.ldm.weights is not None:
+            model = build.denoiser(ctx.cfg, self.plan.stage(FirstStage).load(ctx), ctx.data)
             if ctx.main:
                 weights_denoiser.install(ctx.cfg, model, folder)
             return None
-        fit, objective = ctx.cfg.ldm.fit, self.plan.resolved.objective
-        loss = DiffusionLoss(model, ae, objective, Draws(ctx.cfg.ldm.seed), ctx.cfg.cond.drop, fit.batch_size)
-        size = min(VALIDATION_IMAGES, len(ctx.val))
-        probe = DiffusionLoss(model, ae, objective, Draws(ctx.cfg.ldm.seed + 1), 0.0, size)
-        held = Batches(ctx.val, size, size, ctx.cfg.ldm.seed, ctx.device).step(0)[0]
-
-        @torch.no_grad()
-        def validate() -> dict[str, float]:  # the same images, times and noise at every call
-            model.eval()
-            logs = probe.loss(held, "denoiser", 0)[1]
-            model.train()
-            return {k: float(v) for k, v in logs.items()}
-
-        data = load_learnt_from(self.plan, ctx)
-        return ctx.train(
-            self.address, folder, loss, data, fit, validate, power_ema=ctx.cfg.ldm.power_ema, seed=ctx.cfg.ldm.seed
-        ).seconds
+        fit, found = ctx.cfg.ldm.fit, self.continuation
+        start = None if found is None else found.start
+        return train_denoiser(self, ctx, folder, fit, start, list(ctx.cfg.ldm.power_ema), fit.keep_state).seconds
 
     def load(self, ctx: Context, images: int | None = None) -> Denoiser:
         """With the weights that `eval.weights` names; of a snapshot when `images` says which."""
         folder = self.make(ctx)
-        model = build.denoiser(ctx.cfg, self.plan.stage(FirstStage).load(ctx), ctx.data)
         final = self.plan.resolved.snapshots[-1]
-        if images is not None and (folder / "snapshots" / f"{images:012d}").exists():
-            folder = folder / "snapshots" / f"{images:012d}"
+        if images is not None and snapshot_folder(folder, images).exists():
+            folder = snapshot_folder(folder, images)
         elif images is not None and images != final:
             raise DataError(f"{folder} has no snapshot at {images} images.")
-        if ctx.cfg.eval.ema_width is not None:
-            model.load_state_dict(self._average(ctx, images))
-        else:
-            name = "ema" if ctx.cfg.eval.weights == "ema" else "weights"
-            weights_denoiser.load_into(model, load_tensors(folder / f"{name}.safetensors"))
-        return frozen(model, ctx.device)  # type: ignore[return-value]
+        averaged = None if ctx.cfg.eval.ema_width is None else self._average(ctx, images)
+        return load_denoiser(self.plan, ctx, folder, averaged)
 
     def _average(self, ctx: Context, images: int | None) -> dict[str, Tensor]:
         """Weights averaged with the profile of `eval.ema_width`, as they would be after `images` (None: all of training)."""
         fit, widths = ctx.cfg.ldm.fit, list(ctx.cfg.ldm.power_ema)
         folder, end = ctx.store.folder(self.address), images_at(fit, 1.0)
         images = end if images is None else images
-        kept = sorted({images_at(fit, fraction) for fraction in fit.snapshots} - {end})
-        places = {at: folder / "snapshots" / f"{at:012d}" for at in kept if at <= images} | (
-            {end: folder} if images == end else {}
-        )
+        places = {at: folder if at == end else snapshot_folder(folder, at) for at in sorted(kept(fit)) if at <= images}
         stored = [
             (Profile(at, gamma_of(w)), place / f"power_{w:g}.safetensors")
             for at, place in places.items()
@@ -138,3 +140,45 @@ class DenoiserStage(Stage):
                 f"{len(stored)} stored averages cannot make it. More ldm.fit.snapshots, or a width nearer to ldm.power_ema."
             )
         return combine(fitted.coefficients, [partial(load_tensors, path) for _, path in stored])
+
+
+def train_denoiser(
+    stage: Stage,
+    ctx: Context,
+    folder: Path,
+    fit: DictConfig,
+    start: Start | None,
+    widths: Sequence[float] = (),
+    keep_state: bool = False,
+) -> Progressed:
+    """The run's denoiser trained with the budget `fit`, from `start` on where there is one; its loss on some val images in the log.
+
+    widths: of the power-function averages that are kept.
+    """
+    plan, cfg = stage.plan, ctx.cfg
+    ae, objective = plan.stage(FirstStage).load(ctx), plan.resolved.objective
+    model = build.denoiser(cfg, ae, ctx.data)
+    loss = DiffusionLoss(model, ae, objective, Draws(cfg.ldm.seed), cfg.cond.drop, fit.batch_size)
+    size = min(VALIDATION_IMAGES, len(ctx.val))
+    probe = DiffusionLoss(model, ae, objective, Draws(cfg.ldm.seed + 1), 0.0, size)
+    held = Batches(ctx.val, size, size, cfg.ldm.seed, ctx.device).step(0)[0]
+
+    @torch.no_grad()
+    def validate() -> dict[str, float]:  # the same images, times and noise at every call
+        model.eval()
+        logs = probe.loss(held, "denoiser", 0)[1]
+        model.train()
+        return {k: float(v) for k, v in logs.items()}
+
+    return ctx.train(
+        stage.address, folder, loss, load_learnt_from(plan, ctx), fit, validate,
+        power_ema=widths, seed=cfg.ldm.seed, keep_state=keep_state, start=start,
+    )  # fmt: skip
+
+
+def load_denoiser(plan: "Plan", ctx: Context, folder: Path, averaged: dict[str, Tensor] | None = None) -> Denoiser:
+    """Frozen, with the weights of `folder` that `eval.weights` names, or with `averaged`."""
+    model = build.denoiser(ctx.cfg, plan.stage(FirstStage).load(ctx), ctx.data)
+    name = "ema" if ctx.cfg.eval.weights == "ema" else "weights"
+    weights_denoiser.load_into(model, averaged or load_tensors(folder / f"{name}.safetensors"))
+    return frozen(model, ctx.device)  # type: ignore[return-value]

@@ -1,5 +1,6 @@
 """The first stage: an autoencoder, trained or from a file, with the scale of its latent."""
 
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,8 +16,9 @@ from ldmlab.autoencoders.regularisers.base import Posterior
 from ldmlab.autoencoders.scale import measure_scale
 from ldmlab.data.base import to_batch
 from ldmlab.data.batches import Batches, to_float, to_uint8
-from ldmlab.pipeline import weights_first_stage
+from ldmlab.pipeline import snapshots, weights_first_stage
 from ldmlab.pipeline.context import Context, frozen
+from ldmlab.pipeline.continuation import Continuation, find
 from ldmlab.pipeline.costs import millions, parameters_of
 from ldmlab.pipeline.data import DataStage
 from ldmlab.pipeline.extractor import extractor_of, load_extractor
@@ -26,6 +28,7 @@ from ldmlab.randomness import Draws
 from ldmlab.store.checkpoint import load_tensors, save_tensors
 from ldmlab.store.files import atomic, write_json
 from ldmlab.training.autoencoder_loss import AutoencoderLoss
+from ldmlab.training.kept import Start
 from ldmlab.training.loop import Progressed, total_steps
 
 if TYPE_CHECKING:
@@ -58,6 +61,8 @@ class FirstStage(Stage):
         if self.cfg.ae.weights is not None:
             return weights_first_stage.options(self.cfg)[0]
         ae: dict[str, Any] = plain(self.cfg.ae)
+        if ae["fit"] is not None:
+            ae["fit"].pop("keep_state")
         ae["network"].pop("checkpointing", None)
         for name in ("train", "decoder_fit", "tile", "recipe", "weights"):
             ae.pop(name)
@@ -87,14 +92,23 @@ class FirstStage(Stage):
             return Row(f"{what} · imported from {Path(self.cfg.ae.weights).name}", images, resolved.costs.encode)
         if fit is None:
             return Row(what)
-        return Row(what, total_steps(fit) * fit.batch_size, 3 * (resolved.costs.encode + resolved.costs.decode))
+        left = snapshots.megabytes(fit, parameters_of(ae), int(fit.ema is not None))
+        flops = 3 * (resolved.costs.encode + resolved.costs.decode)
+        return Row(f"{what}{snapshots.words(fit)}", total_steps(fit) * fit.batch_size, flops, left)
+
+    @functools.cached_property
+    def continuation(self) -> Continuation | None:
+        fit = self.cfg.ae.fit
+        return None if fit is None else find(self, "ae", fit.keep_state)
 
     def work(self, ctx: Context, folder: Path) -> float | None:
         ae, seconds, fit = build.autoencoder(ctx.cfg), None, ctx.cfg.ae.fit
         if ctx.cfg.ae.weights is None:
             ae.to(ctx.device).fit_linear(lambda: training_images(ctx, ae.network.fit_images))
         if fit is not None:
-            seconds = train_autoencoder(self, ctx, folder, ae, fit).seconds
+            found = self.continuation
+            start = None if found is None else found.start
+            seconds = train_autoencoder(self, ctx, folder, ae, fit, fit.keep_state, start).seconds
             if fit.ema is not None:
                 ae.load_state_dict(load_tensors(folder / "ema.safetensors"))
         source = weights_first_stage.install(ctx.cfg, ae) if ctx.cfg.ae.weights is not None else None
@@ -115,8 +129,16 @@ def classifier_of(plan: "Plan") -> dict[str, Stage | str]:
     return {"classifier": extractor_of(plan)} if build.needs_classifier(plan.resolved.cfg) else {}
 
 
-def train_autoencoder(stage: Stage, ctx: Context, folder: Path, ae: Autoencoder, fit: "DictConfig") -> Progressed:
-    """`ae` trained with `ae.loss` and the budget `fit`; PSNR of some val images in the log."""
+def train_autoencoder(
+    stage: Stage,
+    ctx: Context,
+    folder: Path,
+    ae: Autoencoder,
+    fit: "DictConfig",
+    keep_state: bool = False,
+    start: Start | None = None,
+) -> Progressed:
+    """`ae` trained with `ae.loss` and the budget `fit`, from `start` on where there is one; PSNR of some val images in the log."""
     classifier = load_extractor(stage.plan, ctx) if build.needs_classifier(ctx.cfg) else None
     loss = build.first_stage_loss(ctx.cfg, classifier).to(ctx.device)
     images = [_image(ctx, ctx.val, i) for i in spread(len(ctx.val), VALIDATION_IMAGES)]
@@ -131,6 +153,8 @@ def train_autoencoder(stage: Stage, ctx: Context, folder: Path, ae: Autoencoder,
         build.group_of(ctx.cfg),
         Health().health_check,
         seed=ctx.cfg.ae.seed,
+        keep_state=keep_state,
+        start=start,
     )
 
 

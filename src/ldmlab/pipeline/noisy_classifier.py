@@ -60,6 +60,8 @@ class NoisyClassifierStage(Stage):
         """Of the objective: the schedule and the distribution of t."""
         objective = self.cfg.objective
         tile = {} if LatentsStage.of(self.plan) else {"tile": self.cfg.ae.tile}
+        if self.cfg.guidance.classifier.network.dropout:
+            tile["dropout_drawn"] = "by step"  # see DenoiserStage.own
         return {
             "network": self.cfg.guidance.classifier.network, "fit": self.fit, "seed": self.seed,
             "schedule": objective.schedule, "times": objective.times, "stratified": objective.stratified, **tile,

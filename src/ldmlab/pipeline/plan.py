@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 from ldmlab import build
 from ldmlab.errors import ConfigError
+from ldmlab.pipeline.cooldown import CooldownStage
 from ldmlab.pipeline.costs import UTILISATION, machine_speed
 from ldmlab.pipeline.data import DataStage
 from ldmlab.pipeline.decoder import DecoderStage
@@ -25,7 +26,7 @@ from ldmlab.store.store import Address, Store
 from ldmlab.terminal import clock
 
 KINDS: tuple[type[Stage], ...] = (
-    DataStage, ExtractorStage, FirstStage, DecoderStage, ReconstructionsStage, LatentsStage, DenoiserStage,
+    DataStage, ExtractorStage, FirstStage, DecoderStage, ReconstructionsStage, LatentsStage, DenoiserStage, CooldownStage,
     NoisyClassifierStage, WeakModel, SamplesStage, ReferenceStage, ScoresStage,
 )  # fmt: skip
 """The stages of the package. Where two could come first, the earlier here does; order is otherwise by what each stands on."""
@@ -47,6 +48,9 @@ class Plan:
             stage.check()
         if note := self._extractor_note():
             self.notes.append(note)
+        self.notes += [
+            why for stage in self.order if not begun(stage) and stage.continuation for why in stage.continuation.refused
+        ]
         self.rows: list[tuple[Stage, Row]] = [(stage, stage.row()) for stage in self.order if stage.listed]
 
     def stage(self, kind: type[S], *which: Any) -> S:
@@ -140,8 +144,14 @@ def in_order(wanted: Iterator[Stage]) -> list[Stage]:
     return list(done.values())
 
 
+def begun(stage: Stage) -> bool:
+    """Whether the store has its result, or a checkpoint on the way to it."""
+    store = stage.plan.store
+    return store.done(stage.address) is not None or Checkpoints(store.folder(stage.address)).last() is not None
+
+
 def state_of(stage: Stage, row: Row, store: Store) -> str:
-    """done, resumes at n %, or will run."""
+    """done, resumes at n %, continues another training, or will run."""
     if stage.name == "data":
         return "ready"
     if store.done(stage.address) is not None:
@@ -149,6 +159,8 @@ def state_of(stage: Stage, row: Row, store: Store) -> str:
     folder = store.folder(stage.address)
     if last := Checkpoints(folder).last():
         return f"resumes at {int(last.name) / max(row.images, 1):.0%}"
+    if stage.continuation and stage.continuation.start:
+        return stage.continuation.words
     if parts := list(folder.glob("part-*.npy")) + list(folder.glob("moments-*.npy")):
         return f"resumes ({len(parts)} parts)"
     return "will run"
@@ -164,9 +176,10 @@ def table(plan: Plan, costs: bool) -> list[list[str]]:
         if costs:
             parts = []
             if state not in ("done", "ready") and row.flops:
-                parts.append(f"about {clock(row.images * row.flops / speed)}")
+                found = stage.continuation.start if state.startswith("continues") and stage.continuation else None
+                parts.append(f"about {clock((row.images - (found.images if found else 0)) * row.flops / speed)}")
             if row.megabytes >= 0.1:
-                parts.append(f"{row.megabytes:.3g} MB")
+                parts.append(f"{row.megabytes:.3g} MB" if row.megabytes < 1000 else f"{row.megabytes / 1000:.3g} GB")
             line.append(" · ".join(parts))
         lines.append(line)
     return lines

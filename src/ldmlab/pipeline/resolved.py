@@ -28,9 +28,9 @@ from ldmlab.guidance.base import Guidance
 from ldmlab.guidance.interval import share_within
 from ldmlab.metrics.features import Extractor
 from ldmlab.metrics.metric import Metric, available, check, check_counts
+from ldmlab.pipeline import snapshots
 from ldmlab.pipeline.costs import flops_of
 from ldmlab.samplers.sampler import Sampler
-from ldmlab.training.loop import images_at
 from ldmlab.training.post_hoc_ema import gamma_of
 
 
@@ -72,8 +72,7 @@ class Resolved:
     @property
     def snapshots(self) -> list[int]:
         """Training images of the snapshots that are sampled and scored, rising; [0] for an imported denoiser."""
-        fit = self.cfg.ldm.fit
-        return [0 if fit is None else images_at(fit, fraction) for fraction in sorted(self.cfg.eval.at)]
+        return snapshots.scored(self.cfg)
 
     @property
     def condition_fields(self) -> tuple[str, ...]:
@@ -151,7 +150,7 @@ def resolve(cfg: DictConfig, choices: dict[str, str], data: ImageDataset, val: I
     check_sampling(found)
     check_guidance(found)
     check_label(found)
-    check_snapshots(cfg)
+    snapshots.check(cfg)
     check_power_ema(cfg)
     check_evaluation(found)
     return replace(found, metrics=tuple(checked_metrics(found)))
@@ -298,26 +297,6 @@ def check_guidance(found: Resolved) -> None:
         kind.check(found.resolution)
         if (interval := getattr(kind, "interval", None)) is not None:
             check_interval(f"guidance.{kind.name}.interval", interval, found.objective.schedule, found.visited)
-
-
-def check_snapshots(cfg: DictConfig) -> None:
-    """Training keeps the weights that `eval.weights` chooses. Those of an imported denoiser: `weights_denoiser.check`."""
-    if cfg.ldm.fit is None:
-        return
-    if cfg.eval.weights == "ema" and cfg.ldm.fit.ema is None and cfg.eval.ema_width is None:
-        raise ConfigError("eval.weights=ema, but ldm.fit.ema=null keeps no averaged weights. Use eval.weights=raw.")
-    kept = {1.0, *cfg.ldm.fit.snapshots}
-    for fraction in cfg.eval.at:
-        if fraction not in kept:
-            raise ConfigError(
-                f"eval.at={fraction} is not among ldm.fit.snapshots={sorted(kept)}: no weights are kept there. "
-                f"Add it: ldm.fit.snapshots=[{','.join(str(f) for f in sorted(kept | {fraction}))}]."
-            )
-    if len({images_at(cfg.ldm.fit, f) for f in kept}) < len(kept):
-        raise ConfigError(
-            f"ldm.fit.snapshots={sorted(kept)} name the same step twice: {cfg.ldm.fit.images} images are only "
-            f"{-(-cfg.ldm.fit.images // cfg.ldm.fit.batch_size)} steps. Use fewer snapshots or more images."
-        )
 
 
 def check_evaluation(found: Resolved) -> None:

@@ -13,7 +13,7 @@ from ldmlab.config.complete import files_of
 from ldmlab.config.compose import Composed
 from ldmlab.data import duplicates
 from ldmlab.errors import ConfigError, UserError
-from ldmlab.pipeline import budget, memory, weights_denoiser, weights_first_stage
+from ldmlab.pipeline import budget, memory, snapshots, weights_denoiser, weights_first_stage
 from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.launch import check_device, make_accelerator, set_threads
 from ldmlab.pipeline.plan import Plan, table
@@ -37,7 +37,7 @@ def prepare(composed: Composed) -> Plan:
     weights_denoiser.check(cfg, choices, resolved.denoiser, resolved.objective)
     too_large = memory.complaint(resolved)  # of this machine: execute refuses, a plan may be for another one
     said = [note for note in (sized, too_large) if note]
-    resolved.notes.extend([*said, *duplicates.notes(data, val), *weights_denoiser.notes(cfg)])
+    resolved.notes.extend([*said, *duplicates.notes(data, val), *weights_denoiser.notes(cfg), *snapshots.notes(cfg)])
     plan = Plan(resolved, store)
     check_files(plan)
     return plan

@@ -12,8 +12,8 @@ from ldmlab.guidance.base import Model, SampleCost
 from ldmlab.guidance.stack import Guided
 from ldmlab.pipeline import sampling
 from ldmlab.pipeline.context import Context
+from ldmlab.pipeline.cooldown import images_behind, load_scored, scored
 from ldmlab.pipeline.decoder import DecoderStage, decoding, load_decoding
-from ldmlab.pipeline.denoiser import DenoiserStage
 from ldmlab.pipeline.sheets import save_sheet
 from ldmlab.pipeline.stage import Row, SnapshotStage, Stage, plain
 from ldmlab.store.files import atomic, read_array, write_json
@@ -55,13 +55,13 @@ class SamplesStage(SnapshotStage):
         guides = {
             role: self.plan.named(name) for kind in self.plan.resolved.guidance for role, name in kind.stages.items()
         }
-        return {"denoiser": self.plan.stage(DenoiserStage), **decoder, **guides}
+        return {"denoiser": scored(self.plan, self.images), **decoder, **guides}
 
     def row(self) -> Row:
         resolved, n = self.plan.resolved, self.cfg.eval.samples
         sampler, size = resolved.sampler, resolved.resolution
         counted = "" if self.evaluations == sampler.steps else f" ({number(self.evaluations)} evaluations)"
-        after = f" · after {number(self.images)} img" if self.images else ""
+        after = f" · after {number(images_behind(self.plan, self.images))} img" if self.images else ""
         what = (
             f"{number(n)} samples · {self.label} {sampler.steps}{counted} · guidance {sampler.guidance:g}"
             f"{''.join(f' · {text}' for text in self._guided_by())}{after}"
@@ -95,7 +95,7 @@ class SamplesStage(SnapshotStage):
 
     def work(self, ctx: Context, folder: Path) -> None:
         cfg, resolved = ctx.cfg, self.plan.resolved
-        ae, model = load_decoding(self.plan, ctx), self.plan.stage(DenoiserStage).load(ctx, self.images)
+        ae, model = load_decoding(self.plan, ctx), load_scored(self.plan, ctx, self.images)
         results = RunResults(self.plan, ctx, ae)
         guided = Guided(Model(model, resolved.objective), tuple(kind.load(results) for kind in resolved.guidance))
         n, shape = cfg.eval.samples, resolved.latent_shape

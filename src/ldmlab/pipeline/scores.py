@@ -12,9 +12,11 @@ from ldmlab.metrics.features import FeatureSet
 from ldmlab.metrics.metric import Inputs
 from ldmlab.metrics.protocol import ProtocolCard
 from ldmlab.pipeline.context import Context
+from ldmlab.pipeline.cooldown import images_behind
 from ldmlab.pipeline.extractor import extractor_of, load_extractor
 from ldmlab.pipeline.reference import ReferenceStage
 from ldmlab.pipeline.samples import SamplesStage
+from ldmlab.pipeline.snapshots import said
 from ldmlab.pipeline.stage import Row, SnapshotStage, Stage, plain
 from ldmlab.store.files import read_array, write_json
 
@@ -56,7 +58,7 @@ class ScoresStage(SnapshotStage):
             metrics = self.plan.resolved.metrics
             scores = evaluate(metrics, self._inputs(ctx, found, reference, images, samples, extractor))
             card = self.card(extractor, len(reference))
-            result = {"snapshot_images": self.images or None, **scores.to_dict()}
+            result = {"snapshot_images": images_behind(self.plan, self.images) or None, **scores.to_dict()}
             result["warnings"] = [*scores.warnings, *card.warnings()]
             write_json(folder / "scores.json", {**result, "card": card.to_dict(), "card_short": card.short()})
         ctx.barrier()
@@ -83,13 +85,14 @@ class ScoresStage(SnapshotStage):
         cfg, resolved = self.cfg, self.plan.resolved
         sampler, evaluations = resolved.sampler, self.samples.evaluations
         weights = cfg.eval.weights if cfg.eval.ema_width is None else f"ema width {cfg.eval.ema_width:g}"
+        weights += "" if cfg.eval.cooldown is None else f" cooled down {said([cfg.eval.cooldown])[0]}"
         labelled = "label" in resolved.condition_fields
         mode = (f"label {cfg.cond.label}" if cfg.cond.label is not None else cfg.eval.label_mode) if labelled else None
         return ProtocolCard(
             reference=self.plan.stage(ReferenceStage).address.id, reference_split=cfg.eval.reference.split,
             reference_images=reference_images, resolution=resolved.resolution, samples=cfg.eval.samples, label_mode=mode,
             sampler=self.samples.label, steps=sampler.steps, eta=getattr(sampler, "eta", None),
-            weights=weights, snapshot_images=self.images or None, extractor=extractor.name,
+            weights=weights, snapshot_images=images_behind(self.plan, self.images) or None, extractor=extractor.name,
             extractor_hash=extractor.fingerprint(), resize=extractor.resize_text, grid=getattr(sampler, "grid", None),
             seed=cfg.eval.seed, evaluations=evaluations if evaluations != sampler.steps else None,
             sampler_options=_other_options(cfg), guidance=self._guidance(),

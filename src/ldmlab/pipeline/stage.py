@@ -18,6 +18,7 @@ from ldmlab.store.store import Address
 
 if TYPE_CHECKING:
     from ldmlab.pipeline.context import Context
+    from ldmlab.pipeline.continuation import Continuation
     from ldmlab.pipeline.plan import Plan
 
 
@@ -84,6 +85,11 @@ class Stage:
 
     def check(self) -> None:
         """ConfigError for options that cannot be. Called before anything is built."""
+
+    @property
+    def continuation(self) -> Continuation | None:
+        """The finished training that this one goes on from; None for a stage that never does."""
+        return None
 
     def row(self) -> Row:
         """What it is and costs."""

@@ -15,10 +15,12 @@ from ldmlab.pipeline.context import Context, frozen
 from ldmlab.pipeline.denoiser import DenoiserStage
 from ldmlab.pipeline.first_stage import FirstStage
 from ldmlab.pipeline.resolved import forward_flops
+from ldmlab.pipeline.snapshots import kept, said, scored
 from ldmlab.pipeline.stage import Stage
 from ldmlab.store.checkpoint import load_tensors
 from ldmlab.store.files import read_json
 from ldmlab.terminal import number
+from ldmlab.training.kept import snapshot_folder
 from ldmlab.training.loop import images_at
 
 if TYPE_CHECKING:
@@ -69,7 +71,7 @@ class WeakModel(Stage):
 
     def words(self) -> str:
         auto = self.cfg.guidance.auto
-        name = f"{self.other.name}-{self.other.id[:4]}" if self.other else f"snapshot {auto.snapshot:g}"
+        name = f"{self.other.name}-{self.other.id[:4]}" if self.other else f"snapshot {said([auto.snapshot])[0]}"
         return f"{name}, {number(self.images)} img" if self.images else name
 
     def forward_flops(self) -> float:
@@ -108,21 +110,23 @@ def check_snapshot(cfg: DictConfig) -> None:
             "guidance=autoguidance: ldm.weights is one state of a denoiser, and no earlier one is there to move away from. "
             "Name another run of the store: guidance.auto.run=<its name or id>."
         )
-    kept = {1.0, *cfg.ldm.fit.snapshots}
     if auto.snapshot is None:
         raise ConfigError(
-            "guidance=autoguidance needs a weaker model: guidance.auto.snapshot=<a fraction of ldm.fit.snapshots>, "
+            "guidance=autoguidance needs a weaker model: guidance.auto.snapshot=<a fraction or count of ldm.fit.snapshots>, "
             "or guidance.auto.run=<name or id of a finished run>."
         )
-    if auto.snapshot not in kept:
+    found, given = kept(cfg.ldm.fit), f"guidance.auto.snapshot={said([auto.snapshot])[0]}"
+    images, first = images_at(cfg.ldm.fit, auto.snapshot), min(scored(cfg))
+    if images not in found:
         raise ConfigError(
-            f"guidance.auto.snapshot={auto.snapshot} is not among ldm.fit.snapshots={sorted(kept)}: no weights are kept there. "
-            f"Use one of them that is below eval.at={list(cfg.eval.at)}."
+            f"{given} is not among ldm.fit.snapshots={said(found.values())}: no weights are kept there. "
+            f"Use one of them that is below eval.at={said(cfg.eval.at)}."
         )
-    if auto.snapshot >= min(cfg.eval.at):
+    if images >= first:
+        earlier = said(moment for at, moment in found.items() if at < first)
         raise ConfigError(
-            f"guidance.auto.snapshot={auto.snapshot} must be below eval.at={list(cfg.eval.at)}: the weak model is an earlier one. "
-            f"Use an earlier one: {sorted(f for f in kept if f < min(cfg.eval.at)) or 'none is kept; add it to ldm.fit.snapshots'}."
+            f"{given} must be below eval.at={said(cfg.eval.at)}: the weak model is an earlier one. "
+            f"Use an earlier one: {earlier or 'none is kept; add it to ldm.fit.snapshots'}."
         )
 
 
@@ -147,21 +151,21 @@ def other_run(plan: "Plan") -> OtherRun:
     other = OmegaConf.create(record["config"])
     assert isinstance(other, DictConfig)
     check_other(plan, other, where)
-    fraction = 1.0 if auto.snapshot is None else auto.snapshot
+    moment = 1.0 if auto.snapshot is None else auto.snapshot
     fit = other.ldm.fit  # null for an imported denoiser, which is one state
-    kept = {1.0, *(fit.snapshots if fit is not None else [])}
-    if fraction not in kept:
+    found = {0: 1.0} if fit is None else kept(fit)
+    at = images_at(fit, moment) if fit is not None else 0 if moment == 1 else None
+    if at not in found:
         raise ConfigError(
-            f"guidance.auto.snapshot={fraction}: that run keeps weights at {sorted(kept)}. Use one of them."
+            f"guidance.auto.snapshot={said([moment])[0]}: that run keeps weights at {said(found.values())}. Use one of them."
         )
-    if stage["id"] == denoiser.id and fraction >= min(cfg.eval.at):
+    if stage["id"] == denoiser.id and at >= min(scored(cfg)):
         raise ConfigError(
             f"{where} is this denoiser itself, which cannot guide itself. Choose another run, or one of its earlier snapshots: "
             "guidance.auto.snapshot=… below eval.at, and no guidance.auto.run."
         )
     folder = (run / stage["folder"]).resolve()
-    at = 0 if fit is None else images_at(fit, fraction)
-    folder = folder if fraction == 1 else folder / "snapshots" / f"{at:012d}"
+    folder = folder if at == max(found) else snapshot_folder(folder, at)
     if cfg.eval.weights == "ema" and not (folder / "ema.safetensors").is_file():
         raise ConfigError(f"{where} keeps no averaged weights. Use eval.weights=raw, or another run.")
     known = plan.store.upstream_id((run / stage["folder"]).resolve())  # with verify=false, of altered files too

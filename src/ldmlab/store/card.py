@@ -84,13 +84,15 @@ def stamp(seconds_since_epoch: float) -> str:
 def stage_card(
     address: Any, began: float, seconds: float, processes: int, device: str, altered: dict[str, dict[str, str]]
 ) -> dict[str, Any]:
-    """The card of a finished stage. `seconds` counts all attempts, `started` is the last one's.
+    """The card of a finished stage. `seconds` counts all attempts, `started` is the last one's. The id is made of `stage`,
+    `version`, `options` and `upstream`.
 
     altered: `Store.altered_upstream`: files that the stage stands on and that were not what was sealed (verify=false).
     """
     card = {
         "stage": address.stage, "name": address.name, "id": address.id, "version": address.version,
-        "upstream": address.upstream, "started": stamp(began), "ended": stamp(time.time()), "seconds": round(seconds, 3),
+        "options": address.options, "upstream": address.upstream,
+        "started": stamp(began), "ended": stamp(time.time()), "seconds": round(seconds, 3),
         "processes": processes, "device": device, "machine": machine(), "versions": versions(), "code": code(),
     }  # fmt: skip
     return card | ({"altered_upstream": altered} if altered else {})

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ldmlab.data.batches import Batches
 from ldmlab.errors import TrainingError
+from ldmlab.randomness import seed_of
 from ldmlab.store.checkpoint import Checkpoints
 from ldmlab.terminal import Progress
 from ldmlab.training.ema import EMA
@@ -41,11 +42,16 @@ class TrainingLoss(Protocol):
     ) -> dict[str, Tensor]: ...  # after all turns; [...] → [ranks, ...]
 
 
-class FitOptions(Protocol):
-    """`config.Fit`: what the loop reads of it."""
+class Span(Protocol):
+    """How long a training is: images, in steps of `batch_size`."""
 
     images: int
     batch_size: int
+
+
+class FitOptions(Span, Protocol):
+    """`config.Fit`: what the loop reads of it."""
+
     lr: float
     clip: float | None
     precision: str
@@ -76,6 +82,7 @@ class Events:
     validate: Callable[[], dict[str, float]] = dict
     health_check: Callable[[dict[str, float], float], list[str]] = lambda row, share: []
     validate_at: list[float] = field(default_factory=list)  # fractions of the budget
+    snapshot_at: list[int] = field(default_factory=list)  # image counts beside those of the budget's snapshots
     checkpoint_seconds: float = 300.0
     log_seconds: float = 10.0
 
@@ -102,14 +109,29 @@ class StopFlag:
         self.caught = signal.Signals(number).name
 
 
-def total_steps(budget: FitOptions) -> int:
+def total_steps(budget: Span) -> int:
     """Optimiser steps of a budget: images / batch, rounded up to whole batches."""
     return math.ceil(budget.images / budget.batch_size)
 
 
-def images_at(budget: FitOptions, fraction: float) -> int:
-    """The image count of a fraction of the budget, at the nearest step border (at least one step)."""
-    return max(1, round(fraction * total_steps(budget))) * budget.batch_size
+def images_at(budget: Span, moment: float) -> int:
+    """The image count of a moment of the budget, at a step border, from the first one on.
+
+    Up to 1 the moment is a fraction and means the nearest border; above 1 it is a count of images, rounded up to whole
+    batches as `budget.images` is.
+    """
+    if moment > 1:
+        return math.ceil(moment / budget.batch_size) * budget.batch_size
+    return max(1, round(moment * total_steps(budget))) * budget.batch_size
+
+
+def cooldown_begins(budget: FitOptions) -> int:
+    """Images seen at the last step border up to which the learning rate knows nothing of the cool-down; without one, the end.
+
+    Two budgets that differ in `images`, `cooldown` and `snapshots` alone are one training up to the smaller of these counts.
+    """
+    end = total_steps(budget) * budget.batch_size
+    return max(0, math.ceil((end - budget.cooldown) / budget.batch_size)) * budget.batch_size
 
 
 def learning_rate(budget: FitOptions, images: int) -> float:
@@ -142,7 +164,7 @@ def fit(
     tracker.rewind(done.images)
     training_loss.modules = {player: accelerator.prepare(module) for player, module in raw.items()}
     end = total_steps(budget) * budget.batch_size
-    snapshot_at = {images_at(budget, f) for f in budget.snapshots}
+    snapshot_at = {images_at(budget, moment) for moment in budget.snapshots} | set(events.snapshot_at)
     validate_at = {images_at(budget, f) for f in events.validate_at}
     clock = _Clock(accelerator, events, done.seconds)
     bar = Progress(name, end, start=done.images, every=events.log_seconds, show=accelerator.is_main_process)
@@ -172,6 +194,8 @@ def fit(
         clock.start(done.images)
         while done.images < end:
             micros = batches.step(done.images)
+            # of dropout, which draws from PyTorch's own generator: no step depends on what ran before it in this process
+            torch.manual_seed(seed_of(batches.draws.seed, "step", done.images, accelerator.process_index))
             logs = train_step(training_loss, micros, done.images, budget, optimizers, accelerator)
             logs |= training_loss.on_step_end(lambda tensor: accelerator.gather(tensor.unsqueeze(0)))
             done.images += budget.batch_size
