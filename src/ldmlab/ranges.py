@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 LARGEST = 2**53
-FEWEST = 8  # images that a count of a training's images names
+MOST = 10**13  # images of a training
+FEWEST = 8  # images that a point of a training is named by
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Moment(Range):
 
     def refuse(self, value: Any) -> str | None:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if number and FEWEST <= value <= LARGEST and value == math.floor(value):
+        if number and FEWEST <= value <= MOST and value == math.floor(value):
             return None
         wrong = super().refuse(value)
         return wrong and f"{wrong} (a fraction of the training) or a whole number of images, {FEWEST} or more"
@@ -177,8 +178,8 @@ Fraction = Annotated[float, Range(at_least=0, at_most=1)]
 Share = Annotated[float, Range(at_least=0, below=1)]  # a probability or decay that must leave something
 Weight = Annotated[float, Range(at_least=0, at_most=1e6)]  # of a term of a loss
 Scale = Annotated[float, Range(above=0, at_most=10_000)]  # of a guidance
-Images = Annotated[int, Range(at_least=1, at_most=10**13)]  # a duration
-MaybeImages = Annotated[int, Range(at_least=0, at_most=10**13)]
+Images = Annotated[int, Range(at_least=1, at_most=MOST)]  # a duration
+MaybeImages = Annotated[int, Range(at_least=0, at_most=MOST)]
 Batch = Annotated[int, Range(at_least=1, at_most=2**24)]
 Pixels = Annotated[int, Range(at_least=1, at_most=16_384)]  # a side
 Width = Annotated[int, Range(at_least=1, at_most=16_384)]  # channels

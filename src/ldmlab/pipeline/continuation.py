@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldmlab.errors import DataError
 from ldmlab.store.files import read_json
-from ldmlab.store.store import Store, canonical
+from ldmlab.store.store import Address, Store, canonical, make_id
 from ldmlab.terminal import number
 from ldmlab.training.kept import STATE, Start
 from ldmlab.training.loop import cooldown_begins, images_at
@@ -74,17 +74,15 @@ def find(stage: "Stage", group: str, keep_state: bool) -> Continuation:
     store, mine = stage.plan.store, stage.address
     wanted, starts, refused = Training.of(group, mine.options), [], []
     for seal in sorted((store.root / stage.name).glob("*/done.json")):
-        card = _card(seal.parent)
-        same = (card.get("version"), card.get("upstream")) == (mine.version, mine.upstream)
-        trained = (card.get("options", {}).get(group) or {}).get("fit")  # imported or in closed form: it has none
-        if not same or card["id"] == mine.id or trained is None:
+        folder, options = seal.parent, _options(seal.parent, mine)
+        if options is None or options == mine.options or (options.get(group) or {}).get("fit") is None:
             continue
-        theirs = Training.of(group, card["options"])
+        theirs = Training.of(group, options)
         if theirs.rest != wanted.rest:
             continue
-        found = _start(wanted, theirs, seal.parent, keep_state) if _whole(store, seal.parent) else "it was altered"
+        found = _start(wanted, theirs, folder, keep_state) if _whole(store, folder) else "it was altered"
         if isinstance(found, str):
-            refused.append(f"{stage.name} {card['id']} ({number(theirs.fit.images)} img) is not continued: {found}")
+            refused.append(f"{stage.name} {_id(folder)} ({number(theirs.fit.images)} img) is not continued: {found}")
         else:
             starts.append(found)
     best = max(starts, key=lambda start: start.images, default=None)
@@ -108,19 +106,28 @@ def _start(wanted: Training, theirs: Training, folder: Path, keep_state: bool) -
     for images in sorted(with_state, reverse=True):
         earlier = {n for n in asked if n <= images}
         if earlier <= set(kept):
-            origin: dict[str, str | int] = {"id": folder.name.rpartition("-")[2], "images": images}
+            origin: dict[str, str | int] = {"id": _id(folder), "images": images}
             return Start(with_state[images], images, {n: kept[n] for n in sorted(earlier)}, folder, origin)
     first = min(asked - set(kept))
     return f"it kept no snapshot at {number(first)} images, which fit.snapshots asks for"
 
 
-def _card(folder: Path) -> dict[str, Any]:
-    """A stage's card; empty where it cannot be read: a command that uses that stage says so."""
+def _id(folder: Path) -> str:
+    return folder.name.rpartition("-")[2]
+
+
+def _options(folder: Path, mine: Address) -> dict[str, Any] | None:
+    """The options on a finished stage's card, where they make its id together with what `mine` stands on and its version.
+
+    None for a stage on other data or of another version, and for a card that is older, altered or cannot be read.
+    """
     try:
         card = read_json(folder / "card.json")
-    except DataError:
-        return {}
-    return card if isinstance(card, dict) else {}
+        options = card.get("options") if isinstance(card, dict) else None
+        known = isinstance(options, dict) and make_id(mine.stage, mine.version, options, mine.upstream) == _id(folder)
+    except (DataError, ValueError):  # damaged, or a number that no card has
+        return None
+    return options if known else None
 
 
 def _whole(store: Store, folder: Path) -> bool:

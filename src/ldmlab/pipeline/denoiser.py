@@ -14,13 +14,12 @@ from ldmlab import build
 from ldmlab.data.batches import Batches
 from ldmlab.diffusion.denoiser import Denoiser
 from ldmlab.errors import DataError
-from ldmlab.pipeline import weights_denoiser
+from ldmlab.pipeline import snapshots, weights_denoiser
 from ldmlab.pipeline.context import Context, frozen
 from ldmlab.pipeline.continuation import Continuation, find
 from ldmlab.pipeline.costs import millions, parameters_of
 from ldmlab.pipeline.first_stage import FirstStage
 from ldmlab.pipeline.latents import LatentsStage, learnt_from, load_learnt_from
-from ldmlab.pipeline.snapshots import kept, megabytes, words
 from ldmlab.pipeline.stage import Row, Stage, plain
 from ldmlab.randomness import Draws
 from ldmlab.store.checkpoint import load_tensors
@@ -84,11 +83,17 @@ class DenoiserStage(Stage):
         images = 0 if fit is None else total_steps(fit) * fit.batch_size
         gigaflops = f" · {3 * costs.forward / 1e9:.3g} GFLOP/img" if costs.forward and fit is not None else ""
         origin = (
-            f"imported from {Path(self.cfg.ldm.weights).name}" if fit is None else f"{number(images)} img{words(fit)}"
+            f"imported from {Path(self.cfg.ldm.weights).name}"
+            if fit is None
+            else f"{number(images)} img{snapshots.words(fit)}"
         )
         what = f"{type(model.network).__name__} {millions(parameters_of(model.network))}{gigaflops} · {origin}"
         encode = 0.0 if LatentsStage.of(self.plan) else costs.encode
-        left = 4 * parameters_of(model) / 1e6 if fit is None else megabytes(fit, parameters_of(model), self.averages)
+        left = (
+            4 * parameters_of(model) / 1e6
+            if fit is None
+            else snapshots.megabytes(fit, parameters_of(model), self.averages)
+        )
         return Row(what, images, 3 * costs.forward + encode, left)
 
     @property
@@ -127,7 +132,11 @@ class DenoiserStage(Stage):
         fit, widths = ctx.cfg.ldm.fit, list(ctx.cfg.ldm.power_ema)
         folder, end = ctx.store.folder(self.address), images_at(fit, 1.0)
         images = end if images is None else images
-        places = {at: folder if at == end else snapshot_folder(folder, at) for at in sorted(kept(fit)) if at <= images}
+        places = {
+            at: folder if at == end else snapshot_folder(folder, at)
+            for at in sorted(snapshots.kept(fit))
+            if at <= images
+        }
         stored = [
             (Profile(at, gamma_of(w)), place / f"power_{w:g}.safetensors")
             for at, place in places.items()
