@@ -21,7 +21,7 @@ from ldmlab.pipeline.costs import millions, parameters_of
 from ldmlab.pipeline.first_stage import FirstStage
 from ldmlab.pipeline.latents import LatentsStage, learnt_from, load_learnt_from
 from ldmlab.pipeline.snapshots import kept, megabytes, words
-from ldmlab.pipeline.stage import Row, Stage, plain
+from ldmlab.pipeline.stage import Row, Stage, deciding, plain
 from ldmlab.randomness import Draws
 from ldmlab.store.checkpoint import load_tensors
 from ldmlab.terminal import number
@@ -58,7 +58,7 @@ class DenoiserStage(Stage):
         if self.cfg.ldm.weights is not None:
             return weights_denoiser.options(self.cfg)
         ldm, cond, objective = (plain(self.cfg[group]) for group in ("ldm", "cond", "objective"))
-        ldm["network"].pop("checkpointing", None)
+        ldm["network"] = deciding(self.cfg.ldm.network)
         for name in ("budget", "weights"):
             ldm.pop(name)
         cond.pop("label")
@@ -75,6 +75,11 @@ class DenoiserStage(Stage):
         return (
             {"autoencoder": self.plan.stage(FirstStage)} if self.cfg.ldm.weights is not None else learnt_from(self.plan)
         )
+
+    def facts(self) -> dict[str, Any]:
+        """What its budget chose, and what is unequal then."""
+        budget = self.plan.resolved.budget
+        return {} if budget is None else {"budget": budget}
 
     def forward_flops(self) -> float:
         return self.plan.resolved.costs.forward
