@@ -138,6 +138,18 @@ class LDM:
 
 
 @dataclass
+class Tune:
+    """tune=lr: the denoiser's learning rate is the best of ldm.fit.lr times each factor, by short runs (pipeline.learning_rate)."""
+
+    factors: Annotated[list[Positive], Items(at_least=2, at_most=9, distinct=True)] = field(
+        default_factory=lambda: [1 / 3, 1.0, 3.0]
+    )
+    share: Annotated[float, Range(above=0, at_most=1)] = 0.1  # of ldm.fit.images: the length of a short run
+    val_images: Counted = 512
+    seed: Seed = 104_729  # of the short runs, and of nothing else
+
+
+@dataclass
 class Conditioning:
     """The denoiser's condition; `label` is a condition at sampling time and not part of the trained network."""
 
@@ -313,6 +325,7 @@ class RunConfig:
     objective: Node = MISSING
     sampler: Node = MISSING
     guidance: dict[str, Any] = field(default_factory=dict)  # kinds by name: GUIDANCE, or parts
+    tune: Tune | None = None
     stage: Any = None  # stages from outside the package: {name: part}
     eval: Eval = MISSING
     metric: dict[str, Any] = field(default_factory=dict)  # filled: the settings of each of eval.metrics

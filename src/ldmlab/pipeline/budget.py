@@ -8,7 +8,7 @@ sized to the target where one is given. So all four modes give the same network 
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -67,9 +67,15 @@ class Counter:
     cfg: DictConfig
     data: Any
     latents: Any  # an autoencoder, or GivenLatents
+    counted: dict[Sizes, Cost] = field(default_factory=dict)  # what was counted once
+
+    @property
+    def multipliers(self) -> tuple[int, ...]:
+        """Of the network's levels; () for networks without levels."""
+        return tuple(self.cfg.ldm.network.get("multipliers") or ())
 
     def with_sizes(self, sizes: Sizes) -> DictConfig:
-        return with_values(self.cfg, sizes.options())
+        return with_values(self.cfg, sizes.options(self.multipliers))
 
     def network(self, sizes: Sizes) -> Any:  # a Resizable and a module
         with build.shapes_only():
@@ -79,6 +85,11 @@ class Counter:
         return float(parameters_of(self.network(sizes)))
 
     def cost(self, sizes: Sizes) -> Cost:
+        if sizes not in self.counted:
+            self.counted[sizes] = self._cost(sizes)
+        return self.counted[sizes]
+
+    def _cost(self, sizes: Sizes) -> Cost:
         network = self.network(sizes)
         with build.shapes_only():
             conditions = build.conditioner(self.cfg, self.data, self.latents)
@@ -111,7 +122,7 @@ class Counter:
         reached = resolve_factors(factors, sizes, height, levels)
         attended = tuple(i for i in range(levels) if 2**i in reached or i == levels - 1)
         return Structure(
-            tuple(network.multipliers), network.norm_group_channels, network.blocks, attended, network.heads, network.head_channels
+            self.multipliers, network.norm_group_channels, network.blocks, attended, network.heads, network.head_channels
         )  # fmt: skip
 
     def nearest(self, name: str, target: float) -> Met:
@@ -145,8 +156,8 @@ class Counter:
             f"{s.words()} with {v:.4g} ({v / target - 1:+.1%})" for s, v in filter(None, (found.below, found.above))
         ]
         raise ConfigError(
-            f"{said}: no channels come within {tolerance:.1%}. The nearest {'are' if len(sides) > 1 else 'is'} {' and '.join(sides)}. "
-            "Set the target to one of these, or change ldm.budget.tolerance or the network."
+            f"{said}: no channels come within {100 * tolerance:.3g} %. The nearest {'are' if len(sides) > 1 else 'is'} "
+            f"{' and '.join(sides)}. Set the target to one of these, or change ldm.budget.tolerance or the network."
         )
 
 
@@ -292,7 +303,7 @@ def described(
         found = counter.cost(of)
         shape = list(counter.latents.latent_shape(counter.data.resolution))
         return {
-            "sizes": of.words(), "typed": of.typed(), "latent": shape, "parameters": found.parameters,
+            "sizes": of.words(), "typed": of.typed(cell.multipliers), "latent": shape, "parameters": found.parameters,
             "flops_per_image": found.flops_per_image,
         }  # fmt: skip
 

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ldmlab import build
+from ldmlab.config.compose import with_values
 from ldmlab.data.batches import Batches
 from ldmlab.diffusion.denoiser import Denoiser
 from ldmlab.errors import DataError
@@ -20,6 +21,7 @@ from ldmlab.pipeline.continuation import Continuation, find
 from ldmlab.pipeline.costs import millions, parameters_of
 from ldmlab.pipeline.first_stage import FirstStage
 from ldmlab.pipeline.latents import LatentsStage, learnt_from, load_learnt_from
+from ldmlab.pipeline.learning_rate import LearningRateStage
 from ldmlab.pipeline.snapshots import kept, megabytes, words
 from ldmlab.pipeline.stage import Row, Stage, deciding, plain
 from ldmlab.randomness import Draws
@@ -61,6 +63,8 @@ class DenoiserStage(Stage):
         ldm["network"] = deciding(self.cfg.ldm.network)
         for name in ("budget", "weights"):
             ldm.pop(name)
+        if LearningRateStage.of(self.plan):
+            ldm["fit"].pop("lr")  # the search that finds it is upstream
         cond.pop("label")
         ldm["fit"].pop("keep_state")
         if ldm["network"].get("dropout"):
@@ -72,14 +76,16 @@ class DenoiserStage(Stage):
 
     def upstream(self) -> dict[str, Stage | str]:
         """An imported one learns nothing from this data."""
-        return (
-            {"autoencoder": self.plan.stage(FirstStage)} if self.cfg.ldm.weights is not None else learnt_from(self.plan)
-        )
+        if self.cfg.ldm.weights is not None:
+            return {"autoencoder": self.plan.stage(FirstStage)}
+        tuned = LearningRateStage.of(self.plan)
+        return learnt_from(self.plan) | ({"learning_rate": tuned[0]} if tuned else {})
 
     def facts(self) -> dict[str, Any]:
-        """What its budget chose, and what is unequal then."""
-        budget = self.plan.resolved.budget
-        return {} if budget is None else {"budget": budget}
+        """What its budget chose, and what is unequal then; the learning rate that was found."""
+        budget, tuned = self.plan.resolved.budget, LearningRateStage.of(self.plan)
+        found = {} if budget is None else {"budget": budget}
+        return found | ({"learning_rate": tuned[0].result()} if tuned else {})
 
     def forward_flops(self) -> float:
         return self.plan.resolved.costs.forward
@@ -113,6 +119,8 @@ class DenoiserStage(Stage):
                 weights_denoiser.install(ctx.cfg, model, folder)
             return None
         fit, found = ctx.cfg.ldm.fit, self.continuation
+        for tuned in LearningRateStage.of(self.plan):
+            fit = with_values(ctx.cfg, {"ldm.fit.lr": tuned.load(ctx)}).ldm.fit
         start = None if found is None else found.start
         return train_denoiser(self, ctx, folder, fit, start, list(ctx.cfg.ldm.power_ema), fit.keep_state).seconds
 

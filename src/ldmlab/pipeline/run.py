@@ -17,6 +17,7 @@ from ldmlab.errors import ConfigError, UserError
 from ldmlab.pipeline import budget, memory, snapshots, weights_denoiser, weights_first_stage
 from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.launch import check_device, make_accelerator, set_threads
+from ldmlab.pipeline.learning_rate import LearningRateStage
 from ldmlab.pipeline.plan import Plan, table
 from ldmlab.pipeline.resolved import resolve
 from ldmlab.store.card import machine, stamp
@@ -38,7 +39,7 @@ def prepare(composed: Composed) -> Plan:
     if choice.line is not None and choice.facts is not None:
         resolved = replace(resolved, budget=choice.facts)
         choice.facts["training"] = budget.totals(resolved)
-        resolved.notes.extend([choice.line, budget.totals_line(choice.facts["training"])])
+        resolved.notes.append("\n ".join([choice.line, budget.totals_line(choice.facts["training"])]))
     weights_first_stage.check(cfg, choices, resolved.autoencoder)
     weights_denoiser.check(cfg, choices, resolved.denoiser, resolved.objective)
     too_large = memory.complaint(resolved)  # of this machine: execute refuses, a plan may be for another one
@@ -127,6 +128,8 @@ def record(ctx: Context, command: str) -> Path:
             "config": OmegaConf.to_container(ctx.cfg, resolve=True), "stages": stages,
         }  # fmt: skip
         run |= {"budget": plan.resolved.budget} if plan.resolved.budget else {}
+        for tuned in LearningRateStage.of(plan) if plan.has(LearningRateStage.name) else ():
+            run |= {"tuned": {"ldm.fit.lr": tuned.result()["rate"]}}
         if before and not ctx.store.writable:
             ctx.say(" note: the store is read-only, so the run's record and page stay as they were")
         elif before != run:

@@ -15,7 +15,8 @@ import numpy as np
 from ldmlab.networks.sizes import WIDEST
 
 REACH = 4  # steps by which a level may leave its multiple of the common width
-TRIES = 8  # proposals that are counted for one number of blocks
+TRIES = 8  # proposals that are counted for one number of blocks, where the quadratic was wrong of those before
+EXACT = 1e-4  # relative; it is exact but where the first convolution's width was rounded
 WEIGHT = 0.05  # of (deviation / tolerance)² beside the squared logarithms by which the levels leave their ratios
 STRAINED = 0.25  # of that sum, from which on other numbers of blocks are tried: a level at 0.6 or 1.65 of its share
 
@@ -29,11 +30,12 @@ class Sizes(NamedTuple):
     heads: int | None = None
     head_channels: int | None = None
 
-    def options(self) -> dict[str, Any]:
-        """The options that make this network, by path."""
+    def options(self, multipliers: Sequence[int] = ()) -> dict[str, Any]:
+        """The options that make this network, by path; levels that are width · multipliers are said by these."""
         if self.level_channels is None:
             return {"ldm.network.width": self.width}
-        values = {**self._asdict(), "level_channels": list(self.level_channels)}
+        plain = list(self.level_channels) == [self.width * multiplier for multiplier in multipliers]
+        values = {**self._asdict(), "level_channels": None if plain else list(self.level_channels)}
         return {f"ldm.network.{name}": value for name, value in values.items()}
 
     def words(self) -> str:
@@ -44,10 +46,11 @@ class Sizes(NamedTuple):
         blocks = f"{self.blocks} block{'s' * (self.blocks != 1)}"
         return f"{'/'.join(map(str, self.level_channels))} channels, {blocks}, {heads}"
 
-    def typed(self) -> str:
+    def typed(self, multipliers: Sequence[int] = ()) -> str:
         """The words that choose it on a command line."""
         said = (
-            (path, "null" if value is None else str(value).replace(" ", "")) for path, value in self.options().items()
+            (path, "null" if value is None else str(value).replace(" ", ""))
+            for path, value in self.options(multipliers).items()
         )
         return " ".join(f"{path}={value}" for path, value in said)
 
@@ -161,6 +164,8 @@ def _search(
         found[sizes] = count(sizes)
         if off(found[sizes], target) <= tolerance:
             return (False, rank(i)[1]), sizes, found
+        if off(found[sizes], max(float(values[i]), 1.0)) <= EXACT:
+            break  # the quadratic is right, and what it ranks behind is farther off
     for side in (values <= target, values > target):  # nothing is near enough: the nearest of either side
         if side.any():
             sizes = structure.sizes(proposed[min(np.flatnonzero(side), key=lambda i: offs[i])])
