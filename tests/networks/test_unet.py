@@ -167,7 +167,7 @@ def test_sizes_and_factors_are_two_words_for_one_network() -> None:
         ({"heads": None}, ["exactly one of heads and head_channels"]),
         ({"heads": 3}, ["heads=3", "[64]"]),
         ({"heads": None, "head_channels": 48}, ["head_channels=48", "[64]"]),
-        ({"norm_group_channels": 8}, ["exactly one of norm_groups", "norm_groups=null", "null"]),
+        ({"norm_group_channels": 8}, ["exactly one of norm_groups", "norm_groups=32", "null"]),
         ({"norm_groups": None}, ["exactly one of norm_groups"]),
         (
             {"norm_groups": None, "norm_group_channels": 8, "width": 20},

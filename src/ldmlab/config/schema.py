@@ -284,8 +284,11 @@ class Bench:
     shapes: list[str] = field(default_factory=lambda: ["tiny", "f8", "f4"])  # compare=unet
     variants: list[str] = field(default_factory=lambda: ["train", "train_bf16", "ddim", "guided"])  # compare=unet
     family: list[str] = field(default_factory=list)  # compare=family, first_stage, fair: options of ae
-    targets: list[float] = field(default_factory=lambda: [1.4e9, 3e9, 1e10])  # compare=fair: FLOPs an image
-    modes: list[str] = field(default_factory=lambda: ["flops", "network", "parameters", "time"])  # compare=fair
+    # compare=fair: FLOPs an image, and the words of fair=
+    targets: Annotated[list[Positive], Items(at_least=1, distinct=True)] = field(
+        default_factory=lambda: [1.4e9, 3e9, 1e10]
+    )
+    modes: list[str] = field(default_factory=lambda: ["flops", "network", "parameters", "time"])
 
 
 COMPARISONS = (

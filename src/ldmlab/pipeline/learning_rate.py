@@ -44,7 +44,7 @@ class LearningRateStage(Stage):
     name: ClassVar[str] = "learning_rate"
 
     @classmethod
-    def of(cls, plan: "Plan") -> list["LearningRateStage"]:
+    def of(cls, plan: "Plan") -> list["LearningRateStage"]:  # type: ignore[override]
         cfg = plan.resolved.cfg
         return [plan.stage(cls)] if cfg.tune is not None and cfg.ldm.fit is not None else []
 
@@ -68,7 +68,7 @@ class LearningRateStage(Stage):
         lengths = {f"ldm.fit.{name}": round(share * fit[name]) for name in ("warmup", "cooldown")}
         length = max(1, round(share * fit.images))
         values = {"ldm.fit.lr": rate, "ldm.fit.images": length, "ldm.fit.snapshots": [], **lengths}
-        return with_values(self.cfg, values).ldm.fit  # type: ignore[no-any-return]
+        return with_values(self.cfg, values).ldm.fit
 
     def own(self) -> dict[str, Any]:
         """Of `ldm`: the network and the fit of a short run; the run's seed is not part of it."""
