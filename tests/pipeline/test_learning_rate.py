@@ -75,6 +75,8 @@ def test_seeds_of_a_study_share_one_search_and_the_network_does_not(tmp_path: Pa
     assert base[0] == other_seed[0] and base[1] != other_seed[1]
     assert base[0] != wider[0] and base[1] != wider[1]
     assert ids("ldm.fit.lr=2e-3")[0] != base[0] and ids("tune.val_images=32")[1] != base[1]
+    cooled = prepare(load([*TINY, f"store={tmp_path}", "eval.cooldown=0.25"])).named("cooldown").address
+    assert cooled.upstream["learning_rate"] == base[0]  # a branch of the training learns at its rate
     untuned = [word for word in TINY if not word.startswith("tune")]
     assert prepare(load([*untuned, f"store={tmp_path}"])).address("denoiser").id != base[1]
 

@@ -11,7 +11,6 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ldmlab import build
-from ldmlab.config.compose import with_values
 from ldmlab.data.batches import Batches
 from ldmlab.diffusion.denoiser import Denoiser
 from ldmlab.errors import DataError
@@ -118,11 +117,16 @@ class DenoiserStage(Stage):
             if ctx.main:
                 weights_denoiser.install(ctx.cfg, model, folder)
             return None
-        fit, found = ctx.cfg.ldm.fit, self.continuation
-        for tuned in LearningRateStage.of(self.plan):
-            fit = with_values(ctx.cfg, {"ldm.fit.lr": tuned.load(ctx)}).ldm.fit
+        fit, found = self.tuned(ctx, ctx.cfg.ldm.fit), self.continuation
         start = None if found is None else found.start
         return train_denoiser(self, ctx, folder, fit, start, list(ctx.cfg.ldm.power_ema), fit.keep_state).seconds
+
+    def tuned(self, ctx: Context, fit: DictConfig) -> DictConfig:
+        """The budget with the learning rate that tune=lr finds; itself without."""
+        for search in LearningRateStage.of(self.plan):
+            fit = build.editable(fit)
+            fit.lr = search.load(ctx)
+        return fit
 
     def load(self, ctx: Context, images: int | None = None) -> Denoiser:
         """With the weights that `eval.weights` names; of a snapshot when `images` says which."""

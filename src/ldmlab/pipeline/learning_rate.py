@@ -73,7 +73,8 @@ class LearningRateStage(Stage):
     def own(self) -> dict[str, Any]:
         """Of `ldm`: the network and the fit of a short run; the run's seed is not part of it."""
         fit, cond = plain(self.fit(self.rates[0])), plain(self.cfg.cond)
-        fit.pop("lr")
+        for name in ("lr", "keep_state"):
+            fit.pop(name)
         cond.pop("label")
         tile = {} if LatentsStage.of(self.plan) else {"tile": self.cfg.ae.tile}
         return {
