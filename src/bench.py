@@ -10,6 +10,7 @@
     python src/bench.py compare=family bench.family=[kl_f4,kl_f8] ae.network.width=32 data.resolution=64
     python src/bench.py compare=first_stage bench.family=[kl_f4_small,kl_f4_quick] bench.seconds=60 data.resolution=64    PSNR over seconds
     python src/bench.py compare=compression data.resolution=256 cond=class_label ldm.network.width=64      time beside FLOPs, f = 1 … 32
+    python src/bench.py compare=fair ldm=unet_study data.resolution=64     the cells of a compression study in all modes of fair=
 
     python src/bench.py compare=tiles ae=kl_f4 ae.weights=… data=folder data.root=… data.resolution=1024      error and memory of tiles
 

@@ -10,9 +10,9 @@ import torch
 
 from ldmlab.bench import command
 from ldmlab.bench.record import Column, Report, append, digits, with_quartiles
-from ldmlab.bench.timing import Clock, Ratio, interleave, speed_ratio
 from ldmlab.config.compose import load
 from ldmlab.errors import ConfigError
+from ldmlab.pipeline.timing import Clock, Ratio, interleave, speed_ratio
 
 ROOT = Path(__file__).resolve().parents[2]
 

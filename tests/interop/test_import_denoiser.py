@@ -16,6 +16,7 @@ from ldmlab.errors import UserError
 from ldmlab.interop import denoisers, official_unet
 from ldmlab.interop.official_unet import Copies
 from ldmlab.pipeline import weights_denoiser
+from ldmlab.pipeline.export import export_denoiser
 from ldmlab.pipeline.plan import Plan
 from ldmlab.pipeline.run import prepare
 
@@ -222,6 +223,8 @@ def test_refusals_before_anything_is_made(model: Path, tmp_path: Path) -> None:
         (weight, "eval.at=[0.5,1.0]"): "eval.at=[0.5, 1.0]: ldm.weights is one state",
         (weight, "ldm.power_ema=[0.05]"): "averages made in training",
         (weight, "ldm.budget.parameters=1e6"): "ldm.budget.parameters chooses a width",
+        (weight, "fair=network"): "ldm.budget.fair chooses a width",
+        (weight, "ldm.network.norm_groups=16"): "32 groups in each normalisation",
         ("ldm.fit=null",): "ldm.fit=null trains nothing",
     }
     for words, message in cases.items():
@@ -247,3 +250,12 @@ def test_a_classifier_beside_an_imported_denoiser_is_of_the_data_it_learns_from(
     plan = plan_of(tmp_path, f"ldm.weights={model}", "guidance=classifier")
     assert plan.address("denoiser").upstream.keys() == {"autoencoder"}
     assert plan.address("noisy_classifier").upstream.keys() == {"autoencoder", "data"}
+
+
+def test_other_groups_are_not_exported(tmp_path: Path) -> None:
+    """The layouts of others have 32 at any width; there the weights would compute something else."""
+    words = [*BASE, "ldm.network.norm_groups=null", "ldm.network.norm_group_channels=8", f"store={tmp_path}"]
+    for to in ("compvis", "diffusers"):
+        with pytest.raises(UserError, match=r"normalise in 32 groups.*norm_groups=32"):
+            export_denoiser(load(words), to, tmp_path / "out", "")
+    assert not (tmp_path / "out").exists()

@@ -71,6 +71,7 @@ OURS = {
     "unet_tiny": 2_649_412,
     "unet_small": 37_821_892,
     "unet_base": 394_984_196,
+    "unet_study": 784_804,
 }  # with 4 latent channels and tokens of 512
 
 

@@ -167,6 +167,14 @@ def test_sizes_and_factors_are_two_words_for_one_network() -> None:
         ({"heads": None}, ["exactly one of heads and head_channels"]),
         ({"heads": 3}, ["heads=3", "[64]"]),
         ({"heads": None, "head_channels": 48}, ["head_channels=48", "[64]"]),
+        ({"norm_group_channels": 8}, ["exactly one of norm_groups", "norm_groups=32", "null"]),
+        ({"norm_groups": None}, ["exactly one of norm_groups"]),
+        (
+            {"norm_groups": None, "norm_group_channels": 8, "width": 20},
+            ["width=20", "groups of 8 channels", "16 or 24"],
+        ),
+        ({"level_channels": [32]}, ["level_channels=[32] has 1 numbers", "2 levels"]),
+        ({"level_channels": [32, 48]}, ["level_channels=[32, 48]: [48]", "multiple of 32"]),
     ],
 )
 def test_options_that_do_not_fit_are_named(options: dict[str, object], words: list[str]) -> None:
@@ -178,6 +186,34 @@ def test_options_that_do_not_fit_are_named(options: dict[str, object], words: li
 def test_latents_that_cannot_be_halved_are_refused() -> None:
     with pytest.raises(ConfigError, match="multiples of 2; this latent is 7x8"):
         build()(torch.zeros(1, 4, 7, 8), torch.zeros(1), cond())
+
+
+def test_one_rule_for_the_groups_of_every_normalisation() -> None:
+    options = {"norm_groups": None, "norm_group_channels": 8, "level_channels": [24, 88], "width": 24, "heads": 2}
+    net = build(context_dim=16, **options)
+    norms = [module for module in net.modules() if isinstance(module, torch.nn.GroupNorm)]
+    assert {n.num_channels // n.num_groups for n in norms} == {8} and {n.num_channels for n in norms} >= {
+        24,
+        88,
+        112,
+        176,
+    }
+    assert {n.num_groups for n in build(context_dim=16).modules() if isinstance(n, torch.nn.GroupNorm)} == {32}
+    h_BCHW = norms[0](torch.randn(2, norms[0].num_channels, 4, 4) * 3 + 1)
+    grouped = h_BCHW.unflatten(1, (-1, 8))
+    torch.testing.assert_close(grouped.mean(dim=(2, 3, 4)), torch.zeros(2, grouped.shape[1]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        grouped.var(dim=(2, 3, 4), correction=0), torch.ones(2, grouped.shape[1]), atol=1e-3, rtol=0
+    )
+
+
+def test_levels_given_as_channels_are_the_levels_that_multipliers_make() -> None:
+    z, t = inputs()
+    torch.manual_seed(0)
+    one = stirred(build())
+    two = build(level_channels=[32, 64], multipliers=[5, 7])
+    two.load_state_dict(one.state_dict())
+    assert torch.equal(one(z, t, cond()), two(z, t, cond()))
 
 
 @pytest.mark.parametrize("options", [{"heads": 4}, {"heads": 6}, {"head_channels": 48}])

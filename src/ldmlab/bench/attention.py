@@ -14,8 +14,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ldmlab.bench import record
-from ldmlab.bench.timing import clock_for, interleave, speed_ratio
 from ldmlab.networks.attention import attend, recomputed, two_products
+from ldmlab.pipeline.timing import clock_for, interleave, speed_ratio
 
 
 class AttentionShape(NamedTuple):

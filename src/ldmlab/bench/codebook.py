@@ -14,8 +14,8 @@ from ldmlab import build
 from ldmlab.autoencoders.kmeans import nearest
 from ldmlab.bench import record
 from ldmlab.bench.memory import peak_bytes
-from ldmlab.bench.timing import clock_for, interleave, speed_ratio
 from ldmlab.errors import ConfigError
+from ldmlab.pipeline.timing import clock_for, interleave, speed_ratio
 
 BATCHES = (
     1,

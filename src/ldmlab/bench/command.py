@@ -12,6 +12,7 @@ from ldmlab.bench.autoencoder import compare_autoencoder
 from ldmlab.bench.codebook import compare_codebook
 from ldmlab.bench.composed import measure_composed
 from ldmlab.bench.compression import compare_compression
+from ldmlab.bench.fair import compare_fair
 from ldmlab.bench.family import compare_family
 from ldmlab.bench.first_stage import compare_first_stage
 from ldmlab.bench.kv_cache import compare_kv_cache
@@ -34,6 +35,7 @@ MEASURES: dict[str | None, Measure] = {
     "compression": compare_compression,
     "attention": compare_attention,
     "kv_cache": compare_kv_cache,
+    "fair": compare_fair,
 }
 
 

@@ -10,13 +10,14 @@ from ldmlab import build
 from ldmlab.bench import record, work
 from ldmlab.bench.memory import peak_bytes
 from ldmlab.bench.peak import Peak, peak_of
-from ldmlab.bench.timing import clock_for, interleave
 from ldmlab.pipeline import budget
 from ldmlab.pipeline.context import frozen
 from ldmlab.pipeline.costs import flops_of
 from ldmlab.pipeline.latents import reads_cache
 from ldmlab.pipeline.launch import make_accelerator
 from ldmlab.pipeline.resolved import resolve
+from ldmlab.pipeline.timing import clock_for, interleave
+from ldmlab.store.store import Store
 
 COLUMNS = [
     record.Column("what", "what"),
@@ -34,7 +35,7 @@ COLUMNS = [
 def measure_composed(cfg: DictConfig, words: list[str], device: torch.device) -> record.Report:
     """Rows: encode, decode, first stage's step, denoiser's step, sampler's step; real images, the loader not included."""
     data, val = build.dataset(cfg, "train", None), build.dataset(cfg, "val", None)
-    cfg, _ = budget.choose_width(cfg, data)
+    cfg = budget.choose_width(cfg, data, Store(cfg.store)).cfg
     resolve(cfg, {}, data, val, Path())
     report = record.Report("composed", COLUMNS)
     peaks: dict[str, Peak] = {}

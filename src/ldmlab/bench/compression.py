@@ -14,12 +14,12 @@ from omegaconf import DictConfig
 from ldmlab import build
 from ldmlab.bench import record, work
 from ldmlab.bench.composed import measure
-from ldmlab.bench.timing import clock_for
 from ldmlab.config.compose import load
 from ldmlab.errors import ConfigError
 from ldmlab.pipeline.context import frozen
 from ldmlab.pipeline.costs import flops_of, parameters_of
 from ldmlab.pipeline.launch import make_accelerator
+from ldmlab.pipeline.timing import clock_for
 
 FAMILY = {
     "imagenet_f1": "identity", "imagenet_f2": "vq_f2", "imagenet_f4": "vq_f4", "imagenet_f8": "vq_f8",

@@ -8,11 +8,11 @@ from omegaconf import DictConfig
 from ldmlab import build
 from ldmlab.bench import record, work
 from ldmlab.bench.composed import measure
-from ldmlab.bench.timing import clock_for
 from ldmlab.config.compose import group_options, load
 from ldmlab.errors import ConfigError
 from ldmlab.pipeline.costs import parameters_of
 from ldmlab.pipeline.launch import make_accelerator
+from ldmlab.pipeline.timing import clock_for
 
 PARTS = {"encode": "encode", "decode": "decode", "train": "training step"}
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from ldmlab import build
 from ldmlab.autoencoders.autoencoder import Autoencoder
 from ldmlab.bench import record
-from ldmlab.bench.timing import Clock, clock_for
 from ldmlab.config.compose import load
 from ldmlab.data.base import to_batch
 from ldmlab.data.batches import Batches, to_float
@@ -23,6 +22,7 @@ from ldmlab.metrics.reconstruction import psnr, to_uint8
 from ldmlab.pipeline.costs import parameters_of
 from ldmlab.pipeline.launch import make_accelerator
 from ldmlab.pipeline.sheets import spread
+from ldmlab.pipeline.timing import Clock, clock_for
 from ldmlab.randomness import Draws
 from ldmlab.training.autoencoder_loss import AutoencoderLoss
 from ldmlab.training.loop import total_steps, train_step

@@ -12,7 +12,6 @@ from torch import nn
 
 from ldmlab import build
 from ldmlab.bench import record
-from ldmlab.bench.timing import clock_for, interleave, speed_ratio
 from ldmlab.bench.unet import GUIDANCE, SHAPES
 from ldmlab.conditioning.base import Cond
 from ldmlab.conditioning.compose import Compose
@@ -20,6 +19,7 @@ from ldmlab.diffusion.denoiser import Denoiser, denoise_with
 from ldmlab.guidance.classifier_free import guided
 from ldmlab.networks.dit import DiT
 from ldmlab.networks.unet import UNet
+from ldmlab.pipeline.timing import clock_for, interleave, speed_ratio
 
 TOKENS = (1, 77)  # a class; a caption of the text-to-image model
 STEPS = 4  # of one timed call, so that reading once is spread over some

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from ldmlab.bench.timing import clock_for
+from ldmlab.pipeline.timing import clock_for
 
 # Dense peaks of NVIDIA's data sheets, FLOP/s: bfloat16 on tensor cores, float32 outside them
 KNOWN = {

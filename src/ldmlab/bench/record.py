@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ldmlab import terminal
-from ldmlab.bench.timing import Ratio
+from ldmlab.pipeline.timing import Ratio
 from ldmlab.store.card import code, machine, stamp
 
 

@@ -15,7 +15,6 @@ from ldmlab import build
 from ldmlab.bench import record
 from ldmlab.bench.memory import peak_bytes, tensors_of
 from ldmlab.bench.peer import call_peer, peer_of, peer_scheduler
-from ldmlab.bench.timing import Clock, clock_for, interleave, speed_ratio
 from ldmlab.conditioning.base import Cond
 from ldmlab.conditioning.compose import Compose
 from ldmlab.diffusion.denoiser import Denoiser, denoise_with
@@ -23,6 +22,7 @@ from ldmlab.errors import ConfigError
 from ldmlab.guidance.classifier_free import guided
 from ldmlab.networks.unet import UNet
 from ldmlab.pipeline.costs import flops_of, parameters_of
+from ldmlab.pipeline.timing import Clock, clock_for, interleave, speed_ratio
 from ldmlab.samplers.ddim import ddim
 
 GUIDANCE = 2.0

@@ -2,6 +2,7 @@
 
 from omegaconf import DictConfig, ListConfig
 
+from ldmlab.config.schema import TARGETS
 from ldmlab.config.values import say
 from ldmlab.errors import ConfigError
 
@@ -13,15 +14,15 @@ def check_together(cfg: DictConfig, typed: frozenset[str]) -> None:
 
 
 def check_width(cfg: DictConfig, typed: frozenset[str]) -> None:
-    """A budget of the denoiser decides its width: one of the two may be typed."""
-    if "ldm.network.width" not in typed:
-        return
-    budget = {name: value for name, value in cfg.ldm.budget.items() if name != "tolerance" and value is not None}
-    for name, value in budget.items():
-        raise ConfigError(
-            f"ldm.network.width={cfg.ldm.network.width} and ldm.budget.{name}={value:g} are both given, and the budget chooses "
-            f"the width. Leave the width out, or set ldm.budget.{name}=null."
-        )
+    """A target of the denoiser's budget decides its width: one of the two may be typed."""
+    for option, word in (("width", "the width"), ("level_channels", "the channels")):
+        path = f"ldm.network.{option}"
+        for name in TARGETS if path in typed and cfg.ldm.network.get(option) is not None else ():
+            if (value := cfg.ldm.budget[name]) is not None:
+                raise ConfigError(
+                    f"{path}={say(cfg.ldm.network[option])} and ldm.budget.{name}={value:g} are both given, and the budget chooses "
+                    f"{word}. Leave {word} out, or set ldm.budget.{name}=null."
+                )
 
 
 def check_scale(cfg: DictConfig) -> None:

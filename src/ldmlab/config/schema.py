@@ -103,14 +103,24 @@ class AE:
     seed: Seed | None = None  # null: the run's
 
 
+TARGETS = ("parameters", "flops_per_image", "flops_per_step")  # of a budget; one at most is given
+
+
 @dataclass
 class Budget:
-    """What the denoiser may cost. One target at most; it takes the place of `ldm.network.width` (ldmlab.pipeline.budget)."""
+    """What the denoiser may cost. One target at most; it takes the place of `ldm.network.width` (ldmlab.pipeline.budget).
+
+    fair: what all cells of a study have in common with the reference, `ldm.network` on latents of factor reference_f with
+    reference_c channels, sized to the target where one is given.
+    """
 
     parameters: Annotated[float, Range(above=0, at_most=1e15)] | None = None  # of the network
     flops_per_image: Annotated[float, Range(above=0, at_most=1e24)] | None = None  # of training: three forward passes
     flops_per_step: Annotated[float, Range(above=0, at_most=1e30)] | None = None  # the same for a whole batch
     tolerance: Annotated[float, Range(above=0, at_most=100)] = 0.1  # how far, relatively, the nearest width may be off
+    fair: Annotated[str, Choices(("flops", "network", "time", "parameters"))] | None = None  # fair=…
+    reference_f: Annotated[int, Range(at_least=1, at_most=1_024)] = 4
+    reference_c: Annotated[int, Range(at_least=1, at_most=16_384)] = 3
 
 
 @dataclass
@@ -125,6 +135,18 @@ class LDM:
         default_factory=list
     )  # relative widths, [0.05, 0.1]: for eval.ema_width (2312.02696)
     seed: Seed | None = None  # null: the run's
+
+
+@dataclass
+class Tune:
+    """tune=lr: the denoiser's learning rate is the best of ldm.fit.lr times each factor, by short runs (pipeline.learning_rate)."""
+
+    factors: Annotated[list[Positive], Items(at_least=2, at_most=9, distinct=True)] = field(
+        default_factory=lambda: [1 / 3, 1.0, 3.0]
+    )
+    share: Annotated[float, Range(above=0, at_most=1)] = 0.1  # of ldm.fit.images: the length of a short run
+    val_images: Counted = 512
+    seed: Seed = 104_729  # of the short runs, and of nothing else
 
 
 @dataclass
@@ -261,7 +283,12 @@ class Bench:
     seconds: Positive = 60.0  # of work that is counted but not timed when one step would take longer
     shapes: list[str] = field(default_factory=lambda: ["tiny", "f8", "f4"])  # compare=unet
     variants: list[str] = field(default_factory=lambda: ["train", "train_bf16", "ddim", "guided"])  # compare=unet
-    family: list[str] = field(default_factory=list)  # compare=family, first_stage: options of ae; []: all with weights
+    family: list[str] = field(default_factory=list)  # compare=family, first_stage, fair: options of ae
+    # compare=fair: FLOPs an image, and the words of fair=
+    targets: Annotated[list[Positive], Items(at_least=1, distinct=True)] = field(
+        default_factory=lambda: [1.4e9, 3e9, 1e10]
+    )
+    modes: list[str] = field(default_factory=lambda: ["flops", "network", "parameters", "time"])
 
 
 COMPARISONS = (
@@ -274,6 +301,7 @@ COMPARISONS = (
     "compression",
     "attention",
     "kv_cache",
+    "fair",
 )
 
 
@@ -300,6 +328,7 @@ class RunConfig:
     objective: Node = MISSING
     sampler: Node = MISSING
     guidance: dict[str, Any] = field(default_factory=dict)  # kinds by name: GUIDANCE, or parts
+    tune: Tune | None = None
     stage: Any = None  # stages from outside the package: {name: part}
     eval: Eval = MISSING
     metric: dict[str, Any] = field(default_factory=dict)  # filled: the settings of each of eval.metrics

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ldmlab.networks.blocks import Norm, TokenNorm, zeroed
+from ldmlab.networks.blocks import OFFICIAL, Grouping, Norm, TokenNorm, zeroed
 from ldmlab.networks.kv_cache import Condition, KVCache, Prepared
 
 FEW = 64  # positions up to which the fused kernel is the faster one in any precision
@@ -56,10 +56,10 @@ class SelfAttention(nn.Module):
     The 3C outputs of `qkv` are ordered head by head, each head's q, k, v side by side ("legacy" order of ADM).
     """
 
-    def __init__(self, channels: int, heads: int):
+    def __init__(self, channels: int, heads: int, grouping: Grouping = OFFICIAL):
         super().__init__()
         self.heads = heads
-        self.norm = Norm(channels, eps=1e-5)
+        self.norm = Norm(channels, 1e-5, grouping)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
 
@@ -188,9 +188,9 @@ class SpatialTransformer(nn.Module):
     Its GroupNorm has eps 1e-6 where the residual blocks have 1e-5, as in the official code.
     """
 
-    def __init__(self, channels: int, heads: int, context_dim: int, depth: int):
+    def __init__(self, channels: int, heads: int, context_dim: int, depth: int, grouping: Grouping = OFFICIAL):
         super().__init__()
-        self.norm = Norm(channels, eps=1e-6)
+        self.norm = Norm(channels, 1e-6, grouping)
         self.proj_in = nn.Conv2d(channels, channels, 1)
         self.transformer_blocks = nn.ModuleList(TransformerBlock(channels, heads, context_dim) for _ in range(depth))
         self.proj_out = zeroed(nn.Conv2d(channels, channels, 1))

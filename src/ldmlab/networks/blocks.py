@@ -7,6 +7,7 @@ Shape letters: B batch, C channels, H W space, L tokens, D features.
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -17,6 +18,29 @@ from torch.utils.checkpoint import checkpoint
 from ldmlab.networks.kv_cache import KVCache
 
 GROUPS = 32  # of every GroupNorm, as in ADM
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """How every normalisation of a network splits its channels: into `groups` groups, or into groups of `channels` channels.
+
+    Exactly one of the two. Groups of a fixed number of channels are one rule for networks of any width, wide or narrow.
+    """
+
+    groups: int | None = GROUPS
+    channels: int | None = None
+
+    @property
+    def step(self) -> int:
+        """What the channels of every level must be a multiple of."""
+        return self.groups or self.channels or 1
+
+    def of(self, channels: int) -> int:
+        """Groups of a normalisation of so many channels."""
+        return self.groups if self.groups is not None else channels // self.step
+
+
+OFFICIAL = Grouping()  # of every published network
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -41,18 +65,18 @@ def no_autocast(device_type: str) -> AbstractContextManager[object]:
 
 
 class Norm(nn.GroupNorm):
-    """GroupNorm of 32 groups that keeps low precision low, with sums accumulated in float32.
+    """GroupNorm (32 groups in published networks) that keeps low precision low, with sums accumulated in float32.
 
     Autocast on CUDA would run it (and the SiLU behind it) in float32, a sixth of the memory traffic of LDM-4. PyTorch's
     kernels accumulate mean and variance of bfloat16 input in float32 without being asked; what is given up is that
     CUDA's stores the two in bfloat16 before it applies them (aten/src/ATen/native/cuda/group_norm_kernel.cu).
     """
 
-    def __init__(self, channels: int, eps: float):
-        super().__init__(GROUPS, channels, eps=eps)
+    def __init__(self, channels: int, eps: float, grouping: Grouping = OFFICIAL):
+        super().__init__(grouping.of(channels), channels, eps=eps)
 
     def forward(self, h_BCHW: Tensor) -> Tensor:
-        """Normalised per group of C/32 channels, in the dtype of its input."""
+        """Normalised per group of channels, in the dtype of its input."""
         with no_autocast(h_BCHW.device.type):
             weight_C, bias_C = cast_to(h_BCHW, self.weight, self.bias)
             return F.group_norm(h_BCHW, self.num_groups, weight_C, bias_C, self.eps)
@@ -129,14 +153,17 @@ class ResBlock(nn.Module):
         dropout: float = 0.0,
         scale_shift: bool = False,
         resample: str = "none",
+        grouping: Grouping = OFFICIAL,
     ):
         super().__init__()
         self.scale_shift = scale_shift
         self.resample = {"none": None, "up": doubled, "down": halved}[resample]
-        self.in_layers = nn.Sequential(Norm(channels, eps=1e-5), nn.SiLU(), nn.Conv2d(channels, out, 3, padding=1))
+        self.in_layers = nn.Sequential(
+            Norm(channels, 1e-5, grouping), nn.SiLU(), nn.Conv2d(channels, out, 3, padding=1)
+        )
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_dim, 2 * out if scale_shift else out))
         self.out_layers = nn.Sequential(
-            Norm(out, eps=1e-5), nn.SiLU(), nn.Dropout(dropout), zeroed(nn.Conv2d(out, out, 3, padding=1))
+            Norm(out, 1e-5, grouping), nn.SiLU(), nn.Dropout(dropout), zeroed(nn.Conv2d(out, out, 3, padding=1))
         )
         self.skip_connection = nn.Identity() if out == channels else nn.Conv2d(channels, out, 1)
 

@@ -14,7 +14,7 @@ from ldmlab.errors import ConfigError
 from ldmlab.networks.attention import SelfAttention, attend
 from ldmlab.networks.blocks import Norm, Pieces, ResBlock, zeroed
 from ldmlab.networks.embeddings import sinusoidal
-from ldmlab.networks.unet import check_heads, check_widths, levels_of, mlp, resolve_factors, way_down
+from ldmlab.networks.unet import attended, check_heads, check_widths, levels_of, mlp, resolve_factors, way_down
 from ldmlab.ranges import Depth, Given, Multipliers, Share, Sizes, Width
 
 PATH = "guidance.classifier.network"  # of the options, in messages
@@ -49,12 +49,12 @@ class NoisyClassifier(nn.Module):
         pool: Literal["attention", "mean"] = "attention",
     ):
         super().__init__()
-        check_widths(width, multipliers, blocks, PATH)
+        check_widths(width, multipliers, blocks, path=PATH)
         if not 0 <= dropout < 1:
             raise ConfigError(f"{PATH}.dropout must be at least 0 and below 1; got {dropout}.")
         factors = resolve_factors(attention_factors, None, latent_size, len(multipliers), PATH)
-        attended = sorted({width * m for i, m in enumerate(multipliers) if 2**i in factors} | {width * multipliers[-1]})
-        check_heads(heads, head_channels, attended, PATH)
+        levels = [width * multiplier for multiplier in multipliers]
+        check_heads(heads, head_channels, attended(levels, factors), PATH)
         divisor = 2 ** (len(multipliers) - 1)
         if latent_size % divisor:
             raise ConfigError(
@@ -75,7 +75,7 @@ class NoisyClassifier(nn.Module):
 
         self.time_embed = mlp(width, emb_dim)
         self.input_blocks, after = way_down(
-            in_channels, width, multipliers, blocks, factors, res, attention, resblock_updown
+            in_channels, width, levels, blocks, factors, res, attention, resblock_updown
         )
         channels = after[-1]
         self.middle_block = Pieces(res(channels, channels), attention(channels), res(channels, channels))

@@ -15,19 +15,33 @@ from torch import Tensor, nn
 
 from ldmlab.errors import ConfigError
 from ldmlab.networks.attention import SelfAttention, SpatialTransformer, prepared
-from ldmlab.networks.blocks import GROUPS, Downsample, InputConv, Norm, Pieces, ResBlock, Upsample, zeroed
+from ldmlab.networks.blocks import (
+    GROUPS,
+    OFFICIAL,
+    Downsample,
+    Grouping,
+    InputConv,
+    Norm,
+    Pieces,
+    ResBlock,
+    Upsample,
+    zeroed,
+)
 from ldmlab.networks.embeddings import sinusoidal
 from ldmlab.networks.kv_cache import Condition
 from ldmlab.networks.sizes import any_depth, multiples
-from ldmlab.ranges import Depth, Given, Multipliers, Share, Sizes, Width
+from ldmlab.ranges import Channels, Depth, Given, Multipliers, Share, Sizes, Width
 
 
 class UNet(nn.Module):
     """z_t, t and a condition → an image-like prediction of the same size.
 
     Args (those of the config; paths in messages are `ldm.network.*`):
-        width: channels of the first level, a multiple of 32 (every GroupNorm has 32 groups).
+        width: channels of the first convolution and a quarter of the time embedding's features.
         multipliers: each level's channels over `width`; n levels halve the latent n-1 times.
+        level_channels: each level's channels themselves, in the place of width · multipliers (what `ldm.budget` chooses).
+        norm_groups: groups of every GroupNorm, which must divide the channels of every level: 32 in published networks, or
+        norm_group_channels: channels of each group, whatever the width; exactly one of the two.
         blocks: residual blocks per level on the way down ("depth" in the paper's tables); one more on the way up.
         attention_factors: levels with attention, as down-sampling factors *of the latent*: 1 is full size, 2 half. (The
             official key `attention_resolutions` means the same; the paper's tables print sizes.) The middle block
@@ -66,45 +80,49 @@ class UNet(nn.Module):
         scale_shift_norm: bool = False,
         resblock_updown: bool = False,
         checkpointing: bool = False,
+        level_channels: Channels | None = None,
+        norm_groups: Depth | None = GROUPS,
+        norm_group_channels: Width | None = None,
         context_dim: Annotated[int | None, Given] = None,
         vector_dim: Annotated[int | None, Given] = None,
         latent_size: Annotated[int | None, Given] = None,
     ):
         super().__init__()
-        check_widths(width, multipliers, blocks)
+        self.grouping = grouping = check_groups(norm_groups, norm_group_channels)
+        check_widths(width, multipliers, blocks, grouping)
+        levels = check_levels(level_channels, width, multipliers, grouping)
         check_rates(transformer_depth, dropout)
         factors = resolve_factors(attention_factors, attention_sizes, latent_size, levels=len(multipliers))
-        attended = sorted({width * m for i, m in enumerate(multipliers) if 2**i in factors} | {width * multipliers[-1]})
-        check_heads(heads, head_channels, attended)
+        check_heads(heads, head_channels, attended(levels, factors))
         self.width = width
-        self._width_step = math.lcm(GROUPS, heads or head_channels or 1)
+        self._width_step = math.lcm(grouping.step, heads or head_channels or 1)
         self.divisor = 2 ** (len(multipliers) - 1)  # height and width of the latent must be multiples of it
         emb_dim = 4 * width
 
         def res(channels: int, out: int, resample: str = "none") -> nn.Module:
-            return ResBlock(channels, out, emb_dim, dropout, scale_shift_norm, resample)
+            return ResBlock(channels, out, emb_dim, dropout, scale_shift_norm, resample, grouping)
 
         def attention(channels: int) -> nn.Module:
             n = heads if heads is not None else channels // (head_channels or channels)
             if context_dim is None:
-                return SelfAttention(channels, n)
-            return SpatialTransformer(channels, n, context_dim, transformer_depth)
+                return SelfAttention(channels, n, grouping)
+            return SpatialTransformer(channels, n, context_dim, transformer_depth, grouping)
 
         self.time_embed = mlp(width, emb_dim)
         if vector_dim is not None:
             self.vector_embed = mlp(vector_dim, emb_dim)
 
         self.input_blocks, skips = way_down(
-            in_channels, width, multipliers, blocks, factors, res, attention, resblock_updown
+            in_channels, width, levels, blocks, factors, res, attention, resblock_updown
         )
         channels = skips[-1]
         self.middle_block = Pieces(res(channels, channels), attention(channels), res(channels, channels))
 
         self.output_blocks = nn.ModuleList()
-        for level, multiplier in reversed(list(enumerate(multipliers))):
+        for level, own in reversed(list(enumerate(levels))):
             for block in range(blocks + 1):
-                pieces = [res(channels + skips.pop(), width * multiplier)]
-                channels = width * multiplier
+                pieces = [res(channels + skips.pop(), own)]
+                channels = own
                 if 2**level in factors:
                     pieces.append(attention(channels))
                 if level > 0 and block == blocks:
@@ -112,7 +130,7 @@ class UNet(nn.Module):
                 self.output_blocks.append(Pieces(*pieces))
 
         self.out = nn.Sequential(
-            Norm(channels, eps=1e-5), nn.SiLU(), zeroed(nn.Conv2d(channels, out_channels, 3, padding=1))
+            Norm(channels, 1e-5, grouping), nn.SiLU(), zeroed(nn.Conv2d(channels, out_channels, 3, padding=1))
         )
         self.recompute(checkpointing)
 
@@ -166,7 +184,7 @@ class UNet(nn.Module):
 def way_down(
     in_channels: int,
     width: int,
-    multipliers: list[int],
+    levels: list[int],
     blocks: int,
     factors: set[int],
     res: Callable[..., nn.Module],
@@ -175,19 +193,20 @@ def way_down(
 ) -> tuple[nn.ModuleList, list[int]]:
     """The pieces from the input to the smallest feature map, and the channels after each of them.
 
+    width: channels of the first convolution. levels: channels of each level.
     res: (channels, out, resample) → residual block. attention: channels → attention.
     """
     steps = nn.ModuleList([Pieces(InputConv(in_channels, width))])
     channels, after = width, [width]
-    for level, multiplier in enumerate(multipliers):
+    for level, own in enumerate(levels):
         for _ in range(blocks):
-            pieces = [res(channels, width * multiplier)]
-            channels = width * multiplier
+            pieces = [res(channels, own)]
+            channels = own
             if 2**level in factors:
                 pieces.append(attention(channels))
             steps.append(Pieces(*pieces))
             after.append(channels)
-        if level < len(multipliers) - 1:
+        if level < len(levels) - 1:
             steps.append(Pieces(res(channels, channels, "down") if resblock_updown else Downsample(channels)))
             after.append(channels)
     return steps, after
@@ -204,14 +223,49 @@ def mlp(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, outputs), nn.SiLU(), nn.Linear(outputs, outputs))
 
 
-def check_widths(width: int, multipliers: list[int], blocks: int, path: str = "ldm.network") -> None:
-    """ConfigError unless every level is positive and its channels can be split into 32 groups."""
-    if width < 1 or width % GROUPS:
-        lower = width // GROUPS * GROUPS
-        near = " or ".join(str(w) for w in (lower, lower + GROUPS) if w > 0)
+def attended(levels: list[int], factors: set[int]) -> list[int]:
+    """Channels of the attentions, rising: of the levels with these factors, and of the middle block."""
+    return sorted({channels for i, channels in enumerate(levels) if 2**i in factors} | {levels[-1]})
+
+
+def check_groups(groups: int | None, channels: int | None) -> Grouping:
+    """The grouping that the options describe; ConfigError unless exactly one of them is given."""
+    if (groups is None) == (channels is None):
         raise ConfigError(
-            f"{path}.width={width} cannot be split into the {GROUPS} groups of GroupNorm; "
-            f"it must be a multiple of {GROUPS}. Set {near}."
+            f"ldm.network needs exactly one of norm_groups and norm_group_channels; got norm_groups={groups}, "
+            f"norm_group_channels={channels}. Write null for the other one."
+        )
+    return Grouping(groups, channels)
+
+
+def check_levels(level_channels: list[int] | None, width: int, multipliers: list[int], grouping: Grouping) -> list[int]:
+    """Channels of each level: those given, else width · multipliers. ConfigError when those given do not fit."""
+    if level_channels is None:
+        return [width * multiplier for multiplier in multipliers]
+    if len(level_channels) != len(multipliers):
+        raise ConfigError(
+            f"ldm.network.level_channels={level_channels} has {len(level_channels)} numbers, and ldm.network.multipliers has "
+            f"{len(multipliers)} levels. Give one number a level."
+        )
+    if uneven := [n for n in level_channels if n < 1 or n % grouping.step]:
+        raise ConfigError(
+            f"ldm.network.level_channels={level_channels}: {uneven} cannot be split for GroupNorm; every number must be a multiple "
+            f"of {grouping.step}. Change them, or ldm.network.norm_groups or norm_group_channels."
+        )
+    return list(level_channels)
+
+
+def check_widths(
+    width: int, multipliers: list[int], blocks: int, grouping: Grouping = OFFICIAL, path: str = "ldm.network"
+) -> None:
+    """ConfigError unless every level is positive and its channels can be split into groups."""
+    step = grouping.step
+    if width < 1 or width % step:
+        lower = width // step * step
+        near = " or ".join(str(w) for w in (lower, lower + step) if w > 0)
+        groups = f"the {step} groups" if grouping.channels is None else f"groups of {step} channels"
+        raise ConfigError(
+            f"{path}.width={width} cannot be split into {groups} of GroupNorm; it must be a multiple of {step}. Set {near}."
         )
     if not multipliers or min(multipliers) < 1:
         raise ConfigError(

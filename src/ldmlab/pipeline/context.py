@@ -91,8 +91,10 @@ class Context:
 
         return advance
 
-    def make(self, address: Address, work: Callable[[Path], float | None]) -> Path:
-        """The folder of a finished stage: found, or built by `work(folder)` under a lock, carded and sealed.
+    def make(
+        self, address: Address, work: Callable[[Path], float | None], facts: Callable[[], dict[str, Any]] = dict
+    ) -> Path:
+        """The folder of a finished stage: found, or built by `work(folder)` under a lock, carded (with `facts`) and sealed.
 
         `work` runs on all ranks and may return the seconds that earlier attempts have spent too.
         """
@@ -110,7 +112,7 @@ class Context:
                         beside.write_text(OmegaConf.to_yaml(self.cfg, sort_keys=True))
                     altered = self.store.altered_upstream(address)
                     card = stage_card(address, began, seconds, self.ranks.count, str(self.device), altered)
-                    write_json(folder / "card.json", card)
+                    write_json(folder / "card.json", card | facts())
                     self.store.seal(address, seconds)
                     Checkpoints(folder).clear()
         self.barrier()

@@ -17,7 +17,6 @@ from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.continuation import LENGTH
 from ldmlab.pipeline.costs import parameters_of
 from ldmlab.pipeline.denoiser import DenoiserStage, load_denoiser, train_denoiser
-from ldmlab.pipeline.latents import learnt_from
 from ldmlab.pipeline.stage import Row, SnapshotStage, Stage, plain
 from ldmlab.terminal import number
 from ldmlab.training.kept import STATE, Start, snapshot_folder
@@ -76,7 +75,7 @@ class CooldownStage(SnapshotStage):
         return options
 
     def upstream(self) -> dict[str, Stage | str]:
-        return learnt_from(self.plan)
+        return self.trunk.upstream()
 
     def check(self) -> None:
         """The training keeps, or has kept, the optimiser's state there."""
@@ -108,7 +107,7 @@ class CooldownStage(SnapshotStage):
                 "and run the same command."
             )
         start = Start(self.place, self.images, origin={"id": self.trunk.address.id, "images": self.images})
-        return train_denoiser(self, ctx, folder, self.fit, start).seconds
+        return train_denoiser(self, ctx, folder, self.trunk.tuned(ctx, self.fit), start).seconds
 
     def load(self, ctx: Context) -> Denoiser:
         """With the weights that `eval.weights` names."""

@@ -20,7 +20,8 @@ from ldmlab.pipeline.continuation import Continuation, find
 from ldmlab.pipeline.costs import millions, parameters_of
 from ldmlab.pipeline.first_stage import FirstStage
 from ldmlab.pipeline.latents import LatentsStage, learnt_from, load_learnt_from
-from ldmlab.pipeline.stage import Row, Stage, plain
+from ldmlab.pipeline.learning_rate import LearningRateStage
+from ldmlab.pipeline.stage import Row, Stage, deciding, plain
 from ldmlab.randomness import Draws
 from ldmlab.store.checkpoint import load_tensors
 from ldmlab.terminal import number
@@ -57,9 +58,11 @@ class DenoiserStage(Stage):
         if self.cfg.ldm.weights is not None:
             return weights_denoiser.options(self.cfg)
         ldm, cond, objective = (plain(self.cfg[group]) for group in ("ldm", "cond", "objective"))
-        ldm["network"].pop("checkpointing", None)
+        ldm["network"] = deciding(self.cfg.ldm.network)
         for name in ("budget", "weights"):
             ldm.pop(name)
+        if LearningRateStage.of(self.plan):
+            ldm["fit"].pop("lr")  # the search that finds it is upstream
         cond.pop("label")
         ldm["fit"].pop("keep_state")
         if ldm["network"].get("dropout"):
@@ -71,9 +74,16 @@ class DenoiserStage(Stage):
 
     def upstream(self) -> dict[str, Stage | str]:
         """An imported one learns nothing from this data."""
-        return (
-            {"autoencoder": self.plan.stage(FirstStage)} if self.cfg.ldm.weights is not None else learnt_from(self.plan)
-        )
+        if self.cfg.ldm.weights is not None:
+            return {"autoencoder": self.plan.stage(FirstStage)}
+        tuned = LearningRateStage.of(self.plan)
+        return learnt_from(self.plan) | ({"learning_rate": tuned[0]} if tuned else {})
+
+    def facts(self) -> dict[str, Any]:
+        """What its budget chose, and what is unequal then; the learning rate that was found."""
+        budget, tuned = self.plan.resolved.budget, LearningRateStage.of(self.plan)
+        found = {} if budget is None else {"budget": budget}
+        return found | ({"learning_rate": tuned[0].result()} if tuned else {})
 
     def forward_flops(self) -> float:
         return self.plan.resolved.costs.forward
@@ -112,9 +122,16 @@ class DenoiserStage(Stage):
             if ctx.main:
                 weights_denoiser.install(ctx.cfg, model, folder)
             return None
-        fit, found = ctx.cfg.ldm.fit, self.continuation
+        fit, found = self.tuned(ctx, ctx.cfg.ldm.fit), self.continuation
         start = None if found is None else found.start
         return train_denoiser(self, ctx, folder, fit, start, list(ctx.cfg.ldm.power_ema), fit.keep_state).seconds
+
+    def tuned(self, ctx: Context, fit: DictConfig) -> DictConfig:
+        """The budget with the learning rate that tune=lr finds; itself without."""
+        for search in LearningRateStage.of(self.plan):
+            fit = build.editable(fit)
+            fit.lr = search.load(ctx)
+        return fit
 
     def load(self, ctx: Context, images: int | None = None) -> Denoiser:
         """With the weights that `eval.weights` names; of a snapshot when `images` says which."""

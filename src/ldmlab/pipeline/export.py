@@ -20,6 +20,7 @@ from ldmlab.diffusion.denoiser import Denoiser
 from ldmlab.errors import UserError, WeightsError
 from ldmlab.interop import compvis, denoisers, weights
 from ldmlab.interop.official_unet import Copies
+from ldmlab.networks.blocks import OFFICIAL
 from ldmlab.networks.unet import UNet
 from ldmlab.pipeline import weights_denoiser, weights_first_stage
 from ldmlab.pipeline.decoder import decoding_address
@@ -122,6 +123,12 @@ def _check_kind(model: Denoiser) -> None:
         raise UserError(
             f"ldm.network is a {type(network).__name__}; UNets alone can be written for others. Its own files in the store "
             "(weights.safetensors, ema.safetensors) are plain safetensors, and ldm.weights reads them."
+        )
+    if network.grouping != OFFICIAL:
+        raise UserError(
+            f"ldm.network.norm_groups or norm_group_channels: the layouts of others normalise in {OFFICIAL.groups} groups, and there "
+            f"these weights would compute something else. Networks with norm_groups={OFFICIAL.groups} can be exported; ldm.weights "
+            "reads this one's own files in the store."
         )
     if hasattr(network, "vector_embed"):
         raise UserError(

@@ -13,6 +13,7 @@ from ldmlab.pipeline.denoiser import DenoiserStage
 from ldmlab.pipeline.extractor import ExtractorStage
 from ldmlab.pipeline.first_stage import FirstStage
 from ldmlab.pipeline.latents import LatentsStage
+from ldmlab.pipeline.learning_rate import LearningRateStage
 from ldmlab.pipeline.noisy_classifier import NoisyClassifierStage
 from ldmlab.pipeline.reconstructions import ReconstructionsStage
 from ldmlab.pipeline.reference import ReferenceStage
@@ -26,7 +27,8 @@ from ldmlab.store.store import Address, Store
 from ldmlab.terminal import clock
 
 KINDS: tuple[type[Stage], ...] = (
-    DataStage, ExtractorStage, FirstStage, DecoderStage, ReconstructionsStage, LatentsStage, DenoiserStage, CooldownStage,
+    DataStage, ExtractorStage, FirstStage, DecoderStage, ReconstructionsStage, LatentsStage, LearningRateStage, DenoiserStage,
+    CooldownStage,
     NoisyClassifierStage, WeakModel, SamplesStage, ReferenceStage, ScoresStage,
 )  # fmt: skip
 """The stages of the package. Where two could come first, the earlier here does; order is otherwise by what each stands on."""

@@ -7,7 +7,7 @@ again, with contents, where they are trained or loaded.
 import functools
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from omegaconf import DictConfig
@@ -51,6 +51,7 @@ class Resolved:
     extractor: nn.Module | None
     metrics: tuple[Metric, ...] = ()
     notes: list[str] = field(default_factory=list)
+    budget: dict[str, Any] | None = None  # what `ldm.budget` chose (`budget.described`); None without a target
 
     @property
     def conditioner(self) -> Conditioner:
@@ -92,8 +93,8 @@ class Resolved:
 
     @functools.cached_property
     def costs(self) -> "Costs":
-        """Counted for a dry run alone: meta kernels load PyTorch's compiler, which takes 5 s."""
-        if not self.cfg.dry_run:
+        """Counted for a dry run, and where a budget has counted already: meta kernels load PyTorch's compiler, which takes 5 s."""
+        if not self.cfg.dry_run and self.budget is None:
             return Costs()
         image = torch.empty(1, 3, self.resolution, self.resolution, device="meta")
         z = torch.empty(1, *self.latent_shape, device="meta")

@@ -4,6 +4,7 @@ data ─▶ (extractor) ─▶ autoencoder ─▶ latents ─▶ denoiser ─▶
 """
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -16,6 +17,7 @@ from ldmlab.errors import ConfigError, UserError
 from ldmlab.pipeline import budget, memory, snapshots, weights_denoiser, weights_first_stage
 from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.launch import check_device, make_accelerator, set_threads
+from ldmlab.pipeline.learning_rate import LearningRateStage
 from ldmlab.pipeline.plan import Plan, table
 from ldmlab.pipeline.resolved import resolve
 from ldmlab.store.card import machine, stamp
@@ -31,12 +33,17 @@ def prepare(composed: Composed) -> Plan:
     caches = store.root / "data" / "cache"
     data, val = build.dataset(cfg, "train", caches), build.dataset(cfg, "val", caches)
     weights_denoiser.check_options(cfg)
-    cfg, sized = budget.choose_width(cfg, data)
+    choice = budget.choose_width(cfg, data, store)
+    cfg = choice.cfg
     resolved = resolve(cfg, choices, data, val, caches)
+    if choice.line is not None and choice.facts is not None:
+        resolved = replace(resolved, budget=choice.facts)
+        choice.facts["training"] = budget.totals(resolved)
+        resolved.notes.append("\n ".join([choice.line, budget.totals_line(choice.facts["training"])]))
     weights_first_stage.check(cfg, choices, resolved.autoencoder)
     weights_denoiser.check(cfg, choices, resolved.denoiser, resolved.objective)
     too_large = memory.complaint(resolved)  # of this machine: execute refuses, a plan may be for another one
-    said = [note for note in (sized, too_large) if note]
+    said = [too_large] if too_large else []
     resolved.notes.extend([*said, *duplicates.notes(data, val), *weights_denoiser.notes(cfg), *snapshots.notes(cfg)])
     plan = Plan(resolved, store)
     check_files(plan)
@@ -120,6 +127,9 @@ def record(ctx: Context, command: str) -> Path:
             "studies": studies, "choices": choices, "machine": machine(),
             "config": OmegaConf.to_container(ctx.cfg, resolve=True), "stages": stages,
         }  # fmt: skip
+        run |= {"budget": plan.resolved.budget} if plan.resolved.budget else {}
+        for tuned in LearningRateStage.of(plan) if plan.has(LearningRateStage.name) else ():
+            run |= {"tuned": {"ldm.fit.lr": tuned.result()["rate"]}}
         if before and not ctx.store.writable:
             ctx.say(" note: the store is read-only, so the run's record and page stay as they were")
         elif before != run:

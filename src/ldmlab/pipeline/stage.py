@@ -111,9 +111,13 @@ class Stage:
         """Write the result's files into `folder`; runs on all ranks. May return the seconds that earlier attempts spent too."""
         raise NotImplementedError
 
+    def facts(self) -> dict[str, Any]:
+        """What its card.json says beside where and with what it was made."""
+        return {}
+
     def make(self, ctx: Context) -> Path:
         """The finished folder, found or built."""
-        return ctx.make(self.address, lambda folder: self.work(ctx, folder))
+        return ctx.make(self.address, lambda folder: self.work(ctx, folder), self.facts)
 
     def load(self, ctx: Context) -> Any:
         """The finished result as other stages use it; made when it is not there."""
@@ -123,6 +127,17 @@ class Stage:
 def plain(node: Any) -> Any:
     """A config node as plain data."""
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+SINCE = {"norm_groups": 32, "norm_group_channels": None, "level_channels": None}
+"""Options that networks got after results lay in stores, and the value at which they change nothing: with it they are in no id."""
+
+
+def deciding(network: Any) -> dict[str, Any]:
+    """What of a network's options decides a result: all but what changes memory alone, and `SINCE` where nothing is changed."""
+    found: dict[str, Any] = plain(network)
+    unchanged = [name for name, value in SINCE.items() if found.get(name) == value]
+    return {name: value for name, value in found.items() if name not in ("checkpointing", *unchanged)}
 
 
 class SnapshotStage(Stage):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ldmlab import build
 from ldmlab.config.compose import group_options, load
+from ldmlab.config.schema import TARGETS
 from ldmlab.diffusion.denoiser import Denoiser
 from ldmlab.diffusion.objectives import Objective
 from ldmlab.errors import ConfigError, WeightsError
@@ -21,7 +22,9 @@ from ldmlab.interop import denoisers, schedules, weights
 from ldmlab.interop.compvis import some
 from ldmlab.interop.official_unet import Average, UNetLayout
 from ldmlab.networks.attention import SelfAttention, SpatialTransformer
+from ldmlab.networks.blocks import OFFICIAL
 from ldmlab.pipeline import weights_first_stage
+from ldmlab.pipeline.stage import deciding
 from ldmlab.store.checkpoint import save_tensors
 from ldmlab.store.files import atomic, read_json, write_json
 from ldmlab.training.loop import total_steps
@@ -42,6 +45,7 @@ def check(cfg: DictConfig, choices: dict[str, str], model: Denoiser, objective: 
         if tensors is not None:
             check_tensors(cfg, choices, found, tensors, expected)
     check_heads(found, model.network)
+    check_groups(found, model.network)
     check_objective(cfg, found, objective)
     if cfg.eval.weights == "ema" and found.copies.ema is None:
         raise ConfigError(
@@ -63,9 +67,7 @@ def check_options(cfg: DictConfig) -> None:
             "ldm.power_ema and eval.ema_width are averages made in training, and ldm.weights is not trained. "
             "Use ldm.power_ema=[] eval.ema_width=null."
         )
-    if given := [
-        name for name in ("parameters", "flops_per_image", "flops_per_step") if cfg.ldm.budget[name] is not None
-    ]:
+    if given := [name for name in (*TARGETS, "fair") if cfg.ldm.budget[name] is not None]:
         raise ConfigError(
             f"ldm.budget.{given[0]} chooses a width, and ldm.weights has one. Leave it out and set ldm.network.width to the file's."
         )
@@ -130,6 +132,16 @@ def check_heads(found: denoisers.Source, network: nn.Module) -> None:
         )
 
 
+def check_groups(found: denoisers.Source, network: nn.Module) -> None:
+    """WeightsError when a network of another layout normalises in other groups than the published ones do."""
+    if found.layout != "ldmlab" and getattr(network, "grouping", OFFICIAL) != OFFICIAL:
+        raise WeightsError(
+            f"{found.file} was trained with {OFFICIAL.groups} groups in each normalisation, and ldm.network.norm_groups or "
+            "norm_group_channels says others: the same tensors would compute something else. Set "
+            f"ldm.network.norm_groups={OFFICIAL.groups} ldm.network.norm_group_channels=null."
+        )
+
+
 def check_objective(cfg: DictConfig, found: denoisers.Source, objective: Objective) -> None:
     """WeightsError when the file says another target or noise schedule than `objective`."""
     target = target_of(cfg)
@@ -181,14 +193,12 @@ def install(cfg: DictConfig, model: Denoiser, folder: Path) -> None:
 
 def options(cfg: DictConfig) -> dict[str, Any]:
     """What an imported denoiser is a function of beside its first stage, for its id."""
-    network, cond, objective = (
-        OmegaConf.to_container(node) for node in (cfg.ldm.network, cfg.cond.conditioner, cfg.objective)
-    )
-    assert isinstance(network, dict) and isinstance(objective, dict)
-    network.pop("checkpointing", None)
+    cond, objective = (OmegaConf.to_container(node) for node in (cfg.cond.conditioner, cfg.objective))
+    assert isinstance(objective, dict)
     read = {name: objective[name] for name in ("target", "schedule")}  # the rest of it matters in training alone
     return {
-        "weights": denoisers.digest(Path(cfg.ldm.weights)), "format": denoisers.VERSION, "network": network, "cond": cond,
+        "weights": denoisers.digest(Path(cfg.ldm.weights)), "format": denoisers.VERSION, "network": deciding(cfg.ldm.network),
+        "cond": cond,
         "objective": read,
     }  # fmt: skip
 

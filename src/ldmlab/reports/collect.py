@@ -234,6 +234,8 @@ def read_run(folder: Path) -> Run:
         machine=dict(raw.get("machine") or {}),
         config=dict(raw.get("config") or {}),
         choices=dict(raw.get("choices") or {}),
+        budget=dict(raw.get("budget") or {}),
+        tuned=dict(raw.get("tuned") or {}),
         stages=tuple(read_stage(entry, Path(folder), command, entry.get("stage") in scored) for entry in raw["stages"]),
     )
 

@@ -5,7 +5,7 @@ from statistics import median
 
 from ldmlab.errors import DataError
 from ldmlab.reports import document as doc
-from ldmlab.reports import figures, numbers, pictures, tables
+from ldmlab.reports import figures, numbers, pictures, sizes, tables
 from ldmlab.reports.collect import read_runs
 from ldmlab.reports.figures import Figure
 from ldmlab.reports.pictures import Picture, Pictures
@@ -63,6 +63,7 @@ def document(runs: list[Run], found: list[tables.ScoreTable], title: str | None)
         *own_sections(runs),
         training(runs, lead if first != lead[:1] else lead[1:], [f for f in scores if f not in first], others),
         cost(runs),
+        sizes.section(runs),
         plan(runs),
         protocol(runs),
     ]

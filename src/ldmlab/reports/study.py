@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from ldmlab.errors import DataError
 from ldmlab.metrics.protocol import leaf_differences
 from ldmlab.reports import document as doc
-from ldmlab.reports import figures, numbers, tables
+from ldmlab.reports import figures, numbers, sizes, tables
 from ldmlab.reports.collect import read_runs
 from ldmlab.reports.figures import HEIGHT, ROW, ROW_MARGIN, Figure, round_ticks, score_line, score_panel
 from ldmlab.reports.numbers import MetricDeclaration, common_card
@@ -82,6 +82,7 @@ def document(
         doc.Section("The other scores", [doc.Figures(drawn[2:])] if drawn[2:] else [], "figures"),
         doc.Section("Samples", samples(study, shown), "samples"),
         identity(study, counted),
+        *filter(None, [sizes.section([cell.run for cell in study.cells])]),
         doc.Section("Loss", [doc.Text(LOSSES, "small"), doc.Figures(losses)] if losses else [], "training"),
         protocol(study, name),
     ]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from ldmlab.config.schema import TARGETS
 from ldmlab.reports.numbers import KNOWN, MetricDeclaration, metrics_of
 from ldmlab.reports.records import Run, StageRecord, flatten
 
@@ -63,8 +64,9 @@ class StudyCell:
 
     @property
     def fit(self) -> dict[str, Any]:
-        """`ldm.fit` of its configuration; empty in a run that has none."""
-        return dict((self.run.config.get("ldm") or {}).get("fit") or {})
+        """`ldm.fit` of its configuration, with what was tuned; empty in a run that has none."""
+        tuned = {path.removeprefix("ldm.fit."): value for path, value in self.run.tuned.items()}
+        return dict((self.run.config.get("ldm") or {}).get("fit") or {}) | tuned
 
     def at(self, axis: Axis) -> float:
         return float((self.evaluations if axis.knob == "steps" else self.knobs[axis.knob]) or 0)
@@ -144,8 +146,9 @@ def options(cell: StudyCell) -> dict[str, Any]:
     config = cell.run.config
     trained = flatten({group: config[group] for group in (*TRAINED, "seed") if group in config})
     budget = (config.get("ldm") or {}).get("budget") or {}
-    if any(budget.get(target) for target in ("parameters", "flops_per_image", "flops_per_step")):
-        trained.pop("ldm.network.width", None)  # the budget chose it
+    if any(budget.get(target) for target in (*TARGETS, "fair")):  # the budget chose these
+        for name in ("width", "level_channels", "blocks", "heads", "head_channels"):
+            trained.pop(f"ldm.network.{name}", None)
     chosen = {group: cell.run.choice(group) for group in TRAINED}
     return chosen | trained | sampled(cell.scores.card)
 
