@@ -44,6 +44,10 @@ class DenoiserStage(Stage):
     version: ClassVar[int] = 2
     due: ClassVar[str | None] = "denoiser"
 
+    @classmethod
+    def of(cls, plan: "Plan") -> list[Stage]:
+        return [] if plan.resolved.denoiser.closed_form else [plan.stage(cls)]
+
     @property
     def label(self) -> str:
         choices = self.plan.resolved.choices

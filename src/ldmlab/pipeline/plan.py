@@ -12,6 +12,7 @@ from ldmlab.pipeline.decoder import DecoderStage
 from ldmlab.pipeline.denoiser import DenoiserStage
 from ldmlab.pipeline.extractor import ExtractorStage
 from ldmlab.pipeline.first_stage import FirstStage
+from ldmlab.pipeline.gaussian import GaussianStage
 from ldmlab.pipeline.latents import LatentsStage
 from ldmlab.pipeline.noisy_classifier import NoisyClassifierStage
 from ldmlab.pipeline.reconstructions import ReconstructionsStage
@@ -27,7 +28,7 @@ from ldmlab.terminal import clock
 
 KINDS: tuple[type[Stage], ...] = (
     DataStage, ExtractorStage, FirstStage, DecoderStage, ReconstructionsStage, LatentsStage, DenoiserStage, CooldownStage,
-    NoisyClassifierStage, WeakModel, SamplesStage, ReferenceStage, ScoresStage,
+    GaussianStage, NoisyClassifierStage, WeakModel, SamplesStage, ReferenceStage, ScoresStage,
 )  # fmt: skip
 """The stages of the package. Where two could come first, the earlier here does; order is otherwise by what each stands on."""
 

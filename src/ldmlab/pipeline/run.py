@@ -13,7 +13,7 @@ from ldmlab.config.complete import files_of
 from ldmlab.config.compose import Composed
 from ldmlab.data import duplicates
 from ldmlab.errors import ConfigError, UserError
-from ldmlab.pipeline import budget, memory, snapshots, weights_denoiser, weights_first_stage
+from ldmlab.pipeline import budget, gaussian, memory, snapshots, weights_denoiser, weights_first_stage
 from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.launch import check_device, make_accelerator, set_threads
 from ldmlab.pipeline.plan import Plan, table
@@ -31,6 +31,7 @@ def prepare(composed: Composed) -> Plan:
     caches = store.root / "data" / "cache"
     data, val = build.dataset(cfg, "train", caches), build.dataset(cfg, "val", caches)
     weights_denoiser.check_options(cfg)
+    gaussian.check_options(cfg)
     cfg, sized = budget.choose_width(cfg, data)
     resolved = resolve(cfg, choices, data, val, caches)
     weights_first_stage.check(cfg, choices, resolved.autoencoder)

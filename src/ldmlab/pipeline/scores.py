@@ -83,20 +83,27 @@ class ScoresStage(SnapshotStage):
     def card(self, extractor: Any, reference_images: int) -> ProtocolCard:
         """Everything that decides a score beside the trained network."""
         cfg, resolved = self.cfg, self.plan.resolved
-        sampler, evaluations = resolved.sampler, self.samples.evaluations
-        weights = cfg.eval.weights if cfg.eval.ema_width is None else f"ema width {cfg.eval.ema_width:g}"
-        weights += "" if cfg.eval.cooldown is None else f" cooled down {said([cfg.eval.cooldown])[0]}"
         labelled = "label" in resolved.condition_fields
         mode = (f"label {cfg.cond.label}" if cfg.cond.label is not None else cfg.eval.label_mode) if labelled else None
         return ProtocolCard(
             reference=self.plan.stage(ReferenceStage).address.id, reference_split=cfg.eval.reference.split,
             reference_images=reference_images, resolution=resolved.resolution, samples=cfg.eval.samples, label_mode=mode,
-            sampler=self.samples.label, steps=sampler.steps, eta=getattr(sampler, "eta", None),
-            weights=weights, snapshot_images=images_behind(self.plan, self.images) or None, extractor=extractor.name,
-            extractor_hash=extractor.fingerprint(), resize=extractor.resize_text, grid=getattr(sampler, "grid", None),
-            seed=cfg.eval.seed, evaluations=evaluations if evaluations != sampler.steps else None,
-            sampler_options=_other_options(cfg), guidance=self._guidance(),
+            snapshot_images=images_behind(self.plan, self.images) or None, extractor=extractor.name,
+            extractor_hash=extractor.fingerprint(), resize=extractor.resize_text, seed=cfg.eval.seed, sampler=self.samples.label, **self._steps(),
         )  # fmt: skip
+
+    def _steps(self) -> dict[str, Any]:
+        """What the card says of the sampler and its weights; of a denoiser that draws in closed form none of it applies."""
+        if self.samples.closed_form:
+            return {"steps": None, "eta": None, "weights": None}
+        cfg, sampler, evaluations = self.cfg, self.plan.resolved.sampler, self.samples.evaluations
+        weights = cfg.eval.weights if cfg.eval.ema_width is None else f"ema width {cfg.eval.ema_width:g}"
+        weights += "" if cfg.eval.cooldown is None else f" cooled down {said([cfg.eval.cooldown])[0]}"
+        return {
+            "steps": sampler.steps, "eta": getattr(sampler, "eta", None), "weights": weights,
+            "grid": getattr(sampler, "grid", None), "evaluations": evaluations if evaluations != sampler.steps else None,
+            "sampler_options": _other_options(cfg), "guidance": self._guidance(),
+        }  # fmt: skip
 
     def _guidance(self) -> dict[str, dict[str, Any]]:
         """Kind → its entry on the card, with the stages that it follows; and the sampler's churn, where there is any."""
