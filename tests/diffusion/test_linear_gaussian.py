@@ -123,8 +123,10 @@ def test_plane_waves_are_the_directions_of_a_stationary_latent() -> None:
         power = found.power(z)
         torch.testing.assert_close(power.sum(1), (z - z.mean(0)).flatten(1).square().sum(1))  # nothing is lost
         torch.testing.assert_close(power.mean(0), found.variance_D, rtol=1e-6, atol=1e-9)
+        channel = found.per_element(found.variance_D[None]).view(2, -1).mean(1)
+        torch.testing.assert_close(channel, z.var(dim=0, correction=0).mean(dim=(1, 2)), rtol=1e-9, atol=0)
         torch.testing.assert_close(
-            found.per_element(found.variance_D).mean(), z.var(dim=0, correction=0).mean(), rtol=1e-9, atol=0
+            channel.mean(), z.var(dim=0, correction=0).mean(), rtol=1e-9, atol=0
         )
 
 

@@ -15,7 +15,6 @@ Shape letters: B batch, C channels, H W space, D = C·H·W elements = directions
 """
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -47,9 +46,9 @@ class Whole:
         """Squares of the coefficients of z less its mean, float64 [B, D]; their mean over the fitted latents is `variance_D`."""
         return ((z_BCHW.double() - self.mean_CHW).flatten(1) @ self.basis_DD.T).square()
 
-    def per_element(self, value_D: Tensor) -> Tensor:
-        """Variances in the directions → variances of the elements, [D]."""
-        return self.basis_DD.square().T @ value_D
+    def per_element(self, value_TD: Tensor) -> Tensor:
+        """Variances in the directions → variances of the elements, [T, D]."""
+        return value_TD @ self.basis_DD.square()
 
 
 class Stationary:
@@ -93,11 +92,10 @@ class Stationary:
         wave_BHWC = torch.fft.fft2(z_BCHW.double() - self.mean_CHW, norm="ortho").permute(0, 2, 3, 1)
         return (self.basis_HWCC.mH @ wave_BHWC[..., None]).abs().square().flatten(1)
 
-    def per_element(self, value_D: Tensor) -> Tensor:
-        """As `Whole.per_element`, [C]: the same at each position."""
+    def per_element(self, value_TD: Tensor) -> Tensor:
+        """As `Whole.per_element`, [T, C]: the same at each position."""
         H, W, C, _ = self.basis_HWCC.shape
-        share_HWCC = self.basis_HWCC.abs().square()
-        return (share_HWCC @ value_D.view(H, W, C, 1)).sum(dim=(0, 1)).flatten() / (H * W)
+        return value_TD @ self.basis_HWCC.abs().square().transpose(2, 3).reshape(-1, C) / (H * W)
 
 
 Directions = Whole | Stationary
@@ -128,29 +126,24 @@ def loss_floor(directions: Directions, objective: Objective) -> Tensor:
     With objective.loss=l1 and huber it is that of Gaussian latents, whose errors are normal.
     """
     alpha_T, sigma_T = objective.schedule.levels()
-    answers_T = 1 / objective.target.z0_error(alpha_T, sigma_T)  # squared error of the answer per squared error of z0
+    error_TD = z0_error(directions.variance_D, alpha_T[:, None], sigma_T[:, None])
+    answer_TD = error_TD / objective.target.z0_error(alpha_T, sigma_T)[:, None]
+    if objective.distance == "l2":
+        floor_T = answer_TD.mean(dim=1)
+    else:
+        s_TE = directions.per_element(answer_TD).clamp_min(1e-300).sqrt()
+        floor_T = (math.sqrt(2 / math.pi) * s_TE if objective.distance == "l1" else huber(s_TE, objective.delta)).mean(dim=1)
     weight_T = objective.weight(torch.arange(objective.schedule.T))
-    floor_T = torch.stack(
-        [
-            _distance(directions, z0_error(directions.variance_D, a, s) * scale, objective.distance, objective.delta)
-            for a, s, scale in zip(alpha_T, sigma_T, answers_T, strict=True)
-        ]
-    )
     return floor_T if weight_T is None else weight_T * floor_T
 
 
-def _distance(directions: Directions, error_D: Tensor, kind: Literal["l2", "l1", "huber"], delta: float) -> Tensor:
-    """Mean over the elements of the expected distance of an answer with these squared errors in the directions."""
-    if kind == "l2":
-        return error_D.mean()
-    s_E = directions.per_element(error_D).clamp_min(1e-300).sqrt()
-    if kind == "l1":
-        return math.sqrt(2 / math.pi) * s_E.mean()
-    k_E = delta / s_E  # e ~ N(0, s²): ½ e² within delta, delta (|e| - delta / 2) beyond
-    density_E = torch.exp(-k_E.square() / 2) / math.sqrt(2 * math.pi)
-    beyond_E = torch.special.erfc(k_E / math.sqrt(2))  # P(|e| > delta)
-    within_E = s_E.square() / 2 * (1 - beyond_E - 2 * k_E * density_E)
-    return (within_E + 2 * delta * s_E * density_E - delta**2 / 2 * beyond_E).mean()
+def huber(s: Tensor, delta: float) -> Tensor:
+    """Expected Huber loss of an error e ~ N(0, s²): ½ e² within delta, delta (|e| - delta / 2) beyond."""
+    k = delta / s
+    density = torch.exp(-k.square() / 2) / math.sqrt(2 * math.pi)
+    beyond = torch.special.erfc(k / math.sqrt(2))  # P(|e| > delta)
+    within = s.square() / 2 * (1 - beyond - 2 * k * density)
+    return within + 2 * delta * s * density - delta**2 / 2 * beyond
 
 
 def over_training(value_T: Tensor, objective: Objective, parts: int) -> tuple[float, list[float]]:

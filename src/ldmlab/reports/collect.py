@@ -204,6 +204,7 @@ def read_stage(entry: dict[str, Any], run_folder: Path, command: str, scored: bo
         provenance=read_json(folder / "card.json", command) if (folder / "card.json").is_file() else {},
         config_text=config.read_text(encoding="utf-8") if config.is_file() else "",
         section=read_section(folder, command),
+        floor=read_json(folder / "floor.json", command) if (folder / "floor.json").is_file() else {},
         **(read_results(stage, folder, command) if finished and scored else {}),
     )
     if finished and stage == "samples":
