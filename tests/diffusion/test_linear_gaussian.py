@@ -125,9 +125,7 @@ def test_plane_waves_are_the_directions_of_a_stationary_latent() -> None:
         torch.testing.assert_close(power.mean(0), found.variance_D, rtol=1e-6, atol=1e-9)
         channel = found.per_element(found.variance_D[None]).view(2, -1).mean(1)
         torch.testing.assert_close(channel, z.var(dim=0, correction=0).mean(dim=(1, 2)), rtol=1e-9, atol=0)
-        torch.testing.assert_close(
-            channel.mean(), z.var(dim=0, correction=0).mean(), rtol=1e-9, atol=0
-        )
+        torch.testing.assert_close(channel.mean(), z.var(dim=0, correction=0).mean(), rtol=1e-9, atol=0)
 
 
 def test_a_latent_that_is_not_stationary_is_denoised_better_by_all_directions() -> None:

@@ -132,7 +132,9 @@ def loss_floor(directions: Directions, objective: Objective) -> Tensor:
         floor_T = answer_TD.mean(dim=1)
     else:
         s_TE = directions.per_element(answer_TD).clamp_min(1e-300).sqrt()
-        floor_T = (math.sqrt(2 / math.pi) * s_TE if objective.distance == "l1" else huber(s_TE, objective.delta)).mean(dim=1)
+        floor_T = (math.sqrt(2 / math.pi) * s_TE if objective.distance == "l1" else huber(s_TE, objective.delta)).mean(
+            dim=1
+        )
     weight_T = objective.weight(torch.arange(objective.schedule.T))
     return floor_T if weight_T is None else weight_T * floor_T
 

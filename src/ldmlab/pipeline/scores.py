@@ -41,7 +41,14 @@ class ScoresStage(SnapshotStage):
 
     def upstream(self) -> dict[str, Stage | str]:
         reference = self.plan.stage(ReferenceStage)
-        return {"samples": self.samples, "reference": reference, "extractor": extractor_of(self.plan)}
+        return {
+            "samples": self.samples, "reference": reference, "extractor": extractor_of(self.plan), **self._needed(),
+        }  # fmt: skip
+
+    def _needed(self) -> dict[str, Stage]:
+        """The stages whose results metrics ask for, by name; of those that each snapshot has, this snapshot's."""
+        needs = [need.partition(":") for metric in self.plan.resolved.metrics for need in metric.needs]
+        return {name: self.plan.named(name, self.images) for kind, _, name in needs if kind == "stage"}
 
     def row(self) -> Row:
         return Row(" · ".join(metric.label for metric in self.plan.resolved.metrics), self.cfg.eval.samples)
@@ -68,16 +75,13 @@ class ScoresStage(SnapshotStage):
     ) -> Inputs:
         """What the metrics are given."""
         cfg, resolved = ctx.cfg, self.plan.resolved
-        stages = {
-            need.partition(":")[2] for metric in resolved.metrics for need in metric.needs if need.startswith("stage:")
-        }
         real = self.plan.stage(ReferenceStage).images(ctx)
         return Inputs(
             cfg.eval.bootstrap, cfg.eval.seed, found, reference,
             read_samples=lambda rows: torch.from_numpy(np.asarray(images[rows])), read_reference=real,
             conditions=resolved.conditions(cfg.eval.samples) if resolved.condition_fields else None,
             class_names=tuple(ctx.data.class_names), classes_of_data=extractor.classes_of_data,
-            stages={name: self.plan.named(name).make(ctx) for name in stages},
+            stages={name: stage.make(ctx) for name, stage in self._needed().items()},
         )  # fmt: skip
 
     def card(self, extractor: Any, reference_images: int) -> ProtocolCard:
