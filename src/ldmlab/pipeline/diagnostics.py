@@ -84,9 +84,9 @@ class Diagnostics(Stage):
         )
 
     def work(self, ctx: Context, folder: Path) -> None:
+        ae, resolved = load_decoding(self.plan, ctx), self.plan.resolved  # on all ranks
         if not ctx.main:
             return
-        ae, resolved = load_decoding(self.plan, ctx), self.plan.resolved
         rows, shape = spread(len(ctx.val), self.images), resolved.latent_shape
         labelled = "label" in ctx.val.fields and len(ctx.val.class_names) > 1
         label_N = np.asarray(ctx.val.labels())[rows] if labelled else None

@@ -56,6 +56,7 @@ class ScoresStage(SnapshotStage):
     def work(self, ctx: Context, folder: Path) -> None:
         cfg, extractor = ctx.cfg, load_extractor(self.plan, ctx)
         reference, samples = self.plan.stage(ReferenceStage).load(ctx), self.samples.make(ctx)
+        stages = {name: stage.make(ctx) for name, stage in self._needed().items()}  # on all ranks
         images = read_array(samples / "images.npy")
         found = extract_all(
             lambda rows: torch.from_numpy(np.asarray(images[rows])), len(images), extractor, folder, cfg.eval.batch_size,
@@ -63,7 +64,7 @@ class ScoresStage(SnapshotStage):
         )  # fmt: skip
         if ctx.main:
             metrics = self.plan.resolved.metrics
-            scores = evaluate(metrics, self._inputs(ctx, found, reference, images, samples, extractor))
+            scores = evaluate(metrics, self._inputs(ctx, found, reference, images, stages, extractor))
             card = self.card(extractor, len(reference))
             result = {"snapshot_images": images_behind(self.plan, self.images) or None, **scores.to_dict()}
             result["warnings"] = [*scores.warnings, *card.warnings()]
@@ -71,7 +72,13 @@ class ScoresStage(SnapshotStage):
         ctx.barrier()
 
     def _inputs(
-        self, ctx: Context, found: FeatureSet, reference: FeatureSet, images: np.ndarray, samples: Path, extractor: Any
+        self,
+        ctx: Context,
+        found: FeatureSet,
+        reference: FeatureSet,
+        images: np.ndarray,
+        stages: dict[str, Path],
+        extractor: Any,
     ) -> Inputs:
         """What the metrics are given."""
         cfg, resolved = ctx.cfg, self.plan.resolved
@@ -81,7 +88,7 @@ class ScoresStage(SnapshotStage):
             read_samples=lambda rows: torch.from_numpy(np.asarray(images[rows])), read_reference=real,
             conditions=resolved.conditions(cfg.eval.samples) if resolved.condition_fields else None,
             class_names=tuple(ctx.data.class_names), classes_of_data=extractor.classes_of_data,
-            stages={name: stage.make(ctx) for name, stage in self._needed().items()},
+            stages=stages,
         )  # fmt: skip
 
     def card(self, extractor: Any, reference_images: int) -> ProtocolCard:
@@ -93,7 +100,8 @@ class ScoresStage(SnapshotStage):
             reference=self.plan.stage(ReferenceStage).address.id, reference_split=cfg.eval.reference.split,
             reference_images=reference_images, resolution=resolved.resolution, samples=cfg.eval.samples, label_mode=mode,
             snapshot_images=images_behind(self.plan, self.images) or None, extractor=extractor.name,
-            extractor_hash=extractor.fingerprint(), resize=extractor.resize_text, seed=cfg.eval.seed, sampler=self.samples.label, **self._steps(),
+            extractor_hash=extractor.fingerprint(), resize=extractor.resize_text, seed=cfg.eval.seed,
+            sampler=self.samples.label, **self._steps(),
         )  # fmt: skip
 
     def _steps(self) -> dict[str, Any]:
