@@ -8,17 +8,19 @@ from typing import Any, cast
 
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from ldmlab.autoencoders.autoencoder import Autoencoder
 from ldmlab.conditioning.base import Conditioner, Facts, built
+from ldmlab.conditioning.one_hot import OneHot
 from ldmlab.data.base import ImageDataset
 from ldmlab.data.fields import Field
 from ldmlab.diffusion.denoiser import Denoiser
+from ldmlab.diffusion.gaussian import Gaussian, GaussianDenoiser
 from ldmlab.diffusion.objectives import Objective
-from ldmlab.errors import UserError
+from ldmlab.errors import ConfigError, UserError
 from ldmlab.guidance.autoguidance import Autoguidance
 from ldmlab.guidance.base import Guidance
 from ldmlab.guidance.classifier import ClassifierGuidance
@@ -171,6 +173,9 @@ def denoiser(cfg: DictConfig, ae: Autoencoder, data: ImageDataset, conditions: C
     """Network and conditioner; `conditions`: a conditioner that is already made."""
     with seeded(cfg.ldm.seed, "denoiser"):
         conditions = conditioner(cfg, data, ae) if conditions is None else conditions
+        closed = closed_form(cfg)
+        if closed:
+            conditions = cast(Conditioner, class_means(conditions, len(data.class_names)))
         network = part(
             cfg.ldm.network,
             in_channels=ae.c + conditions.concat_channels,
@@ -179,7 +184,23 @@ def denoiser(cfg: DictConfig, ae: Autoencoder, data: ImageDataset, conditions: C
             vector_dim=conditions.vector_dim,
             latent_size=ae.latent_shape(data.resolution)[1],
         )
-        return Denoiser(network, conditions)
+        return (GaussianDenoiser if closed else Denoiser)(network, conditions)
+
+
+def closed_form(cfg: DictConfig) -> bool:
+    """Whether the denoiser is fitted in closed form: `ldm=gaussian`."""
+    target = get_object(cfg.ldm.network["_target_"])
+    return isinstance(target, type) and issubclass(target, Gaussian)
+
+
+def class_means(conditions: Any, n_classes: int) -> Any:
+    """The condition of a denoiser with a mean for each class: one-hot labels in the place of a learned embedding."""
+    if conditions.needs not in ((), ("label",)):
+        raise ConfigError(
+            f"ldm=gaussian has one mean for each class, and cond conditions on {', '.join(conditions.needs)}. Use "
+            "cond=class_label, or cond=none."
+        )
+    return OneHot(n_classes) if conditions.needs else conditions
 
 
 def objective(cfg: DictConfig, latent_size: int | None = None) -> Objective:

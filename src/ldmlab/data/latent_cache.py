@@ -53,13 +53,17 @@ class LatentCache:
 
     def __getitems__(self, indices: list[int]) -> dict[str, Any]:
         """A whole batch: {"moments": B M C H W in the stored type} and the fields of the data set, not mirrored."""
-        batch: dict[str, Any] = {"moments": torch.from_numpy(np.stack([self._row(i) for i in indices]))}
+        batch: dict[str, Any] = {"moments": self.moments(indices)}
         if set(self.fields) - {"label"}:
             samples = to_batch(self.dataset.__getitems__(indices))
             batch |= {field: samples[field] for field in self.fields}
         elif self._labels is not None:
             batch["label"] = torch.from_numpy(self._labels[np.asarray(indices)])
         return batch
+
+    def moments(self, indices: list[int]) -> Tensor:
+        """[B, M, C, H, W] in the stored type, without any field."""
+        return torch.from_numpy(np.stack([self._row(i) for i in indices]))
 
     def _row(self, index: int) -> np.ndarray:
         block = bisect.bisect_right(self.starts, index) - 1

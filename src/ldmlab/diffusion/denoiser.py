@@ -21,7 +21,11 @@ class Denoiser(nn.Module):
     Args:
         network: `forward(z_BCHW, t_B, cond) -> out_BCHW`.
         conditioner: `forward(batch) -> cond`, `null(batch_size, size, device) -> cond` (ldmlab.conditioning.base).
+
+    closed_form: whether it is fitted in closed form and draws its samples itself, without a sampler (`diffusion.gaussian`).
     """
+
+    closed_form = False
 
     def __init__(self, network: nn.Module, conditioner: Conditioner):
         super().__init__()
@@ -51,6 +55,18 @@ class Denoiser(nn.Module):
         """A condition for many calls: its tokens are read by the network once. For weights that stay."""
         return self.network.prepared(cond)  # type: ignore[operator]
 
+    def denoise(self, objective: Objective) -> Denoise:
+        """The callable that every sampler and guidance takes: `denoise(z_t, t_B, cond) -> Prediction(z0, eps)`.
+
+        It takes a ready condition, so that a fixed one is encoded once per image and not once per step.
+        """
+
+        def denoise(zt_BCHW: Tensor, t_B: Tensor, cond: Any) -> Prediction:
+            shown_BCHW, time_B = objective.inputs(zt_BCHW, t_B)
+            return objective.prediction(self.network(shown_BCHW, time_B, cond), zt_BCHW, t_B)
+
+        return denoise
+
 
 def size_of(z_BCHW: Tensor) -> Size:
     """Height and width."""
@@ -58,13 +74,5 @@ def size_of(z_BCHW: Tensor) -> Size:
 
 
 def denoise_with(denoiser: Denoiser, objective: Objective) -> Denoise:
-    """The callable that every sampler and guidance takes: `denoise(z_t, t_B, cond) -> Prediction(z0, eps)`.
-
-    It takes a ready condition, so that a fixed one is encoded once per image and not once per step.
-    """
-
-    def denoise(zt_BCHW: Tensor, t_B: Tensor, cond: Any) -> Prediction:
-        shown_BCHW, time_B = objective.inputs(zt_BCHW, t_B)
-        return objective.prediction(denoiser.network(shown_BCHW, time_B, cond), zt_BCHW, t_B)
-
-    return denoise
+    """`denoiser.denoise(objective)`."""
+    return denoiser.denoise(objective)

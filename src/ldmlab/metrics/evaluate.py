@@ -43,4 +43,4 @@ def evaluate(metrics: Sequence[Metric], inputs: Inputs) -> Scores:
             raise ValueError(f"the metric {metric.name!r} gave scores of another name: {', '.join(foreign)}")
         values |= {name: replace(score, covers=metric.covers) for name, score in found.scores.items()}
         warnings += found.warnings
-    return Scores(values, warnings, {metric.name: metric.declaration() for metric in metrics})
+    return Scores(values, warnings, {name: said for metric in metrics for name, said in metric.declarations().items()})

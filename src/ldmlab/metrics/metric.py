@@ -162,6 +162,10 @@ class Metric:
             "covers": self.covers, "settings": self.settings(),
         }  # fmt: skip
 
+    def declarations(self) -> dict[str, dict[str, object]]:
+        """By score: of a metric that gives several, each with a label and a unit of its own."""
+        return {self.name: self.declaration()}
+
 
 def available(
     *,

@@ -9,6 +9,7 @@ from ldmlab.metrics.kid import KID
 from ldmlab.metrics.label_agreement import LabelAgreement
 from ldmlab.metrics.metric import Metric, check_names
 from ldmlab.metrics.precision_recall import Precision, Recall
+from ldmlab.metrics.rate_distortion import RateDistortion
 
 STANDARD: dict[str, Metric] = {
     metric.name: metric
@@ -16,6 +17,10 @@ STANDARD: dict[str, Metric] = {
         FID(), InceptionScore(), KID(), Precision(), Recall(), FIDInfinity(required=False), LabelAgreement(required=False),
     )
 }  # fmt: skip
+
+
+OF_A_RUN: dict[str, Metric] = {metric.name: metric for metric in (RateDistortion(),)}
+"""Those that read the result of a stage, which a run alone has."""
 
 
 def standard(names: Iterable[str], option: str = "eval.metrics") -> list[Metric]:

@@ -17,6 +17,7 @@ from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.continuation import LENGTH
 from ldmlab.pipeline.costs import parameters_of
 from ldmlab.pipeline.denoiser import DenoiserStage, load_denoiser, train_denoiser
+from ldmlab.pipeline.gaussian import denoiser_of
 from ldmlab.pipeline.stage import Row, SnapshotStage, Stage, plain
 from ldmlab.terminal import number
 from ldmlab.training.kept import STATE, Start, snapshot_folder
@@ -116,7 +117,7 @@ class CooldownStage(SnapshotStage):
 
 def scored(plan: "Plan", images: int) -> "DenoiserStage | CooldownStage":
     """The stage whose weights are sampled for the snapshot after `images`."""
-    return plan.stage(CooldownStage, images) if CooldownStage.of(plan) else plan.stage(DenoiserStage)
+    return plan.stage(CooldownStage, images) if CooldownStage.of(plan) else denoiser_of(plan)
 
 
 def load_scored(plan: "Plan", ctx: Context, images: int) -> Denoiser:

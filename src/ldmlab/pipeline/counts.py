@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ldmlab.errors import UserError
+from ldmlab import build
+from ldmlab.errors import ConfigError, UserError
 from ldmlab.pipeline import budget
 from ldmlab.store.files import read_json
 
@@ -59,7 +60,9 @@ def count(runs: list[Path]) -> Counts:
 
 
 def _count(config: dict[str, Any], data: Path) -> tuple[int, float]:
-    cfg, manifest = OmegaConf.create(config), read_json(data / "manifest.json")
+    cfg, manifest = cast(DictConfig, OmegaConf.create(config)), read_json(data / "manifest.json")
+    if build.closed_form(cfg):
+        raise ConfigError("it is fitted in closed form, and no training is there to count")
     fields = [FieldFacts(*pair) for pair in manifest["vocabulary"].items()]
     facts = DataFacts(int(manifest["resolution"]), list(manifest["class_names"]), fields)
     cost = budget.cost(cfg, facts, cfg.ldm.network.width)

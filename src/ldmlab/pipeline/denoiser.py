@@ -19,6 +19,7 @@ from ldmlab.pipeline.context import Context, frozen
 from ldmlab.pipeline.continuation import Continuation, find
 from ldmlab.pipeline.costs import millions, parameters_of
 from ldmlab.pipeline.first_stage import FirstStage
+from ldmlab.pipeline.floor import write_floor
 from ldmlab.pipeline.latents import LatentsStage, learnt_from, load_learnt_from
 from ldmlab.pipeline.learning_rate import LearningRateStage
 from ldmlab.pipeline.stage import Row, Stage, deciding, plain
@@ -38,11 +39,15 @@ LOOSE = 0.1  # relative error of an average's profile that is worth a note
 
 
 class DenoiserStage(Stage):
-    """weights.safetensors, ema.safetensors, power averages, snapshots at named image counts, the log."""
+    """weights.safetensors, ema.safetensors, power averages, snapshots at named image counts, the log, floor.json."""
 
     name: ClassVar[str] = "denoiser"
     version: ClassVar[int] = 2
     due: ClassVar[str | None] = "denoiser"
+
+    @classmethod
+    def of(cls, plan: "Plan") -> list[Stage]:
+        return [] if plan.resolved.denoiser.closed_form else [plan.stage(cls)]
 
     @property
     def label(self) -> str:
@@ -196,8 +201,10 @@ def train_denoiser(
         model.train()
         return {k: float(v) for k, v in logs.items()}
 
+    data = load_learnt_from(plan, ctx)
+    write_floor(ctx, folder, data, ae, objective)
     return ctx.train(
-        stage.address, folder, loss, load_learnt_from(plan, ctx), fit, validate,
+        stage.address, folder, loss, data, fit, validate,
         power_ema=widths, seed=cfg.ldm.seed, keep_state=keep_state, start=start,
     )  # fmt: skip
 

@@ -1,9 +1,12 @@
 """The cache of encoded training images, and what the denoiser learns from: the cache, or the images themselves."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+import torch
 from omegaconf import DictConfig
+from torch import Tensor
 
 from ldmlab.autoencoders.autoencoder import Autoencoder
 from ldmlab.autoencoders.identity import IdentityNetwork
@@ -28,6 +31,38 @@ def load_learnt_from(plan: "Plan", ctx: Context) -> Any:
     """The data set that the denoiser trains on."""
     cached = LatentsStage.of(plan)
     return cached[0].load(ctx) if cached else ctx.data
+
+
+class Posteriors(NamedTuple):
+    """Standardised latents of some training images: means, the variances of their samples (None: none), rows in the data."""
+
+    mean_BCHW: Tensor
+    variance_BCHW: Tensor | None
+    rows: list[int]
+
+
+READ = 128  # images at once; fixed, for the order of a sum is part of its last digits
+
+
+@torch.no_grad()
+def posteriors(
+    data: Any, ae: Autoencoder, rows: list[int], device: torch.device, begin: int = 0
+) -> Iterator[list[Posteriors]]:
+    """What the denoiser learns from, in order and `READ` images at a time from place `begin` of `rows` on: as it is and,
+    where the data is mirrored, mirrored. `data`: of `load_learnt_from`.
+    """
+    for first in range(begin, len(rows), READ):
+        part = rows[first : first + READ]
+        if isinstance(data, latent_cache.LatentCache):
+            moments_BMCHW = data.moments(part).float().to(device)
+        else:
+            moments_BMCHW = torch.from_numpy(latent_cache.encode(data, part, ae.moments, device)).to(device)
+        found = []
+        for moments_BCHW in moments_BMCHW.unbind(1):
+            variance_BCHW = ae.posterior(moments_BCHW).variance_BCHW
+            scaled = None if variance_BCHW is None else variance_BCHW * ae.scale.square()
+            found.append(Posteriors(ae.sample(moments_BCHW), scaled, part))
+        yield found
 
 
 def reads_cache(cfg: DictConfig, ae: Autoencoder) -> bool:

@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 from ldmlab import build
 from ldmlab.errors import ConfigError
+from ldmlab.pipeline.chain import ChainStage
 from ldmlab.pipeline.cooldown import CooldownStage
 from ldmlab.pipeline.costs import UTILISATION, machine_speed
 from ldmlab.pipeline.data import DataStage
@@ -12,6 +13,7 @@ from ldmlab.pipeline.decoder import DecoderStage
 from ldmlab.pipeline.denoiser import DenoiserStage
 from ldmlab.pipeline.extractor import ExtractorStage
 from ldmlab.pipeline.first_stage import FirstStage
+from ldmlab.pipeline.gaussian import GaussianStage
 from ldmlab.pipeline.latents import LatentsStage
 from ldmlab.pipeline.learning_rate import LearningRateStage
 from ldmlab.pipeline.noisy_classifier import NoisyClassifierStage
@@ -20,7 +22,7 @@ from ldmlab.pipeline.reference import ReferenceStage
 from ldmlab.pipeline.resolved import Resolved
 from ldmlab.pipeline.samples import SamplesStage
 from ldmlab.pipeline.scores import ScoresStage
-from ldmlab.pipeline.stage import Row, Stage
+from ldmlab.pipeline.stage import Row, SnapshotStage, Stage
 from ldmlab.pipeline.weak_model import WeakModel
 from ldmlab.store.checkpoint import Checkpoints
 from ldmlab.store.store import Address, Store
@@ -28,8 +30,7 @@ from ldmlab.terminal import clock
 
 KINDS: tuple[type[Stage], ...] = (
     DataStage, ExtractorStage, FirstStage, DecoderStage, ReconstructionsStage, LatentsStage, LearningRateStage, DenoiserStage,
-    CooldownStage,
-    NoisyClassifierStage, WeakModel, SamplesStage, ReferenceStage, ScoresStage,
+    CooldownStage, GaussianStage, NoisyClassifierStage, WeakModel, SamplesStage, ReferenceStage, ChainStage, ScoresStage,
 )  # fmt: skip
 """The stages of the package. Where two could come first, the earlier here does; order is otherwise by what each stands on."""
 
@@ -61,13 +62,14 @@ class Plan:
         assert isinstance(made, kind)
         return made
 
-    def named(self, name: str) -> Stage:
-        """The run's one stage of this name; ConfigError when there is none."""
+    def named(self, name: str, images: int | None = None) -> Stage:
+        """The run's one stage of this name, of several the last, or that of the snapshot at `images`; ConfigError when there is none."""
         found = [stage for kind in KINDS if kind.name == name for stage in kind.of(self)]
         found += [stage for stage in self._extra() if stage.name == name]
         if not found:
             raise ConfigError(f"a part of this run needs the stage '{name}', which this composition does not have.")
-        return found[-1]
+        own = [stage for stage in found if isinstance(stage, SnapshotStage) and stage.images == images]
+        return (own or found)[-1]
 
     def has(self, name: str) -> bool:
         return any(stage.name == name for stage in self.order)

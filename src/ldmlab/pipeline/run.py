@@ -14,7 +14,7 @@ from ldmlab.config.complete import files_of
 from ldmlab.config.compose import Composed
 from ldmlab.data import duplicates
 from ldmlab.errors import ConfigError, UserError
-from ldmlab.pipeline import budget, memory, snapshots, weights_denoiser, weights_first_stage
+from ldmlab.pipeline import budget, gaussian, memory, snapshots, weights_denoiser, weights_first_stage
 from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.launch import check_device, make_accelerator, set_threads
 from ldmlab.pipeline.learning_rate import LearningRateStage
@@ -33,6 +33,7 @@ def prepare(composed: Composed) -> Plan:
     caches = store.root / "data" / "cache"
     data, val = build.dataset(cfg, "train", caches), build.dataset(cfg, "val", caches)
     weights_denoiser.check_options(cfg)
+    gaussian.check_options(cfg)
     choice = budget.choose_width(cfg, data, store)
     cfg = choice.cfg
     resolved = resolve(cfg, choices, data, val, caches)

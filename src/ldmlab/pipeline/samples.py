@@ -14,6 +14,7 @@ from ldmlab.pipeline import sampling
 from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.cooldown import images_behind, load_scored, scored
 from ldmlab.pipeline.decoder import DecoderStage, decoding, load_decoding
+from ldmlab.pipeline.gaussian import DRAWN
 from ldmlab.pipeline.sheets import save_sheet
 from ldmlab.pipeline.stage import Row, SnapshotStage, Stage, plain
 from ldmlab.store.files import atomic, read_array, write_json
@@ -38,16 +39,26 @@ class SamplesStage(SnapshotStage):
 
     @property
     def label(self) -> str:
-        return self.plan.resolved.choices["sampler"]
+        return DRAWN if self.closed_form else self.plan.resolved.choices["sampler"]
+
+    @property
+    def closed_form(self) -> bool:
+        """Whether the denoiser draws its samples itself: then no option of the sampler or of averages decides them."""
+        return self.plan.resolved.denoiser.closed_form
 
     def own(self) -> dict[str, Any]:
         """What decides a set of samples beside the denoiser."""
         cfg = self.cfg
+        found = {
+            "label_mode": cfg.eval.label_mode, "label": cfg.cond.label, "n": cfg.eval.samples, "seed": cfg.eval.seed,
+            "tile": cfg.ae.tile,
+        }  # fmt: skip
+        if self.closed_form:
+            return found
         guidance = {kind.name: kind.options() for kind in self.plan.resolved.guidance if kind.options()}
-        return {
+        return found | {
             "snapshot": self.images, "weights": cfg.eval.weights, "ema_width": cfg.eval.ema_width,
-            "sampler": sampler_options(plain(cfg.sampler)), "guidance": guidance, "label_mode": cfg.eval.label_mode,
-            "label": cfg.cond.label, "n": cfg.eval.samples, "seed": cfg.eval.seed, "tile": cfg.ae.tile,
+            "sampler": sampler_options(plain(cfg.sampler)), "guidance": guidance,
         }  # fmt: skip
 
     def upstream(self) -> dict[str, Stage | str]:
@@ -60,6 +71,9 @@ class SamplesStage(SnapshotStage):
     def row(self) -> Row:
         resolved, n = self.plan.resolved, self.cfg.eval.samples
         sampler, size = resolved.sampler, resolved.resolution
+        if self.closed_form:
+            what = f"{number(n)} samples · drawn in closed form, no sampler"
+            return Row(what, n, resolved.costs.decode, n * size * size * 3 / 1e6)
         counted = "" if self.evaluations == sampler.steps else f" ({number(self.evaluations)} evaluations)"
         after = f" · after {number(images_behind(self.plan, self.images))} img" if self.images else ""
         what = (
@@ -102,11 +116,13 @@ class SamplesStage(SnapshotStage):
         source = resolved.conditions(n)
         seeds = [sampling.image_seed(cfg.eval.seed, i) for i in range(n)]
 
+        sampler: Any = model.sampler if model.closed_form else resolved.sampler
+
         def draw(indices: list[int]) -> Tensor:
             batch = {k: v.to(ctx.device) if isinstance(v, Tensor) else v for k, v in source.batch(indices).items()}
             bound = guided.bind(batch, len(indices), shape[1:], ctx.device)
             return sampling.draw(
-                resolved.sampler, bound.denoise, resolved.objective.schedule, ae.decode, bound.cond,
+                sampler, bound.denoise, resolved.objective.schedule, ae.decode, bound.cond,
                 [seeds[i] for i in indices], shape, ctx.device,
             )  # fmt: skip
 

@@ -41,7 +41,14 @@ class ScoresStage(SnapshotStage):
 
     def upstream(self) -> dict[str, Stage | str]:
         reference = self.plan.stage(ReferenceStage)
-        return {"samples": self.samples, "reference": reference, "extractor": extractor_of(self.plan)}
+        return {
+            "samples": self.samples, "reference": reference, "extractor": extractor_of(self.plan), **self._needed(),
+        }  # fmt: skip
+
+    def _needed(self) -> dict[str, Stage]:
+        """The stages whose results metrics ask for, by name; of those that each snapshot has, this snapshot's."""
+        needs = [need.partition(":") for metric in self.plan.resolved.metrics for need in metric.needs]
+        return {name: self.plan.named(name, self.images) for kind, _, name in needs if kind == "stage"}
 
     def row(self) -> Row:
         return Row(" · ".join(metric.label for metric in self.plan.resolved.metrics), self.cfg.eval.samples)
@@ -49,6 +56,7 @@ class ScoresStage(SnapshotStage):
     def work(self, ctx: Context, folder: Path) -> None:
         cfg, extractor = ctx.cfg, load_extractor(self.plan, ctx)
         reference, samples = self.plan.stage(ReferenceStage).load(ctx), self.samples.make(ctx)
+        stages = {name: stage.make(ctx) for name, stage in self._needed().items()}  # on all ranks
         images = read_array(samples / "images.npy")
         found = extract_all(
             lambda rows: torch.from_numpy(np.asarray(images[rows])), len(images), extractor, folder, cfg.eval.batch_size,
@@ -56,7 +64,7 @@ class ScoresStage(SnapshotStage):
         )  # fmt: skip
         if ctx.main:
             metrics = self.plan.resolved.metrics
-            scores = evaluate(metrics, self._inputs(ctx, found, reference, images, samples, extractor))
+            scores = evaluate(metrics, self._inputs(ctx, found, reference, images, stages, extractor))
             card = self.card(extractor, len(reference))
             result = {"snapshot_images": images_behind(self.plan, self.images) or None, **scores.to_dict()}
             result["warnings"] = [*scores.warnings, *card.warnings()]
@@ -64,39 +72,50 @@ class ScoresStage(SnapshotStage):
         ctx.barrier()
 
     def _inputs(
-        self, ctx: Context, found: FeatureSet, reference: FeatureSet, images: np.ndarray, samples: Path, extractor: Any
+        self,
+        ctx: Context,
+        found: FeatureSet,
+        reference: FeatureSet,
+        images: np.ndarray,
+        stages: dict[str, Path],
+        extractor: Any,
     ) -> Inputs:
         """What the metrics are given."""
         cfg, resolved = ctx.cfg, self.plan.resolved
-        stages = {
-            need.partition(":")[2] for metric in resolved.metrics for need in metric.needs if need.startswith("stage:")
-        }
         real = self.plan.stage(ReferenceStage).images(ctx)
         return Inputs(
             cfg.eval.bootstrap, cfg.eval.seed, found, reference,
             read_samples=lambda rows: torch.from_numpy(np.asarray(images[rows])), read_reference=real,
             conditions=resolved.conditions(cfg.eval.samples) if resolved.condition_fields else None,
             class_names=tuple(ctx.data.class_names), classes_of_data=extractor.classes_of_data,
-            stages={name: self.plan.named(name).make(ctx) for name in stages},
+            stages=stages,
         )  # fmt: skip
 
     def card(self, extractor: Any, reference_images: int) -> ProtocolCard:
         """Everything that decides a score beside the trained network."""
         cfg, resolved = self.cfg, self.plan.resolved
-        sampler, evaluations = resolved.sampler, self.samples.evaluations
-        weights = cfg.eval.weights if cfg.eval.ema_width is None else f"ema width {cfg.eval.ema_width:g}"
-        weights += "" if cfg.eval.cooldown is None else f" cooled down {said([cfg.eval.cooldown])[0]}"
         labelled = "label" in resolved.condition_fields
         mode = (f"label {cfg.cond.label}" if cfg.cond.label is not None else cfg.eval.label_mode) if labelled else None
         return ProtocolCard(
             reference=self.plan.stage(ReferenceStage).address.id, reference_split=cfg.eval.reference.split,
             reference_images=reference_images, resolution=resolved.resolution, samples=cfg.eval.samples, label_mode=mode,
-            sampler=self.samples.label, steps=sampler.steps, eta=getattr(sampler, "eta", None),
-            weights=weights, snapshot_images=images_behind(self.plan, self.images) or None, extractor=extractor.name,
-            extractor_hash=extractor.fingerprint(), resize=extractor.resize_text, grid=getattr(sampler, "grid", None),
-            seed=cfg.eval.seed, evaluations=evaluations if evaluations != sampler.steps else None,
-            sampler_options=_other_options(cfg), guidance=self._guidance(),
+            snapshot_images=images_behind(self.plan, self.images) or None, extractor=extractor.name,
+            extractor_hash=extractor.fingerprint(), resize=extractor.resize_text, seed=cfg.eval.seed,
+            sampler=self.samples.label, **self._steps(),
         )  # fmt: skip
+
+    def _steps(self) -> dict[str, Any]:
+        """What the card says of the sampler and its weights; of a denoiser that draws in closed form none of it applies."""
+        if self.samples.closed_form:
+            return {"steps": None, "eta": None, "weights": None}
+        cfg, sampler, evaluations = self.cfg, self.plan.resolved.sampler, self.samples.evaluations
+        weights = cfg.eval.weights if cfg.eval.ema_width is None else f"ema width {cfg.eval.ema_width:g}"
+        weights += "" if cfg.eval.cooldown is None else f" cooled down {said([cfg.eval.cooldown])[0]}"
+        return {
+            "steps": sampler.steps, "eta": getattr(sampler, "eta", None), "weights": weights,
+            "grid": getattr(sampler, "grid", None), "evaluations": evaluations if evaluations != sampler.steps else None,
+            "sampler_options": _other_options(cfg), "guidance": self._guidance(),
+        }  # fmt: skip
 
     def _guidance(self) -> dict[str, dict[str, Any]]:
         """Kind → its entry on the card, with the stages that it follows; and the sampler's churn, where there is any."""

@@ -175,6 +175,10 @@ def other_run(plan: "Plan") -> OtherRun:
 def check_other(plan: "Plan", other: DictConfig, where: str) -> None:
     """The other denoiser answers the same question: same noise levels, same kind of condition."""
     cfg = plan.resolved.cfg
+    if build.closed_form(other):
+        raise ConfigError(
+            f"{where} is a Gaussian in closed form, which guides nothing. Choose a run with a trained denoiser."
+        )
     mine, theirs = (OmegaConf.to_container(c.objective.schedule, resolve=True) for c in (cfg, other))
     if mine != theirs:
         raise ConfigError(

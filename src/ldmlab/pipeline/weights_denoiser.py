@@ -57,7 +57,7 @@ def check(cfg: DictConfig, choices: dict[str, str], model: Denoiser, objective: 
 def check_options(cfg: DictConfig) -> None:
     """ConfigError for options of a training that does not take place, and for a denoiser from nowhere. Builds nothing."""
     if cfg.ldm.weights is None:
-        if cfg.ldm.fit is None:
+        if cfg.ldm.fit is None and not build.closed_form(cfg):
             raise ConfigError("ldm.fit=null trains nothing. Give a budget, or trained weights: ldm.weights=file.")
         return
     if list(cfg.eval.at) != [1.0]:

@@ -184,8 +184,8 @@ def read_stage(entry: dict[str, Any], run_folder: Path, command: str, scored: bo
     if finished and stage != "data" and not folder.is_dir():
         lost = f"{folder}: run.json calls this {stage} stage done, but there is no such folder."
         raise DataError(f"{lost} {again(command)}")
-    imported = (folder / "imported.json").is_file()  # then nothing was trained, and there is no log of it
-    if finished and stage == "denoiser" and not imported and not (folder / "metrics.jsonl").is_file():
+    untrained = any((folder / name).is_file() for name in ("imported.json", "gaussian.json"))  # so that there is no log
+    if finished and stage == "denoiser" and not untrained and not (folder / "metrics.jsonl").is_file():
         raise DataError(f"{folder / 'metrics.jsonl'}: no such file, and a finished stage leaves one. {again(command)}")
     seconds: Any = entry.get("seconds")
     config = folder / "config.yaml"
@@ -204,6 +204,7 @@ def read_stage(entry: dict[str, Any], run_folder: Path, command: str, scored: bo
         provenance=read_json(folder / "card.json", command) if (folder / "card.json").is_file() else {},
         config_text=config.read_text(encoding="utf-8") if config.is_file() else "",
         section=read_section(folder, command),
+        floor=read_json(folder / "floor.json", command) if (folder / "floor.json").is_file() else {},
         **(read_results(stage, folder, command) if finished and scored else {}),
     )
     if finished and stage == "samples":

@@ -17,6 +17,11 @@ WIDTH, HEIGHT = 374 / 72, 224 / 72  # inches
 ROW, ROW_MARGIN = 26 / 72, 62 / 72  # inches of a figure without an order
 TRAINING = "training images"
 MARKERS = "osD^vPX"
+FLOOR = (
+    "Dashed, linear: the best linear denoiser of these latents, without their condition. Above it training is early or broken, "
+    "below it the network has learnt more than two moments."
+)
+FLOOR_COLOUR = 6  # grey
 
 
 @dataclass(frozen=True)
@@ -179,11 +184,22 @@ def logged(
                 series.append(Series(name, curve.images, curve.values, split=split, sources=(record.place,), **look))
     if not series:
         return None
+    floors = [line for i, _, record in records.values() for line in floor_line(quantity, record, i, len(runs) > 1)]
     widths = sorted({window(len(s.values)) for s in series if s.style == "noisy"} - {1})
     note = f"Thin: every logged value. Thick: centred mean of {' or '.join(map(str, widths))}." if widths else ""
     note = "On validation images." if {s.split for s in series} == {"val"} else note
+    note = " ".join(part for part in (note, FLOOR if floors else "") if part)
     head = title or f"{quantity}, {stage}"
-    return Figure(slug(f"{stage}-{quantity}"), head, head, tuple(series), note, _spans(series))
+    return Figure(slug(f"{stage}-{quantity}"), head, head, (*series, *floors), note, _spans(series))
+
+
+def floor_line(quantity: str, record: StageRecord, colour: int, several: bool) -> list[Series]:
+    """A level dashed line at the floor of this quantity, over the images of its log; none without one."""
+    floor, over = record.floor.get(quantity), [float(row["images"]) for row in record.rows if quantity in row]
+    if floor is None or not over:
+        return []
+    look: dict[str, Any] = {"dashed": True, "style": "line", "colour": colour if several else FLOOR_COLOUR}
+    return [Series("linear", [min(over), max(over)], [floor, floor], sources=(record.place,), **look)]
 
 
 def _spans(series: list[Series]) -> bool:

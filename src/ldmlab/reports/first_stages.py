@@ -11,7 +11,7 @@ from typing import Any
 
 from ldmlab.errors import DataError
 from ldmlab.reports import document as doc
-from ldmlab.reports import numbers, tables
+from ldmlab.reports import latent_diagnostics, numbers, tables
 from ldmlab.reports.collect import read_runs
 from ldmlab.reports.first_stage_cells import (
     CellPair,
@@ -66,6 +66,8 @@ def report(
     scores = score_table(cells, runs)
     page = document(cells, runs, scores, study, missing_notes(missing, runs), title)
     records = {"table.csv": tables.csv_rows([scores]), "cells.csv": cells_csv(cells), "paper.csv": paper_csv(table_8())}
+    if diagnosed := latent_diagnostics.csv_records(cells, runs):
+        records["diagnostics.csv"] = diagnosed
     files = {name: numbers.csv_text(rows).encode() for name, rows in records.items()}
     return doc.write(Path(out), page.files() | files)
 
@@ -87,6 +89,7 @@ def document(
         identity(cells),
         doc.Section("Rate and distortion", [doc.Figures(trade[2:])] if trade[2:] else [], "figures"),
         reconstructions(cells),
+        latent_diagnostics.section(cells, runs),
         doc.Section("Latents", [doc.Figures(noise_figures(cells)), *map(latent, cells)], "latents"),
         doc.Section("Training", [doc.Figures(lead)] if lead else [], "training"),
         protocol(cells, study),

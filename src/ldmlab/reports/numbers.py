@@ -151,6 +151,11 @@ def plain(value: float | None) -> str:
     return "–" if value is None else shown(Estimate(float(f"{value:.3g}")))[0]
 
 
+def plain_said(score: Estimate | None) -> str:
+    """ "12.3 [11.9, 12.8]" of a number without a declaration; a dash for None."""
+    return "–" if score is None else " ".join(part for part in shown(score) if part)
+
+
 def millions(count: int) -> str:
     if count == 0:
         return "0"

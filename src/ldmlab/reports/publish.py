@@ -129,7 +129,8 @@ def headline(folder: Path) -> str:
         label = "reconstructions"
         if record.stage == "scores":
             images = record.snapshot_images
-            label = "imported weights" if images is None else f"after {images:,} images".replace(",", " ")
+            untrained = "closed form" if record.card.get("steps") is None else "imported weights"
+            label = untrained if images is None else f"after {images:,} images".replace(",", " ")
         scores = [(m, record.scores[m.key]) for m in metrics_of([record])]
         said = [
             f"{m.label} {interval(score)}{m.raw_unit}" for m, score in scores if score.low is not None or score.method

@@ -123,6 +123,9 @@ class StageRecord:
     config_text: str = ""
     declared: dict[str, dict[str, Any]] = field(default_factory=dict)  # label, better, unit and settings by metric
     section: dict[str, Any] = field(default_factory=dict)  # report.json: what the stage itself puts on the page
+    floor: dict[str, Any] = field(
+        default_factory=dict
+    )  # floor.json: by logged quantity what the best linear denoiser reaches
 
     def protocol(self, metric: str) -> dict[str, Any]:
         """What must be equal before a number of this metric may stand beside another: the card without the settings of

@@ -6,6 +6,7 @@ from statistics import median
 from ldmlab.errors import DataError
 from ldmlab.reports import document as doc
 from ldmlab.reports import figures, numbers, pictures, sizes, tables
+from ldmlab.reports.chain_figures import chain_figures
 from ldmlab.reports.collect import read_runs
 from ldmlab.reports.figures import Figure
 from ldmlab.reports.pictures import Picture, Pictures
@@ -60,6 +61,7 @@ def document(runs: list[Run], found: list[tables.ScoreTable], title: str | None)
         doc.Section("Scores", [*shown, doc.Text(READING, "small")], "scores") if shown else None,
         samples(runs, drawn),
         doc.Section("Reconstructions", rebuilt, "reconstructions") if rebuilt and (drawn or not one) else None,
+        chain(runs),
         *own_sections(runs),
         training(runs, lead if first != lead[:1] else lead[1:], [f for f in scores if f not in first], others),
         cost(runs),
@@ -210,6 +212,11 @@ def reconstructions(runs: list[Run]) -> list[doc.Block]:
             picture = pictures.read_picture(path, name, ("original", "reconstruction", "error × 4"))
             blocks += [picture, doc.Text(caption, "small")]
     return blocks
+
+
+def chain(runs: list[Run]) -> doc.Section | None:
+    drawn = chain_figures(runs)
+    return doc.Section("Rate and distortion along the chain", [doc.Figures(drawn)], "chain") if drawn else None
 
 
 def own_sections(runs: list[Run]) -> list[doc.Section]:
