@@ -79,11 +79,10 @@ class Seen(NamedTuple):
 
 def read_progress(text: str) -> Seen | None:
     """The last line of progress in a log that `Progress` has written to; None without one."""
-    found = None
-    for found in LINE.finditer(text):
-        pass
-    if found is None:
+    every = list(LINE.finditer(text))
+    if not every:
         return None
+    found = every[-1]
     left = LEFT.search(found["text"])
     parts = [int(part) for part in left[1].split(":")] if left else []
     return Seen(found["name"], found["share"], sum(n * 60**i for i, n in enumerate(reversed(parts))) if left else None)

@@ -44,4 +44,11 @@ def point(share: float, y: float, e: np.ndarray) -> Point:
     """e: the images' error of ln FID, then its replicates."""
     fid = float(np.exp(y + e[0]))
     spread = float(np.std(e[1:]))
-    return Point(share, round(share * 48_000), fid, fid * np.exp(-2 * spread), fid * np.exp(2 * spread), tuple(fid * np.exp(e[1:])))
+    return Point(
+        share,
+        round(share * 48_000),
+        fid,
+        fid * np.exp(-2 * spread),
+        fid * np.exp(2 * spread),
+        tuple(fid * np.exp(e[1:])),
+    )

@@ -57,6 +57,8 @@ def called(arm: Arm, table: Table) -> str:
 
 def advice_lines(table: Table) -> list[str]:
     """The paragraph for a person who must choose an f, one sentence a line; for the page and the terminal."""
+    if len(table.varied_facts) > 1:
+        return [line for facts in table.varied_facts for line in _of_one_kind(table, facts)]
     found = advise(table)
     if found is None:
         curve = ", ".join(called(arm, table) for arm in table.curve)
@@ -70,13 +72,23 @@ def advice_lines(table: Table) -> list[str]:
     return lines
 
 
+def _of_one_kind(table: Table, facts: dict[str, Any]) -> list[str]:
+    """The first sentence for the pictures of one kind."""
+    said = ", ".join(f"{name} = {value}" for name, value in facts.items())
+    return [f"{said}: {line[0].lower()}{line[1:]}" for line in advice_lines(table.where(facts))[:1]]
+
+
 def _choice(found: Advice, table: Table) -> str:
     images = next(p.images for p in table.cells[0].points if p.share == table.shares[-1])
-    parts = [f"For these pictures and this budget ({numbers.count(images)} training images) take {called(found.take, table)}"]
+    parts = [
+        f"For these pictures and this budget ({numbers.count(images)} training images) take {called(found.take, table)}"
+    ]
     if found.tied:
         parts.append(f"{listed([called(arm, table) for arm, _ in found.tied])} cannot be told from it")
     if found.ruled_out:
-        parts.append(f"{listed([called(arm, table) for arm in found.ruled_out])} {'is' if len(found.ruled_out) == 1 else 'are'} ruled out")
+        parts.append(
+            f"{listed([called(arm, table) for arm in found.ruled_out])} {'is' if len(found.ruled_out) == 1 else 'are'} ruled out"
+        )
     return "; ".join(parts) + f" (FID, {COMBINED})."
 
 
@@ -114,16 +126,25 @@ def arm_interval(nested: Nested, arm: Arm) -> Interval:
 def u_figure(table: Table) -> Figure | None:
     """FID over f: the curve at each budget, other families at the end of training."""
     series: list[Series] = []
-    for n, name in enumerate(dict.fromkeys(["last", "half", "first"])):
-        nested, share = table.nested({name: 1.0}), table.share(name)
-        if nested is None or share is None or (n and share == table.shares[-1]) or any(s.split == f"{share:.0%}" for s in series):
-            continue
-        series.append(_line(table.curve, nested, f"{share:.0%}", len(series), dashed=n > 0))
     last = table.nested({"last": 1.0})
+    if len(table.varied_facts) > 1 and last is not None:
+        for facts in table.varied_facts:
+            name = ", ".join(f"{value} {key}" for key, value in facts.items())
+            series.append(_line(table.where(facts).curve, last, name, len(series), dashed=False))
+        return _panel(series, table)
+    for name in ("last", "half", "first"):
+        nested, share = table.nested({name: 1.0}), table.share(name)
+        if nested is not None and share is not None and not any(line.split == f"{share:.0%}" for line in series):
+            series.append(_line(table.curve, nested, f"{share:.0%}", len(series), dashed=bool(series)))
     for family in dict.fromkeys(arm.family for arm in table.arms):
         own = tuple(arm for arm in table.arms if arm.family == family and arm not in table.curve)
         if own and last is not None:
             series.append(_line(own, last, family.upper(), len(series), dashed=False))
+    return _panel(series, table)
+
+
+def _panel(series: list[Series], table: Table) -> Figure | None:
+    last = table.nested({"last": 1.0})
     if not series:
         return None
     xs = sorted({x for s in series for x in s.images})
@@ -156,9 +177,14 @@ def claim_blocks(table: Table, study: str) -> list[doc.Block]:
     verdicts = judge(table, study)
     if not verdicts:
         return []
-    rows = [[_claim(each), each.judgement, ratio(each.interval), each.why or "–", each.claim.source] for each in verdicts]
+    rows = [
+        [_claim(each), each.judgement, ratio(each.interval), each.why or "–", each.claim.source] for each in verdicts
+    ]
     said = f"Ratio: of the FIDs that the claim compares, {COMBINED}; 1 is no difference. A claim is decided where its interval is."
-    return [doc.Table(["claim", "verdict", "ratio", "why", "source"], doc.entries(rows), left=5), doc.Text(said, "small")]
+    return [
+        doc.Table(["claim", "verdict", "ratio", "why", "source"], doc.entries(rows), left=5),
+        doc.Text(said, "small"),
+    ]
 
 
 def _claim(verdict: Verdict) -> str:
@@ -173,7 +199,8 @@ def component_blocks(table: Table) -> list[doc.Block]:
     if nested is None:
         return []
     rows = [
-        [c.level, "not varied" if c.variance is None else f"{math.sqrt(c.variance):.3f}", str(c.df)] for c in nested.components
+        [c.level, "not varied" if c.variance is None else f"{math.sqrt(c.variance):.3f}", str(c.df)]
+        for c in nested.components
     ]
     rows.append(["images of one cell", f"{math.sqrt(nested.image_variance):.3f}", "bootstrap"])
     heads = ["level", "standard deviation of ln FID", "degrees of freedom"]

@@ -17,7 +17,12 @@ OF_SAMPLER = ("steps", "eta", "grid")  # of the card: they may follow from the s
 # Fields of the card
 OF_SAMPLING = ("sampler", *OF_SAMPLER, "guidance", "guidance_interval", "guidance_rescale", "weights")
 STUDIED = (*OF_SAMPLING, "evaluations", "seed")  # what a study of samples may vary; in all else the cards must be equal
-SEEDS = ("seed", "ae.seed", "ldm.seed", "sampling seed")  # knobs that make a cell anew; no difference that a study asks for
+SEEDS = (
+    "seed",
+    "ae.seed",
+    "ldm.seed",
+    "sampling seed",
+)  # knobs that make a cell anew; no difference that a study asks for
 UNGUIDED = 1.0  # the guidance at which the fields below say nothing
 OF_GUIDANCE = ("guidance_interval", "guidance_rescale")
 

@@ -49,7 +49,11 @@ def price(table: Table, nested: Nested, one: Arm, two: Arm) -> Price | None:
     w_N = nested.weights({two.name: 1.0, one.name: -1.0})
     first, denoiser, sampling = nested.parts(w_N)
     images = float(w_N @ nested.covariance_NN @ w_N)
-    fixed = {"denoiser seeds": first, "first-stage seeds": 0.0, "images": first + denoiser}  # what more of it does not lessen
+    fixed = {
+        "denoiser seeds": first,
+        "first-stage seeds": 0.0,
+        "images": first + denoiser,
+    }  # what more of it does not lessen
     if not nested.df_K[1]:
         fixed.pop("denoiser seeds")
     if not nested.df_K[0]:

@@ -89,7 +89,7 @@ class Table:
     @cached_property
     def curve(self) -> tuple[Arm, ...]:
         """The arms of the U: one family over f with pixels as its f = 1; the family with the most f, KL before VQ and others.
-        Of several arms with one f that with the fewest channels; arms of one further fact (`objects`) alone.
+        Of several arms with one f that with the fewest channels.
         """
         families: dict[str, dict[int, Arm]] = {}
         pixels = [arm for arm in self.arms if arm.f == 1]
@@ -110,9 +110,22 @@ class Table:
             return min(near, key=lambda s: abs(s - 0.5), default=None)
         return self.shares[0 if name == "first" else -1]
 
+    @cached_property
+    def varied_facts(self) -> list[dict[str, Any]]:
+        """The facts in which arms differ, one mapping a value, so that `where` gives tables of pictures of one kind; [{}] for none."""
+        names = (
+            [name for name in self.arms[0].facts if len({arm.facts.get(name) for arm in self.arms}) > 1]
+            if self.arms
+            else []
+        )
+        found = {repr([arm.facts.get(n) for n in names]): {n: arm.facts.get(n) for n in names} for arm in self.arms}
+        return list(found.values()) or [{}]
+
     def where(self, facts: dict[str, Any]) -> "Table":
         """The cells whose arm has these facts."""
-        return replace(self, cells=tuple(c for c in self.cells if all(c.arm.facts.get(k) == v for k, v in facts.items())))
+        return replace(
+            self, cells=tuple(c for c in self.cells if all(c.arm.facts.get(k) == v for k, v in facts.items()))
+        )
 
     def nested(self, at: dict[str, float]) -> Nested | None:
         """ln FID combined over snapshots: {"last": 1}, or {"first": 1, "last": -1}; None where a snapshot is missing."""

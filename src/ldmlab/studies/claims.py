@@ -84,7 +84,7 @@ def _judged(claim: Claim, table: Table) -> Verdict:
         return Verdict(claim, UNDECIDED, None, str(missing))
     if claim.faster:
         return _faster(claim, table, interval)
-    return Verdict(claim, _decided(interval, claim.expect), interval, "")
+    return Verdict(claim, _decided(interval, claim.expect), interval, _compared(claim, table))
 
 
 def _decided(interval: Interval, expect: str | float) -> Judgement:
@@ -134,6 +134,14 @@ def _weights(compare: dict[str, Any], table: Table) -> dict[str, float]:
         if not side:
             raise Missing(f"no finished cell with {_said(wanted)}")
     return {arm.name: 1 / len(of) for arm in of} | {arm.name: -1 / len(than) for arm in than}
+
+
+def _compared(claim: Claim, table: Table) -> str:
+    """Which of the f that the claim names the study has."""
+    sides = [chosen(table, claim.compare[side]) for side in ("of", "than") if side in claim.compare]
+    if not sides or claim.compare.get("same_f"):
+        return ""
+    return " against ".join(f"f = {', '.join(str(arm.f) for arm in side)}" for side in sides)
 
 
 def chosen(table: Table, wanted: dict[str, Any]) -> list[Arm]:

@@ -16,6 +16,7 @@ Shape letters: N cells, A arms, K levels (first stage, denoiser, sampling).
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ from scipy import stats
 
 LEVEL = 0.95
 LEVELS = ("first stage", "denoiser", "sampling")
-NO_LESS = 1e-12  # of a variance: below this it is rounding
+NO_LESS = 1e-12  # of a squared variance: below this it is rounding
 
 
 class Interval(NamedTuple):
@@ -77,7 +78,7 @@ class Nested:
     @cached_property
     def df_K(self) -> tuple[int, ...]:
         sizes = [group.shape[1] for group in self._groups]
-        return tuple(int(b - a) for a, b in zip(sizes, sizes[1:], strict=False))
+        return tuple(int(b - a) for a, b in pairwise(sizes))
 
     @cached_property
     def _effects_KNN(self) -> np.ndarray:
@@ -92,7 +93,7 @@ class Nested:
     def _moments(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(SS_K, T_KK, images' part of E[SS] of each level)."""
         spans = [group @ np.diag(1 / group.sum(0)) @ group.T for group in self._groups]
-        q_KNN = np.stack([b - a for a, b in zip(spans, spans[1:], strict=False)])
+        q_KNN = np.stack([b - a for a, b in pairwise(spans)])
         ss_K = np.einsum("n,knm,m->k", self.y_N, q_KNN, self.y_N)
         t_KK = np.einsum("knm,jmn->kj", q_KNN, self._effects_KNN)
         return ss_K, t_KK, np.einsum("knm,mn->k", q_KNN, self.covariance_NN)
@@ -149,7 +150,8 @@ class Nested:
         lambda_K = np.linalg.solve(t_KK[np.ix_(varied, varied)].T, gain_K)
         spread = sum((x * ss_K[k]) ** 2 / self.df_K[k] for x, k in zip(lambda_K, varied, strict=True))
         total = float(w_N @ self.variance_NN() @ w_N)
-        return total**2 / spread if spread > NO_LESS * total**2 else np.inf
+        least = min(self.df_K[k] for k in varied)  # of any sum of these; below it is rounding
+        return max(least, total**2 / spread) if spread > NO_LESS * total**2 else np.inf
 
     def contrast(self, by_arm: dict[str, float]) -> Interval | None:
         """sum of weight times arm mean with its 95 % interval; None where nothing was trained twice."""

@@ -27,7 +27,10 @@ class Board:
         if self.live is not None:
             self.live.update(self._table())
         elif before[:2] != state[:2]:
-            print(f" {' '.join(part for part in (f'cell {number}', self.cells[number], *self._texts(state)) if part)}", flush=True)
+            print(
+                f" {' '.join(part for part in (f'cell {number}', self.cells[number], *self._texts(state)) if part)}",
+                flush=True,
+            )
 
     def progress(self, number: int, stage: str, share: str, left: float | None) -> None:
         """A cell's stage goes on; a file gets a line a stage, not a line a per cent."""

@@ -41,7 +41,11 @@ class Slots:
         given = dict(os.environ)
         if self.gpus:
             return given | ({"CUDA_VISIBLE_DEVICES": str(slot % self.gpus)} if self.count > 1 else {})
-        return given | ({} if "OMP_NUM_THREADS" in given or self.count == 1 else {"OMP_NUM_THREADS": str(max(1, self.cores // self.count))})
+        return given | (
+            {}
+            if "OMP_NUM_THREADS" in given or self.count == 1
+            else {"OMP_NUM_THREADS": str(max(1, self.cores // self.count))}
+        )
 
 
 def slots(parallel: Any, runtime: Any) -> Slots:
@@ -121,7 +125,11 @@ class Sweep:
         if code is None:
             seen = read_progress(_tail(each.log))
             if seen is not None:
-                left = None if seen.left is None else seen.left + self._left(each.number, frozenset({seen.name.split()[0]}))
+                left = (
+                    None
+                    if seen.left is None
+                    else seen.left + self._left(each.number, frozenset({seen.name.split()[0]}))
+                )
                 self.board.progress(each.number, seen.name, seen.share, left)
             return
         self.exits[each.number] = code

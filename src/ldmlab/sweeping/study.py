@@ -42,7 +42,9 @@ def run(jobs: Sequence[list[str]], script: str, folder: str, study: str | None, 
 def _sweep(cells: list[CellForecast], script: str, logs: Path, width: Slots, study: str | None) -> Sweep:
     commands = [[sys.executable, script, *cell.words] for cell in cells]
     files = [logs / f"job-{number}.log" for number in range(len(cells))]
-    return Sweep(cells, commands, files, width, Board([c.label for c in cells]), lambda sweep: _record(sweep, logs, study))
+    return Sweep(
+        cells, commands, files, width, Board([c.label for c in cells]), lambda sweep: _record(sweep, logs, study)
+    )
 
 
 def _record(sweep: Sweep, logs: Path, study: str | None) -> None:
@@ -61,7 +63,10 @@ def _end(sweep: Sweep, study: str | None) -> int:
     """Say what failed and what to type next; the exit code."""
     failed = [n for n, code in sorted(sweep.exits.items()) if code and not (sweep.stopping or code == STOPPED)]
     for n in failed:
-        print(f"error: {' '.join(sweep.cells[n].words)} exited with {sweep.exits[n]}; see {sweep.logs[n]}", file=sys.stderr)
+        print(
+            f"error: {' '.join(sweep.cells[n].words)} exited with {sweep.exits[n]}; see {sweep.logs[n]}",
+            file=sys.stderr,
+        )
     if failed:
         of = f"{len(failed)} of {len(sweep.cells)} jobs failed"
         print(f"{of}. The same command runs what is missing.", file=sys.stderr)
