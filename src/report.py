@@ -15,12 +15,14 @@ from ldmlab.config.compose import Composed
 
 
 def report(composed: Composed, words: str) -> None:
-    from ldmlab.reports.publish import find_runs, make_report
+    from ldmlab.reports.publish import advice, find_runs, make_report
 
     cfg = composed.cfg
     store, out = Path(cfg.store), Path(cfg.out) if cfg.out else None
     folders = find_runs(store, cfg.runs, cfg.study)
     page = make_report(folders, out, store, cfg.study)
+    for line in advice(folders) if cfg.study else []:
+        print(f" {line}")
     print(f" {len(folders)} run{'' if len(folders) == 1 else 's'}\n   page  {page}")
 
 

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ldmlab.config.compose import CONF, ROOT, SWEEP_CHILD, Composed, group_options, groups, load, register_schema
-from ldmlab.config.search import SEARCHPATH, option_file, subgroups
+from ldmlab.config.compose import CONF, ROOT, SWEEP_CHILD, Composed, group_options, groups, load, register_schema, swept
+from ldmlab.config.search import SEARCHPATH, subgroups
 from ldmlab.config.words import LAUNCHERS, read
 from ldmlab.errors import ConfigError, UserError
 
@@ -39,6 +39,9 @@ def command(
             stream, io.TextIOWrapper
         ):  # PYTHONIOENCODING=ascii: a sign that cannot be written is a question mark
             stream.reconfigure(errors="replace")
+    from ldmlab.pipeline.launch import end_with_parent
+
+    end_with_parent()
     sys.exit(_guarded(lambda: _dispatch(task, words, defaults or [], ranks, change or (lambda composed: composed))))
 
 
@@ -157,17 +160,11 @@ def _check_sweep(words: list[str]) -> list[str]:
 
     Raises ConfigError.
     """
-    from omegaconf import OmegaConf
-
-    files = [option_file("sweeps", w.removeprefix("sweeps="), words) for w in words if w.startswith("sweeps=")]
-    given = [
-        f"{path}={values}"
-        for file in files
-        if file is not None
-        for path, values in (OmegaConf.select(OmegaConf.load(file), "hydra.sweeper.params") or {}).items()
-    ]
+    named = any(word.startswith("sweeps=") for word in words)
+    typed = [word.values[0] for word in read(words, sweep=True) if not word.path.startswith(LAUNCHERS)]
+    given = [f"{path}={values}" for path, values in swept(typed).items()] if named else []
     values = [word.values for word in read([*given, *words], sweep=True) if not word.path.startswith(LAUNCHERS)]
-    if not given and not any(w.startswith("sweeps=") for w in words) and all(len(v) == 1 for v in values):
+    if not given and not named and all(len(v) == 1 for v in values) and not _several_seeds(words):
         raise ConfigError(
             "-m runs a sweep, and no option has several values. Write python src/train.py -m sweeps=compression, or "
             "-m ae=kl_f4,kl_f8; for one run leave -m out."
@@ -178,3 +175,7 @@ def _check_sweep(words: list[str]) -> list[str]:
             load([*first[:i], word, *first[i + 1 :]])
     load(first)
     return [word.text for word in read(words, sweep=True)]
+
+
+def _several_seeds(words: list[str]) -> bool:
+    return any(word.path.startswith("seeds") for word in read(words, sweep=True))

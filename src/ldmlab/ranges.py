@@ -131,6 +131,19 @@ class OneOrMany:
 
 
 @dataclass(frozen=True)
+class AutoOr:
+    """The word auto, or a whole number."""
+
+    range: Range
+
+    def refuse(self, value: Any) -> str | None:
+        if value == "auto":
+            return None
+        whole = isinstance(value, int) and not isinstance(value, bool) and self.range.refuse(value) is None
+        return None if whole else f"auto, or a whole number {self.range.words}"
+
+
+@dataclass(frozen=True)
 class FilePath:
     """A file, a folder or an address; no longer than file systems take, and not empty."""
 

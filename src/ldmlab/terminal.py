@@ -4,13 +4,16 @@ On a terminal rich draws them; in a file there are plain lines. rich is imported
 """
 
 import atexit
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 WIDE = 100_000  # columns of a table that is made as text: nothing is wrapped
+LINE = re.compile(r"^ (?P<name>\S(?:.*\S)?) +(?P<share>\d+%)  (?P<text>[\d ]+/[\d ]+ \w+.*)$", re.M)  # of Progress
+LEFT = re.compile(r"([\d:]+) left$")
 
 
 class Progress:
@@ -64,6 +67,25 @@ class Progress:
             atexit.unregister(self.close)
             self.bar.stop()
             self.bar, self.closed = None, True
+
+
+class Seen(NamedTuple):
+    """What a plain line of progress says. share: "35%"; left: seconds, None where it does not say."""
+
+    name: str
+    share: str
+    left: float | None
+
+
+def read_progress(text: str) -> Seen | None:
+    """The last line of progress in a log that `Progress` has written to; None without one."""
+    every = list(LINE.finditer(text))
+    if not every:
+        return None
+    found = every[-1]
+    left = LEFT.search(found["text"])
+    parts = [int(part) for part in left[1].split(":")] if left else []
+    return Seen(found["name"], found["share"], sum(n * 60**i for i, n in enumerate(reversed(parts))) if left else None)
 
 
 def _bar(name: str, total: int) -> Any:

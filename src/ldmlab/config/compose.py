@@ -61,6 +61,21 @@ def load(overrides: Sequence[str]) -> Composed:
     return finish(cfg, choices, words)
 
 
+def swept(overrides: Sequence[str]) -> dict[str, str]:
+    """Option → values that the sweep among these words goes over (`params_of`). Raises ConfigError as `load` does."""
+    words = read(overrides)
+    register_schema()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir=str(search.CONF), version_base="1.3"):
+        return params_of(_hydra(words).hydra)
+
+
+def params_of(hydra: DictConfig) -> dict[str, str]:
+    """From Hydra's own node: what an experiment goes over in this study (`hydra.sweeper.of_study`), else the study's params."""
+    instead = hydra.sweeper.get("of_study") or {}
+    return dict(instead.get(hydra.runtime.choices.get("sweeps")) or hydra.sweeper.params or {})
+
+
 def with_values(cfg: DictConfig, values: Mapping[str, Any]) -> DictConfig:
     """A read-only copy of a completed configuration with other values at some paths: `{"ldm.network.width": 64}`.
 

@@ -1,16 +1,33 @@
 """Rules between options that need no part to be built. Each raises ConfigError naming the options and the way out."""
 
+import os
+
 from omegaconf import DictConfig, ListConfig
 
 from ldmlab.config.schema import TARGETS
 from ldmlab.config.values import say
+from ldmlab.config.words import SWEEP_CHILD
 from ldmlab.errors import ConfigError
+
+LEVELS = {"first_stage": "ae.seed", "denoiser": "ldm.seed", "sampling": "eval.seed"}
+"""The levels of a study's `seeds`, from the outermost in, and each one's option."""
 
 
 def check_together(cfg: DictConfig, typed: frozenset[str]) -> None:
     """Every rule of this file, in the order in which a person would meet them."""
     check_width(cfg, typed)
     check_scale(cfg)
+    check_seeds(cfg)
+
+
+def check_seeds(cfg: DictConfig) -> None:
+    """Several seeds are several runs."""
+    for level, count in cfg.seeds.items():
+        if count > 1 and SWEEP_CHILD not in os.environ:
+            raise ConfigError(
+                f"seeds.{level}={count} makes several cells, and this is one run. A sweep needs -m: python src/train.py -m …; "
+                f"one other seed is {LEVELS[level]}=…."
+            )
 
 
 def check_width(cfg: DictConfig, typed: frozenset[str]) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from omegaconf import MISSING
 
 from ldmlab.ranges import (
+    AutoOr,
     Batch,
     Choices,
     FilePath,
@@ -273,6 +274,15 @@ class Prepare:
 
 
 @dataclass
+class Seeds:
+    """How often each level of a study's cells is made anew in a sweep (-m); seeds nest (ldmlab.sweeping.cells)."""
+
+    first_stage: Annotated[int, Range(at_least=1, at_most=100)] = 1  # first stages; ae.seed
+    denoiser: Annotated[int, Range(at_least=1, at_most=100)] = 1  # denoisers of each first stage; ldm.seed
+    sampling: Annotated[int, Range(at_least=1, at_most=100)] = 1  # sets of samples of each denoiser; eval.seed
+
+
+@dataclass
 class Bench:
     """bench.py: how long is measured and, for the comparisons, of what."""
 
@@ -321,6 +331,8 @@ class RunConfig:
     runs: str | None = None  # report.py: "all", or a glob over run names
     compare: Annotated[str, Choices(COMPARISONS)] | None = None  # bench.py; null: the composition itself
     study: str | None = None  # report.py: the runs that a sweep has made, by its name in sweeps/
+    seeds: Seeds = field(default_factory=Seeds)  # of a sweep
+    parallel: Annotated[Any, AutoOr(Range(at_least=1, at_most=4_096))] = "auto"  # cells of a sweep at once
     data: Node = MISSING
     ae: AE = MISSING
     ldm: LDM = MISSING

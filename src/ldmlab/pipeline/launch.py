@@ -17,6 +17,21 @@ from typing import Any
 
 from ldmlab.errors import ConfigError, UserError
 
+PARENT = "LDMLAB_SWEEP_PARENT"  # a sweep's process id, in the environment of its cells
+
+
+def end_with_parent() -> None:
+    """A cell of a sweep that was killed gets a SIGTERM, so that it writes a checkpoint and ends too. Linux alone can do so."""
+    parent = os.environ.pop(PARENT, None)  # of this process alone: ranks that it starts have another parent
+    if parent is None or sys.platform != "linux":
+        return
+    import ctypes
+
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(parent):  # it was killed before this line
+        os.kill(os.getpid(), signal.SIGTERM)
+
 
 def under_launcher() -> bool:
     """Whether this process is one rank of several (torchrun, or `start_ranks` below)."""

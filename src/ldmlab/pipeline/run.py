@@ -80,11 +80,21 @@ def execute(composed: Composed, command: str, may_train: bool = True) -> Path | 
     ctx.say("\n ".join([terminal.table(table(plan, costs=False)), *plan.notes]) + "\n")
     if ctx.main:
         verify(plan)
-    for stage in plan.order:
-        stage.make(ctx)
+    make_all(ctx)
     folder = record(ctx, command)
     ctx.accelerator.end_training()
     return folder
+
+
+def make_all(ctx: Context) -> None:
+    """Every stage in the order of the plan; while another process builds one, those that do not stand on it come first."""
+    waiting = list(ctx.plan.order)
+    while waiting:
+        ready = [stage for stage in waiting if not any(on in waiting for on in stage.upstream().values())]
+        alone = ctx.ranks.count == 1  # several ranks must agree, so they wait
+        stage = next((stage for stage in ready if not (alone and ctx.store.busy(stage.address))), ready[0])
+        stage.make(ctx)
+        waiting.remove(stage)
 
 
 def refuse_training(plan: Plan, command: str) -> None:

@@ -67,15 +67,24 @@ def make_report(runs: list[Path], out: Path | None, store: Path, study: str | No
     return shown(samples.report(runs, folder, study, missing, samples.Counted(found.found, found.refused)))
 
 
+def advice(runs: list[Path]) -> list[str]:
+    """What a study of f advises, in sentences for the terminal; none for another study."""
+    from ldmlab.reports import compression, first_stages
+    from ldmlab.reports.compression_cells import folder_table
+
+    if all(first_stages.ends_there(each) for each in runs):
+        return []
+    table = folder_table(runs)
+    return compression.advice_lines(table) if table.cells else []
+
+
 def missing_cells(store: Path, study: str) -> list[tuple[str, str]]:
-    """(words, why) of the jobs that failed when the study's sweep was last run; empty when none did or none is known."""
+    """(words, why) of the jobs that failed or did not run when the study's sweep was last run; empty when none is known."""
     path = store / "sweeps" / study / "jobs.json"
     jobs = read_json(path)["jobs"] if path.exists() else []
-    return [
-        (" ".join(job["words"]), f"exit code {job['exit_code']}, see {shown(path.parent / job['log'])}")
-        for job in jobs
-        if job["exit_code"]
-    ]
+    whys = {n: "not run yet" if job["exit_code"] is None else f"exit code {job['exit_code']}, see {shown(path.parent / job['log'])}"
+            for n, job in enumerate(jobs) if job["exit_code"] != 0}  # fmt: skip
+    return [(" ".join(jobs[n]["words"]), why) for n, why in whys.items()]
 
 
 def shown(path: Path) -> Path:

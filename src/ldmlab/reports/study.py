@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 
 from ldmlab.errors import DataError
 from ldmlab.metrics.protocol import leaf_differences
+from ldmlab.reports import compression, figures, numbers, sizes, tables
 from ldmlab.reports import document as doc
-from ldmlab.reports import figures, numbers, sizes, tables
 from ldmlab.reports.collect import read_runs
+from ldmlab.reports.compression_cells import csv_rows as compression_csv
+from ldmlab.reports.compression_cells import read_table
 from ldmlab.reports.figures import HEIGHT, ROW, ROW_MARGIN, Figure, round_ticks, score_line, score_panel
 from ldmlab.reports.numbers import MetricDeclaration, common_card
 from ldmlab.reports.pictures import Pictures, same_seeds
@@ -63,7 +65,10 @@ def report(
     if not study.cells:
         raise DataError(f"study={name}: no samples are scored yet. Make them: python src/train.py -m sweeps={name}")
     page = document(study, runs, name, missing_notes(missing, runs), counted, title)
-    return doc.write(Path(out), page.files() | {"table.csv": numbers.csv_text(csv_rows(study)).encode()})
+    files = {"table.csv": numbers.csv_text(csv_rows(study)).encode()}
+    if (cells := read_table(study, dict(counted.work))).cells:
+        files["cells.csv"] = numbers.csv_text(compression_csv(cells)).encode()
+    return doc.write(Path(out), page.files() | files)
 
 
 def missing_notes(missing: list[tuple[str, str]], runs: list[Run]) -> list[doc.Note]:
@@ -75,9 +80,11 @@ def document(
 ) -> doc.Document:
     drawn, losses, shown = score_figures(study), loss_figures(study), side_by_side(study)
     said = [doc.Note("comparison", text) for text in verdicts(study)]
-    answer: list[doc.Block] = [*([doc.Notes(said, "verdicts")] if said else []), doc.Figures(drawn[:2])]
+    advice, judged = compression.blocks(read_table(study, dict(counted.work)), name)
+    answer: list[doc.Block] = [*advice, *([doc.Notes(said, "verdicts")] if said else []), doc.Figures(drawn[:2])]
     sections = [
         doc.Section("", answer, "answer"),
+        *judged,
         scores(study, runs),
         doc.Section("The other scores", [doc.Figures(drawn[2:])] if drawn[2:] else [], "figures"),
         doc.Section("Samples", samples(study, shown), "samples"),

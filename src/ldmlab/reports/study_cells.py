@@ -17,7 +17,13 @@ TRAINED = ("data", "ae", "ldm", "cond", "objective")  # groups of options behind
 OF_SAMPLER = ("steps", "eta", "grid")  # of the card: they may follow from the sampler
 # Fields of the card
 OF_SAMPLING = ("sampler", *OF_SAMPLER, "guidance", "guidance_interval", "guidance_rescale", "weights")
-STUDIED = (*OF_SAMPLING, "evaluations")  # what a study of samples may vary; in all else the cards must be equal
+STUDIED = (*OF_SAMPLING, "evaluations", "seed")  # what a study of samples may vary; in all else the cards must be equal
+SEEDS = (
+    "seed",
+    "ae.seed",
+    "ldm.seed",
+    "sampling seed",
+)  # knobs that make a cell anew; no difference that a study asks for
 UNGUIDED = 1.0  # the guidance at which the fields below say nothing
 OF_GUIDANCE = ("guidance_interval", "guidance_rescale")
 
@@ -156,6 +162,7 @@ def options(cell: StudyCell) -> dict[str, Any]:
 def sampled(card: dict[str, Any]) -> dict[str, Any]:
     """How the denoiser was sampled. Classifier-free guidance is three knobs, other kinds are `<kind>.<option>`."""
     found, kinds = {name: card.get(name) for name in OF_SAMPLING}, card.get("guidance")
+    found["sampling seed"] = card.get("seed")
     if not isinstance(kinds, dict):
         return found
     own = kinds.get("classifier_free", {})
@@ -193,7 +200,7 @@ def word(knob: str, value: Any, knobs: tuple[str, ...]) -> str:
         return "everywhere" if value is None else "in " + "–".join(f"{ratio:g}" for ratio in value)
     if knob == "guidance_rescale":
         return f"rescale {value:g}" if value else ""
-    if knob in ("guidance", "eta", "seed"):
+    if knob in ("guidance", "eta", "seed", "sampling seed"):
         return f"{knob} {value}" if value is None else f"{knob} {value:g}"
     group, _, last = knob.rpartition(".")
     if last == "scale" and group.partition(".")[0] not in TRAINED:  # of another kind of guidance

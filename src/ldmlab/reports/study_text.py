@@ -3,7 +3,7 @@
 from itertools import combinations, pairwise
 
 from ldmlab.reports.numbers import Comparison, MetricDeclaration, compare, indistinct, pair_names, said, tie
-from ldmlab.reports.study_cells import UNGUIDED, Line, Study, StudyCell
+from ldmlab.reports.study_cells import SEEDS, UNGUIDED, Line, Study, StudyCell
 from ldmlab.reports.tables import best_of, listed
 
 PAPERS = {"sampler": "ddim", "objective": "eps_linear", "ldm": "unet"}  # the paper's own choice of a knob begins so
@@ -22,7 +22,8 @@ def title_of(study: Study) -> str:
     where = ", ".join(data) + (f", {'/'.join(map(str, sizes))} px" if sizes else "")
     if study.axis is not None and study.axis.knob == "guidance":
         return f"Guidance on {where}"
-    names = [f"{NAMES[knob]}s" if knob in NAMES and knob != "data" else knob for knob in study.others]
+    others = [knob for knob in study.others if knob not in SEEDS] or study.others
+    names = [f"{NAMES[knob]}s" if knob in NAMES and knob != "data" else knob for knob in others]
     what = " and ".join(names) or "samples"
     along = f" over {study.axis.title.removesuffix(' an image')}" if study.axis is not None else ""
     return f"{what[0].upper()}{what[1:]}{along} on {where}"
@@ -31,7 +32,8 @@ def title_of(study: Study) -> str:
 def question(study: Study) -> str:
     """What varies and what does not, in a sentence."""
     who = "One trained denoiser" if len(study.denoisers) == 1 else f"{len(study.denoisers)} denoisers"
-    vary = [NAMES.get(knob, knob) for knob in study.knobs]
+    own = [knob for knob in study.knobs if knob not in SEEDS]
+    vary = [NAMES.get(knob, knob) for knob in own] + (["seeds"] if len(own) < len(study.knobs) else [])
     return f"{who}; {listed(vary) if vary else 'nothing'} {'vary' if len(vary) > 1 else 'varies'}, all else is equal."
 
 

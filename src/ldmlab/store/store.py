@@ -244,6 +244,17 @@ class Store:
             self._memories[key] = Memory(folder, self.root / ".verified" / f"{key}.json")
         return self._memories[key]
 
+    def busy(self, address: Address) -> bool:
+        """Whether another process builds the stage now. (A killed one leaves its name, and no lock.)"""
+        folder = self.folder(address)
+        if not (folder / ".lock.holder").exists():
+            return False
+        try:
+            with FileLock(folder / ".lock", timeout=0):
+                return False
+        except (Timeout, OSError):
+            return True
+
     @contextlib.contextmanager
     def building(self, address: Address, say: Any = print) -> Iterator[Path]:
         """The stage's folder, locked against other processes; a second process waits and says for whom."""

@@ -1,0 +1,247 @@
+"""What a study of f says: the U, where its minimum is, the paper's claims judged, variance components, advice, the paper beside.
+
+`ldmlab.studies` computes; here it becomes sentences, tables and one figure of the study's page.
+"""
+
+import math
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ldmlab.reports import document as doc
+from ldmlab.reports import numbers
+from ldmlab.reports.figures import Figure, Series
+from ldmlab.reports.numbers import KNOWN
+from ldmlab.reports.tables import listed
+from ldmlab.studies.advice import Advice, Price, advise
+from ldmlab.studies.best import best
+from ldmlab.studies.cells import Arm, Table
+from ldmlab.studies.claims import Verdict, judge
+from ldmlab.studies.components import Interval, Nested
+
+PAPER = Path(__file__).parent / "paper_figures.yaml"
+FEW_SEEDS = (
+    "Nothing was trained twice, so no interval says how another training would end: which f is best is undecided. "
+    "seeds.denoiser=2 trains each cell twice."
+)
+COMBINED = "95 % intervals over images and seeds together"
+HOW = (
+    "Nested random effects by the method of moments on ln FID, the variances between seeds pooled over all arms; images by the "
+    "bootstrap. A standard deviation of 0.10 is 10 % of a FID."
+)
+FIRST_STAGES = "One seed of each first stage: the intervals hold for these first stages, and others may differ by more."
+
+
+def blocks(table: Table, study: str) -> tuple[list[doc.Block], list[doc.Section]]:
+    """(what stands at the head of the page, sections below it); both empty for a study that does not vary f."""
+    if not table.cells:
+        return [], []
+    head: list[doc.Block] = [doc.Notes([doc.Note("comparison", text) for text in advice_lines(table)], "verdicts")]
+    head.append(doc.Figures([figure] if (figure := u_figure(table)) is not None else []))
+    sections = [
+        doc.Section("What the paper says of f, judged here", claim_blocks(table, study), "claims"),
+        doc.Section("Where the spread comes from", component_blocks(table), "components"),
+        doc.Section("The paper's numbers", paper_blocks(table), "paper"),
+    ]
+    return [block for block in head if block], [section for section in sections if section.blocks]
+
+
+# ---- advice ---------------------------------------------------------------------------------------------------------
+
+
+def called(arm: Arm, table: Table) -> str:
+    """ "f = 4", with the channels or the name where two arms of the curve have this f."""
+    same = [other for other in table.arms if other.f == arm.f and other.family == arm.family]
+    return f"f = {arm.f}" if len(same) == 1 else f"f = {arm.f} ({arm.name})"
+
+
+def advice_lines(table: Table) -> list[str]:
+    """The paragraph for a person who must choose an f, one sentence a line; for the page and the terminal."""
+    if len(table.varied_facts) > 1:
+        return [line for facts in table.varied_facts for line in _of_one_kind(table, facts)]
+    found = advise(table)
+    if found is None:
+        curve = ", ".join(called(arm, table) for arm in table.curve)
+        return [FEW_SEEDS] if len(table.curve) > 1 else [f"One f ({curve}) cannot say which is best."]
+    lines = [_choice(found, table)]
+    lines += [_deciding(found.take, arm, price, table) for arm, price in found.tied]
+    lines += [text for name in ("first", "half") if (text := _minimum(table, name)) is not None]
+    nested = table.nested({"last": 1.0})
+    if nested is not None and not nested.df_K[0] and any(cell.trained for cell in table.cells):
+        lines.append(FIRST_STAGES)
+    return lines
+
+
+def _of_one_kind(table: Table, facts: dict[str, Any]) -> list[str]:
+    """The first sentence for the pictures of one kind."""
+    said = ", ".join(f"{name} = {value}" for name, value in facts.items())
+    return [f"{said}: {line[0].lower()}{line[1:]}" for line in advice_lines(table.where(facts))[:1]]
+
+
+def _choice(found: Advice, table: Table) -> str:
+    images = next(p.images for p in table.cells[0].points if p.share == table.shares[-1])
+    parts = [
+        f"For these pictures and this budget ({numbers.count(images)} training images) take {called(found.take, table)}"
+    ]
+    if found.tied:
+        parts.append(f"{listed([called(arm, table) for arm, _ in found.tied])} cannot be told from it")
+    if found.ruled_out:
+        parts.append(
+            f"{listed([called(arm, table) for arm in found.ruled_out])} {'is' if len(found.ruled_out) == 1 else 'are'} ruled out"
+        )
+    return "; ".join(parts) + f" (FID, {COMBINED})."
+
+
+def _deciding(take: Arm, other: Arm, price: Price | None, table: Table) -> str:
+    pair = f"{called(take, table)} from {called(other, table)}"
+    if price is None:
+        return f"To tell {pair} would take more than 32 times the seeds and images of this study, if their difference stays as it is."
+    cost = "" if price.seconds is None else f", about {numbers.seconds(price.seconds)} on this machine"
+    return f"About {price.times} times the {price.what} would tell {pair}, if their difference stays as it is{cost}."
+
+
+def _minimum(table: Table, name: str) -> str | None:
+    """Where the minimum is at an earlier snapshot; None without that snapshot."""
+    share, nested = table.share(name), table.nested({name: 1.0})
+    if share is None or nested is None or share == table.shares[-1] or (name == "half" and share == table.shares[0]):
+        return None
+    found = best(nested, tuple(arm.name for arm in table.curve))
+    if found is None:
+        return None
+    kept = [called(arm, table) for arm in table.curve if arm.name in found.kept]
+    lowest = next(arm for arm in table.curve if arm.name == found.lowest)
+    return f"After {share:.0%} of training FID is lowest at {called(lowest, table)}; not ruled out: {listed(kept)}."
+
+
+# ---- the U ----------------------------------------------------------------------------------------------------------
+
+
+def arm_interval(nested: Nested, arm: Arm) -> Interval:
+    """Mean ln FID of an arm; the point alone where nothing was trained twice."""
+    found = nested.contrast({arm.name: 1.0})
+    value = float(nested.weights({arm.name: 1.0}) @ nested.y_N)
+    return found if found is not None else Interval(value, value, value, 0.0)
+
+
+def u_figure(table: Table) -> Figure | None:
+    """FID over f: the curve at each budget, other families at the end of training."""
+    series: list[Series] = []
+    last = table.nested({"last": 1.0})
+    if len(table.varied_facts) > 1 and last is not None:
+        for facts in table.varied_facts:
+            name = ", ".join(f"{value} {key}" for key, value in facts.items())
+            series.append(_line(table.where(facts).curve, last, name, len(series), dashed=False))
+        return _panel(series, table)
+    for name in ("last", "half", "first"):
+        nested, share = table.nested({name: 1.0}), table.share(name)
+        if nested is not None and share is not None and not any(line.split == f"{share:.0%}" for line in series):
+            series.append(_line(table.curve, nested, f"{share:.0%}", len(series), dashed=bool(series)))
+    for family in dict.fromkeys(arm.family for arm in table.arms):
+        own = tuple(arm for arm in table.arms if arm.family == family and arm not in table.curve)
+        if own and last is not None:
+            series.append(_line(own, last, family.upper(), len(series), dashed=False))
+    return _panel(series, table)
+
+
+def _panel(series: list[Series], table: Table) -> Figure | None:
+    last = table.nested({"last": 1.0})
+    if not series:
+        return None
+    xs = sorted({x for s in series for x in s.images})
+    several = len(table.shares) > 1
+    note = f"Bands: {COMBINED}." if last is not None and last.retrained else "Points alone: nothing was trained twice."
+    note += " In per cent: after this share of training." if several else ""
+    return Figure("fid-over-f", "FID of generated images over f", KNOWN["fid"].head, tuple(series), note, True, False,
+                  "down-sampling factor f", "log", tuple(xs))  # fmt: skip
+
+
+def _line(arms: tuple[Arm, ...], nested: Nested, name: str, colour: int, dashed: bool) -> Series:
+    found = [arm_interval(nested, arm) for arm in arms]
+    low, high = ([math.exp(getattr(each, end)) for each in found] for end in ("low", "high"))
+    return Series("", [float(arm.f) for arm in arms], [math.exp(each.value) for each in found], low, high,
+                  [False] * len(arms), split=name, dashed=dashed, colour=colour, style="points")  # fmt: skip
+
+
+# ---- claims ---------------------------------------------------------------------------------------------------------
+
+
+def ratio(interval: Interval | None) -> str:
+    """A difference in ln FID as a ratio of FIDs with its interval."""
+    if interval is None:
+        return "–"
+    value, low, high = (f"{math.exp(x):.3g}" for x in interval[:3])
+    return f"{value} [{low}, {high}]"
+
+
+def claim_blocks(table: Table, study: str) -> list[doc.Block]:
+    verdicts = judge(table, study)
+    if not verdicts:
+        return []
+    rows = [
+        [_claim(each), each.judgement, ratio(each.interval), each.why or "–", each.claim.source] for each in verdicts
+    ]
+    said = f"Ratio: of the FIDs that the claim compares, {COMBINED}; 1 is no difference. A claim is decided where its interval is."
+    return [
+        doc.Table(["claim", "verdict", "ratio", "why", "source"], doc.entries(rows), left=5),
+        doc.Text(said, "small"),
+    ]
+
+
+def _claim(verdict: Verdict) -> str:
+    return verdict.claim.text
+
+
+# ---- variance components --------------------------------------------------------------------------------------------
+
+
+def component_blocks(table: Table) -> list[doc.Block]:
+    nested = table.nested({"last": 1.0})
+    if nested is None:
+        return []
+    rows = [
+        [c.level, "not varied" if c.variance is None else f"{math.sqrt(c.variance):.3f}", str(c.df)]
+        for c in nested.components
+    ]
+    rows.append(["images of one cell", f"{math.sqrt(nested.image_variance):.3f}", "bootstrap"])
+    heads = ["level", "standard deviation of ln FID", "degrees of freedom"]
+    return [doc.Table(heads, doc.entries(rows)), doc.Text(HOW, "small")]
+
+
+# ---- the paper ------------------------------------------------------------------------------------------------------
+
+
+@cache
+def paper() -> dict[str, Any]:
+    """The facts of Fig. 6 and 17 as the repository keeps them."""
+    import yaml
+
+    raw: dict[str, Any] = yaml.safe_load(PAPER.read_text(encoding="utf-8"))
+    return raw
+
+
+def paper_blocks(table: Table) -> list[doc.Block]:
+    """FID over f in the paper and here, early and at the end, each as a multiple of its column's lowest."""
+    figure, facts = paper()["fig_6"], table.curve
+    ours = {name: table.nested({name: 1.0}) for name in ("first", "last")}
+    if len(facts) < 2 or ours["last"] is None:
+        return []
+    early, late = figure["early"], figure["late"]
+    columns: list[dict[int, float]] = [
+        {f: each[early] for f, each in figure["fid"].items()}, {f: each[late] for f, each in figure["fid"].items()},
+        *({arm.f: math.exp(arm_interval(n, arm).value) for arm in facts} if n is not None else {} for n in ours.values()),
+    ]  # fmt: skip
+    lowest = [min(column.values(), default=1.0) for column in columns]
+    rows = []
+    for f in sorted({f for column in columns for f in column}):
+        texts = [
+            f"{column[f]:.3g} ({column[f] / low:.2f} ×)" if f in column else "–"
+            for column, low in zip(columns, lowest, strict=True)
+        ]
+        rows.append([str(f), *texts])
+    steps = figure["step_millions"]
+    heads = ["f", f"paper, {steps[early]:g} M steps", f"paper, {steps[late]:g} M steps", "here, first", "here, last"]
+    why = " ".join(str(figure["why_not_comparable"]).split())
+    return [
+        doc.Table(heads, doc.entries(rows)),
+        doc.Text(f"{figure['source']}, {figure['tolerance']}. In brackets: over the column's lowest. {why}", "small"),
+    ]

@@ -1,0 +1,107 @@
+"""The runs of a study of f as the plain cells that `ldmlab.studies` judges."""
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from ldmlab.metrics.protocol import leaf_differences
+from ldmlab.reports.collect import read_json
+from ldmlab.reports.first_stage_cells import kind_of
+from ldmlab.reports.numbers import common_card
+from ldmlab.reports.records import Run, StageRecord
+from ldmlab.reports.study_cells import SEEDS, Study, StudyCell, words
+from ldmlab.studies.cells import Arm, Cell, Point, Table
+
+KEY = "fid"
+FACTS = ("objects",)  # of the data's options: what a claim may compare
+PIXELS = "pixels"
+
+
+def read_table(study: Study, work: dict[str, tuple[int, float]]) -> Table:
+    """The cells with a FID under the protocol that most share (a sampling seed may differ). work: (parameters, training
+    operations an image) by denoiser id. No cells where f is the same for all.
+    """
+    card = common_card([cell.compared for cell in study.cells], KEY)
+    own = [c for c in study.cells if KEY in c.scores.scores and not leaf_differences(c.compared.protocol(KEY), card)]
+    shapes = {cell.run.id: shape for cell in own if (shape := _shape(cell.run)) is not None}
+    own = [cell for cell in own if cell.run.id in shapes]
+    if len({shapes[cell.run.id][1] for cell in own}) < 2:
+        return Table(())
+    names = _names(own, study)
+    return Table(tuple(_cell(cell, Arm(names[cell.run.id], *shapes[cell.run.id], _facts(cell)), work) for cell in own))
+
+
+def _shape(run: Run) -> tuple[str, int, int] | None:
+    """(family, f, c) of the first stage; None where it is not scored yet."""
+    record = run.stage("reconstructions")
+    if record is None or not record.done:
+        return None
+    facts = read_json(record.folder / "facts.json", record.command)
+    return (PIXELS if facts["f"] == 1 else kind_of(facts).lower()), int(facts["f"]), int(facts["c"])
+
+
+def _facts(cell: StudyCell) -> dict[str, Any]:
+    data = cell.run.config.get("data") or {}
+    return {name: data[name] for name in FACTS if name in data}
+
+
+def _names(cells: list[StudyCell], study: Study) -> dict[str, str]:
+    """An arm's name: the chosen first stage, with the other knobs only where two arms would be called alike."""
+    knobs = tuple(knob for knob in study.knobs if knob not in SEEDS)
+    keys = {cell.run.id: (str(cell.run.choice("ae")), words(cell, knobs, study.knobs)) for cell in cells}
+    alike = Counter(ae for ae, _ in set(keys.values()))
+    return {id_: ae if alike[ae] == 1 or not text else text for id_, (ae, text) in keys.items()}
+
+
+def _cell(cell: StudyCell, arm: Arm, work: dict[str, tuple[int, float]]) -> Cell:
+    config, denoiser = cell.run.config, cell.denoiser
+    ae, ldm = config.get("ae") or {}, config.get("ldm") or {}
+    points = tuple(
+        _point(snapshot.scores, snapshot.images, ldm)
+        for snapshot in cell.run.snapshots
+        if snapshot.scores is not None and snapshot.scores.done and snapshot.images
+    )
+    flops = work[denoiser.id][1] if denoiser is not None and denoiser.id in work else None
+    images = None if denoiser is None else denoiser.trained_images
+    return Cell(
+        arm, int(ae.get("seed") or 0), int(ldm.get("seed") or 0), int(cell.scores.card.get("seed") or 0),
+        ae.get("fit") is not None, points, None if denoiser is None else denoiser.seconds,
+        None if flops is None or images is None else flops * images,
+        int(cell.scores.card.get("samples") or 0), cell.samples.seconds,
+    )  # fmt: skip
+
+
+def _point(scores: StageRecord, images: int, ldm: dict[str, Any]) -> Point:
+    fit, score = ldm.get("fit") or {}, scores.scores[KEY]
+    end = math.ceil(fit["images"] / fit["batch_size"]) * fit["batch_size"] if "images" in fit else images
+    low, high = score.bounds
+    return Point(round(images / end, 4), images, score.value, low, high, score.replicates)
+
+
+def csv_rows(table: Table) -> list[dict[str, Any]]:
+    """A record per cell and snapshot, in full precision; without replicates, which stand in each scores.json."""
+    return [
+        {"arm": cell.arm.name, "family": cell.arm.family, "f": cell.arm.f, "c": cell.arm.c, **cell.arm.facts,
+         "first_stage_seed": cell.first_seed if cell.trained else "", "denoiser_seed": cell.denoiser_seed,
+         "sampling_seed": cell.sampling_seed, "share": point.share, "images": point.images, "fid": point.fid,
+         "fid_low": point.low, "fid_high": point.high, "training_flops": cell.flops, "training_seconds": cell.seconds,
+         "samples": cell.samples, "sampling_seconds": cell.sampling_seconds}
+        for cell in table.cells
+        for point in cell.points
+    ]  # fmt: skip
+
+
+def table_of(runs: list[Run], work: dict[str, tuple[int, float]] | None = None) -> Table:
+    """`read_table` from the runs themselves."""
+    from ldmlab.reports.study_cells import read_study
+
+    study = read_study(runs)
+    return read_table(study, work or {}) if study.cells else Table(())
+
+
+def folder_table(folders: list[Path]) -> Table:
+    """The same from run folders. Raises DataError for a damaged one."""
+    from ldmlab.reports.collect import read_runs
+
+    return table_of(read_runs(folders))

@@ -1,0 +1,33 @@
+"""What a sweep goes over, and its seeds: `seeds={first_stage: 2, denoiser: 2, sampling: 2}` makes eight cells of one.
+
+Seeds nest: each first stage has its own denoisers, each denoiser its own sets of samples. A first stage in closed form and an
+imported one have no seed, so there is one of it. Numbers begin at the configuration's own seeds, so a study that is given more
+seeds later keeps what it has.
+"""
+
+from collections.abc import Sequence
+from itertools import product
+
+from ldmlab.config.compose import load
+from ldmlab.config.rules import LEVELS
+
+
+def with_seeds(jobs: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Each job once per combination of its seeds, equal ones once. Composes each job; raises ConfigError as `load` does."""
+    found: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for job in jobs:
+        cfg = load(list(job)).cfg
+        trained = {"first_stage": cfg.ae.fit is not None, "denoiser": cfg.ldm.fit is not None, "sampling": True}
+        first = {"first_stage": cfg.ae.seed, "denoiser": cfg.ldm.seed, "sampling": cfg.eval.seed}
+        varied = [level for level in LEVELS if cfg.seeds[level] > 1 and trained[level]]
+        for offsets in product(*(range(cfg.seeds[level]) for level in varied)):
+            own = {LEVELS[level]: str(first[level] + n) for level, n in zip(varied, offsets, strict=True)}
+            words = [word for word in job if word.partition("=")[0] not in own] + [f"{k}={v}" for k, v in own.items()]
+            found.setdefault(tuple(sorted((key, value) for key, _, value in (w.partition("=") for w in words))), words)
+    return list(found.values())
+
+
+def labels(jobs: Sequence[Sequence[str]]) -> list[str]:
+    """What tells each job from the others: its words that not all jobs have."""
+    shared = set.intersection(*(set(job) for job in jobs))
+    return [" ".join(word for word in job if word not in shared) or "the only cell" for job in jobs]
