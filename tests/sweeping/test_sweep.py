@@ -60,7 +60,7 @@ def test_several_seeds_are_no_single_run(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_an_experiment_has_its_own_list_for_a_study() -> None:
     assert swept(["sweeps=compression"])["ae"].startswith("identity,kl_f2_quick")
     small = swept(["sweeps=compression", "experiment=compression_small"])
-    assert set(small) == {"arm"} and "small_f16" in small["arm"]
+    assert set(small) == {"ae"} and "kl_f16_quick" in small["ae"]
     assert "sampler.guidance" in swept(["sweeps=guidance", "experiment=compression_small"])  # another study's is its own
 
 
