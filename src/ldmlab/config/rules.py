@@ -34,7 +34,8 @@ def check_width(cfg: DictConfig, typed: frozenset[str]) -> None:
     """A target of the denoiser's budget decides its width: one of the two may be typed."""
     for option, word in (("width", "the width"), ("level_channels", "the channels")):
         path = f"ldm.network.{option}"
-        for name in TARGETS if path in typed and cfg.ldm.network.get(option) is not None else ():
+        given = path in typed and cfg.ldm.network[option] is not None
+        for name in TARGETS if given else ():
             if (value := cfg.ldm.budget[name]) is not None:
                 raise ConfigError(
                     f"{path}={say(cfg.ldm.network[option])} and ldm.budget.{name}={value:g} are both given, and the budget chooses "

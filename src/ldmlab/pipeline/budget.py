@@ -72,7 +72,8 @@ class Counter:
     @property
     def multipliers(self) -> tuple[int, ...]:
         """Of the network's levels; () for networks without levels."""
-        return tuple(self.cfg.ldm.network.get("multipliers") or ())
+        network = self.cfg.ldm.network
+        return tuple(network.multipliers) if "multipliers" in network else ()
 
     def with_sizes(self, sizes: Sizes) -> DictConfig:
         return with_values(self.cfg, sizes.options(self.multipliers))
@@ -106,14 +107,14 @@ class Counter:
     def configured(self) -> Sizes:
         """The sizes of `ldm.network` as it is configured."""
         network = self.cfg.ldm.network
-        if network.get("level_channels") is None:
+        if "level_channels" not in network or network.level_channels is None:
             return Sizes(network.width)
         return Sizes(network.width, tuple(network.level_channels), network.blocks, network.heads, network.head_channels)
 
     def structure(self) -> Structure | None:
         """What a search over the levels' channels keeps; None for networks whose levels are width · multipliers alone."""
         network = self.cfg.ldm.network
-        if network.get("norm_group_channels") is None:
+        if "norm_group_channels" not in network or network.norm_group_channels is None:
             return None
         factors, sizes = (
             None if each is None else list(each) for each in (network.attention_factors, network.attention_sizes)
