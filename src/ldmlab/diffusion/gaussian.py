@@ -24,15 +24,11 @@ LARGEST = 8192  # numbers of a latent whose full covariance is fitted: half a gi
 
 
 class Gaussian(nn.Module):
-    """Means [K, D], orthonormal directions as rows [D, D] and their variances [D], as buffers; `fit` sets them.
+    """Means [K, D], orthonormal directions as rows [D, D] and their variances [D]; `fit` sets them, no gradient.
 
     All arguments are given by the assembly: it has no options. vector_dim: classes with a mean each, of a one-hot condition; None
-    for one mean. Raises ConfigError for a latent of more than 8192 numbers.
+    for one mean.
     """
-
-    mean_KD: Tensor
-    basis_DD: Tensor
-    variance_D: Tensor
 
     def __init__(
         self,
@@ -44,18 +40,20 @@ class Gaussian(nn.Module):
     ):
         super().__init__()
         D = out_channels * latent_size**2
-        if D > LARGEST:
-            raise ConfigError(
-                f"ldm=gaussian: this latent has {out_channels}x{latent_size}x{latent_size} = {D} numbers, and a full covariance is "
-                f"fitted to at most {LARGEST}. Use a first stage with a larger f (ae=kl_f8), or a smaller data.resolution."
-            )
+        self.channels = out_channels
         self.classes = vector_dim
-        self.register_buffer("mean_KD", torch.zeros(vector_dim or 1, D))
-        self.register_buffer("basis_DD", torch.zeros(D, D))
-        self.register_buffer("variance_D", torch.zeros(D))
+        self.mean_KD = nn.Parameter(torch.zeros(vector_dim or 1, D), requires_grad=False)
+        self.basis_DD = nn.Parameter(torch.zeros(D, D), requires_grad=False)
+        self.variance_D = nn.Parameter(torch.zeros(D), requires_grad=False)
 
     def check_latent(self, height: int, width: int) -> None:
-        """Any size."""
+        """ConfigError for a latent of too many numbers for a full covariance."""
+        D = self.channels * height * width
+        if D > LARGEST:
+            raise ConfigError(
+                f"ldm=gaussian: this latent has {self.channels}x{height}x{width} = {D} numbers, and a full covariance is fitted to at "
+                f"most {LARGEST}. Use a first stage with a larger f (ae=kl_f8), or a smaller data.resolution."
+            )
 
     def widths(self) -> range:
         """None: its size is the latent's."""
