@@ -106,6 +106,8 @@ def test_conditions_are_classes_or_none(tmp_path: Path) -> None:
         ("guidance=classifier", r"guidance=classifier acts on the steps .* Set guidance=none"),
         ("eval.at=[0.5,1.0]", r"eval\.at=\[0\.5, 1\.0\]: ldm=gaussian has no snapshots\. Set eval\.at=\[1\.0\]"),
         ("ldm.budget.parameters=1000", r"ldm\.budget\.parameters chooses a width"),
+        ("ldm.budget.fair=flops", r"ldm\.budget\.fair chooses a width, .* Set ldm\.budget\.fair=null"),
+        ("eval.cooldown=0.25", r"eval\.cooldown=0\.25 trains a snapshot on, and ldm=gaussian has none"),
         ("ldm.power_ema=[0.1]", r"ldm=gaussian has none\. Set ldm\.power_ema=\[\]"),
         ("cond=segmentation_map data.fields=[label,segmentation]", r"cond conditions on segmentation\. Use cond=class_label, or cond=none"),
         ("ae=identity data.resolution=64", r"3x64x64 = 12288 numbers, and a full covariance is fitted to at most 8192"),

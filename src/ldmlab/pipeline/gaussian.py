@@ -13,6 +13,7 @@ from ldmlab.autoencoders.autoencoder import Autoencoder
 from ldmlab.diffusion.denoiser import Denoiser
 from ldmlab.diffusion.gaussian import ClassMoments, Gaussian
 from ldmlab.errors import ConfigError
+from ldmlab.pipeline.budget import TARGETS
 from ldmlab.pipeline.context import Context, frozen
 from ldmlab.pipeline.denoiser import DenoiserStage
 from ldmlab.pipeline.first_stage import FirstStage
@@ -137,7 +138,7 @@ def check_options(cfg: DictConfig) -> None:
         raise ConfigError(
             f"eval.cooldown={cfg.eval.cooldown:g} trains a snapshot on, and ldm=gaussian has none. Set eval.cooldown=null."
         )
-    if given := [name for name, value in cfg.ldm.budget.items() if name != "tolerance" and value is not None]:
+    if given := [name for name in (*TARGETS, "fair") if cfg.ldm.budget[name] is not None]:
         raise ConfigError(
             f"ldm.budget.{given[0]} chooses a width, and ldm=gaussian has none. Set ldm.budget.{given[0]}=null."
         )
