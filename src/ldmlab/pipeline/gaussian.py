@@ -10,10 +10,10 @@ from omegaconf import DictConfig
 
 from ldmlab import build
 from ldmlab.autoencoders.autoencoder import Autoencoder
+from ldmlab.config.schema import TARGETS
 from ldmlab.diffusion.denoiser import Denoiser
 from ldmlab.diffusion.gaussian import ClassMoments, Gaussian
 from ldmlab.errors import ConfigError
-from ldmlab.pipeline.budget import TARGETS
 from ldmlab.pipeline.context import Context, frozen
 from ldmlab.pipeline.denoiser import DenoiserStage
 from ldmlab.pipeline.first_stage import FirstStage
