@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ldmlab.studies.cells import Arm, Cell, Point, CellTable
+from ldmlab.studies.cells import Arm, Cell, CellTable, Point
 
 R = 100  # resamples of the images
 

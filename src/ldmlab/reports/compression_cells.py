@@ -11,7 +11,7 @@ from ldmlab.reports.first_stage_cells import kind_of
 from ldmlab.reports.numbers import common_card
 from ldmlab.reports.records import Run, StageRecord
 from ldmlab.reports.study_cells import SEEDS, Study, StudyCell, words
-from ldmlab.studies.cells import Arm, Cell, Point, CellTable
+from ldmlab.studies.cells import Arm, Cell, CellTable, Point
 
 KEY = "fid"
 FACTS = ("objects",)  # of the data's options: what a claim may compare
