@@ -88,7 +88,10 @@ def test_one_seed_says_undecided(fake_store: FakeStore) -> None:
 
 def test_sampling_seeds_are_cells_of_one_protocol(fake_store: FakeStore) -> None:
     folders = [
-        trained(fake_store, ae, 20.0 + d + s, d, 0, s) for ae in ("identity", "kl_f4_quick") for d in (0, 1) for s in (0, 1)
+        trained(fake_store, ae, 20.0 + d + s, d, 0, s)
+        for ae in ("identity", "kl_f4_quick")
+        for d in (0, 1)
+        for s in (0, 1)
     ]
     table = table_of(read_runs(folders))
     nested = table.nested({"last": 1.0})

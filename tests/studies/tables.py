@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ldmlab.studies.cells import Arm, Cell, Point, Table
+from ldmlab.studies.cells import Arm, Cell, CellTable, Point
 
 R = 100  # resamples of the images
 
@@ -17,7 +17,7 @@ def drawn(
     shared: float = 0.5,
     families: tuple[str, ...] = ("kl",),
     shares: dict[float, dict[int, float]] | None = None,
-) -> Table:
+) -> CellTable:
     """truth: ln FID by f; f = 1 is pixels, whose first stage has no seed. first, denoiser, images: standard deviations.
     shared: of the images' variance between cells of one sampling seed. shares: what each snapshot adds to ln FID by f.
     """
@@ -37,7 +37,7 @@ def drawn(
                             point(share, trained + more.get(f, 0.0), e) for share, more in (shares or {1.0: {}}).items()
                         )
                         cells.append(Cell(arm, a, d, s, f > 1, points, 600.0, 1e13, 1000, 20.0 * 2 / f))
-    return Table(tuple(cells))
+    return CellTable(tuple(cells))
 
 
 def point(share: float, y: float, e: np.ndarray) -> Point:

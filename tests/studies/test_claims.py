@@ -7,25 +7,31 @@ import pytest
 from studies.tables import drawn
 
 from ldmlab.studies.advice import advise
-from ldmlab.studies.cells import Cell, Table
+from ldmlab.studies.cells import Cell, CellTable
 from ldmlab.studies.claims import Judgement, claims, judge
 
 QUIET = {"first": 0.01, "denoiser": 0.02, "images": 0.005}
 PAPER = {1: 0.7, 2: 0.5, 4: 0.1, 8: 0.0, 16: 0.1, 32: 1.0}  # ln FID at the end of training, like Fig. 6
-EARLY = {0.25: {1: 0.6, 2: 0.6, 4: 0.5, 8: 0.4, 16: 0.3, 32: 0.1}, 0.5: {1: 0.3, 2: 0.3, 4: 0.2, 8: 0.2, 16: 0.1}, 1.0: {}}
+EARLY = {
+    0.25: {1: 0.6, 2: 0.6, 4: 0.5, 8: 0.4, 16: 0.3, 32: 0.1},
+    0.5: {1: 0.3, 2: 0.3, 4: 0.2, 8: 0.2, 16: 0.1},
+    1.0: {},
+}
 UPSIDE_DOWN = {f: -y for f, y in PAPER.items()}
 LATE = {share: {f: -y for f, y in more.items()} for share, more in EARLY.items()}
 
 
-def verdicts(table: Table, study: str = "compression") -> dict[str, Judgement]:
+def verdicts(table: CellTable, study: str = "compression") -> dict[str, Judgement]:
     return {each.claim.name: each.judgement for each in judge(table, study)}
 
 
-def like(truth: dict[int, float], shares: dict[float, dict[int, float]], families: tuple[str, ...] = ("kl",)) -> Table:
+def like(
+    truth: dict[int, float], shares: dict[float, dict[int, float]], families: tuple[str, ...] = ("kl",)
+) -> CellTable:
     return drawn(np.random.default_rng(0), truth, (2, 2, 1), **QUIET, families=families, shares=shares)  # type: ignore[arg-type]
 
 
-def with_objects(table: Table, objects: int) -> tuple[Cell, ...]:
+def with_objects(table: CellTable, objects: int) -> tuple[Cell, ...]:
     return tuple(
         replace(cell, arm=replace(cell.arm, name=f"{cell.arm.name} objects={objects}", facts={"objects": objects}))
         for cell in table.cells
@@ -52,7 +58,7 @@ def test_one_seed_decides_nothing() -> None:
 
 
 def test_seeds_as_different_as_the_arms_decide_nothing() -> None:
-    """But for few (the truth has differences, and one in twenty is chance), and for what compares one training at two times, in which its seed cancels."""
+    """But for few (the truth has differences, one in twenty is chance), and for what compares one training at two times."""
     along, found = {"large_f_stops", "less_compute_larger_f"}, []
     for n in range(30):
         table = drawn(np.random.default_rng(n), PAPER, (1, 2, 1), 0.0, 2.0, 0.005, families=("kl", "vq"), shares=EARLY)
@@ -71,13 +77,13 @@ def test_missing_cells_are_named() -> None:
 def test_kl_and_vq_are_equal_within_a_tenth_or_not(more: float, judgement: str) -> None:
     one, other = (drawn(np.random.default_rng(2), {4: y, 8: y}, (2, 2, 1), **QUIET, families=(family,))  # type: ignore[arg-type]
                   for family, y in (("kl", 0.0), ("vq", more)))  # fmt: skip
-    assert verdicts(Table((*one.cells, *other.cells)), "kl_or_vq") == {"kl_or_vq": judgement}
+    assert verdicts(CellTable((*one.cells, *other.cells)), "kl_or_vq") == {"kl_or_vq": judgement}
 
 
 def test_complex_pictures_want_a_smaller_f_or_not() -> None:
     steep, flat = like({2: 0.0, 4: 0.3, 8: 0.6}, {1.0: {}}), like({2: 0.6, 4: 0.3, 8: 0.0}, {1.0: {}})
-    four_steep = Table((*with_objects(steep, 4), *with_objects(flat, 1)))
-    one_steep = Table((*with_objects(steep, 1), *with_objects(flat, 4)))
+    four_steep = CellTable((*with_objects(steep, 4), *with_objects(flat, 1)))
+    one_steep = CellTable((*with_objects(steep, 1), *with_objects(flat, 4)))
     assert verdicts(four_steep, "complexity") == {"complex_smaller_f": "supported"}
     assert verdicts(one_steep, "complexity") == {"complex_smaller_f": "contradicted"}
 

@@ -61,7 +61,9 @@ def test_an_experiment_has_its_own_list_for_a_study() -> None:
     assert swept(["sweeps=compression"])["ae"].startswith("identity,kl_f2_quick")
     small = swept(["sweeps=compression", "experiment=compression_small"])
     assert set(small) == {"ae"} and "kl_f16_quick" in small["ae"]
-    assert "sampler.guidance" in swept(["sweeps=guidance", "experiment=compression_small"])  # another study's is its own
+    assert "sampler.guidance" in swept(
+        ["sweeps=guidance", "experiment=compression_small"]
+    )  # another study's is its own
 
 
 # ---- processes ------------------------------------------------------------------------------------------------------
@@ -73,11 +75,14 @@ def stage(folder: Path, name: str, seconds: float = 1.0, state: str = "will run"
 
 def sweep_of(folder: Path, codes: list[str], shared: list[list[str]], width: int = 2, say: str = "") -> Sweep:
     cells = [
-        CellForecast([f"n={n}"], f"n={n}", tuple(stage(folder, name) for name in names)) for n, names in enumerate(shared)
+        CellForecast([f"n={n}"], f"n={n}", tuple(stage(folder, name) for name in names))
+        for n, names in enumerate(shared)
     ]
     commands = [[sys.executable, "-S", "-c", code] for code in codes]
     logs = [folder / f"job-{n}.log" for n in range(len(codes))]
-    return Sweep(cells, commands, logs, Slots(width), Board([c.label for c in cells]), lambda s: _record(s, folder, "some"))
+    return Sweep(
+        cells, commands, logs, Slots(width), Board([c.label for c in cells]), lambda s: _record(s, folder, "some")
+    )
 
 
 def test_a_killed_cell_leaves_the_others_running(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,7 +108,9 @@ def test_cells_run_at_once_and_what_shares_a_stage_waits(tmp_path: Path) -> None
     assert sweep.exits == {0: 0, 1: 0, 2: 0}
 
 
-def test_a_signal_stops_the_running_cells_and_starts_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_signal_stops_the_running_cells_and_starts_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     code = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *a: sys.exit(85)); print(1, flush=True); time.sleep(60)"
     sweep = sweep_of(tmp_path, [code, "pass"], [["a"], ["b"]], width=1)
 
@@ -158,7 +165,9 @@ def test_slots_give_a_cell_a_core_or_what_runtime_says(monkeypatch: pytest.Monke
 # ---- what is said ---------------------------------------------------------------------------------------------------
 
 
-def test_progress_is_read_as_it_was_written(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_read_as_it_was_written(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = iter([0.0, 50.0, 100.0, 100.0])
     monkeypatch.setattr("ldmlab.terminal.time.monotonic", lambda: next(clock))
     bar = Progress("samples @50%", 4000, every=0.0)

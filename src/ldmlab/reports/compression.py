@@ -15,7 +15,7 @@ from ldmlab.reports.numbers import KNOWN
 from ldmlab.reports.tables import listed
 from ldmlab.studies.advice import Advice, Price, advise
 from ldmlab.studies.best import best
-from ldmlab.studies.cells import Arm, Table
+from ldmlab.studies.cells import Arm, CellTable
 from ldmlab.studies.claims import Verdict, judge
 from ldmlab.studies.components import Interval, Nested
 
@@ -32,7 +32,7 @@ HOW = (
 FIRST_STAGES = "One seed of each first stage: the intervals hold for these first stages, and others may differ by more."
 
 
-def blocks(table: Table, study: str) -> tuple[list[doc.Block], list[doc.Section]]:
+def blocks(table: CellTable, study: str) -> tuple[list[doc.Block], list[doc.Section]]:
     """(what stands at the head of the page, sections below it); both empty for a study that does not vary f."""
     if not table.cells:
         return [], []
@@ -49,13 +49,13 @@ def blocks(table: Table, study: str) -> tuple[list[doc.Block], list[doc.Section]
 # ---- advice ---------------------------------------------------------------------------------------------------------
 
 
-def called(arm: Arm, table: Table) -> str:
+def called(arm: Arm, table: CellTable) -> str:
     """ "f = 4", with the channels or the name where two arms of the curve have this f."""
     same = [other for other in table.arms if other.f == arm.f and other.family == arm.family]
     return f"f = {arm.f}" if len(same) == 1 else f"f = {arm.f} ({arm.name})"
 
 
-def advice_lines(table: Table) -> list[str]:
+def advice_lines(table: CellTable) -> list[str]:
     """The paragraph for a person who must choose an f, one sentence a line; for the page and the terminal."""
     if len(table.varied_facts) > 1:
         return [line for facts in table.varied_facts for line in _of_one_kind(table, facts)]
@@ -72,13 +72,13 @@ def advice_lines(table: Table) -> list[str]:
     return lines
 
 
-def _of_one_kind(table: Table, facts: dict[str, Any]) -> list[str]:
+def _of_one_kind(table: CellTable, facts: dict[str, Any]) -> list[str]:
     """The first sentence for the pictures of one kind."""
     said = ", ".join(f"{name} = {value}" for name, value in facts.items())
     return [f"{said}: {line[0].lower()}{line[1:]}" for line in advice_lines(table.where(facts))[:1]]
 
 
-def _choice(found: Advice, table: Table) -> str:
+def _choice(found: Advice, table: CellTable) -> str:
     images = next(p.images for p in table.cells[0].points if p.share == table.shares[-1])
     parts = [
         f"For these pictures and this budget ({numbers.count(images)} training images) take {called(found.take, table)}"
@@ -92,7 +92,7 @@ def _choice(found: Advice, table: Table) -> str:
     return "; ".join(parts) + f" (FID, {COMBINED})."
 
 
-def _deciding(take: Arm, other: Arm, price: Price | None, table: Table) -> str:
+def _deciding(take: Arm, other: Arm, price: Price | None, table: CellTable) -> str:
     pair = f"{called(take, table)} from {called(other, table)}"
     if price is None:
         return f"To tell {pair} would take more than 32 times the seeds and images of this study, if their difference stays as it is."
@@ -100,7 +100,7 @@ def _deciding(take: Arm, other: Arm, price: Price | None, table: Table) -> str:
     return f"About {price.times} times the {price.what} would tell {pair}, if their difference stays as it is{cost}."
 
 
-def _minimum(table: Table, name: str) -> str | None:
+def _minimum(table: CellTable, name: str) -> str | None:
     """Where the minimum is at an earlier snapshot; None without that snapshot."""
     share, nested = table.share(name), table.nested({name: 1.0})
     if share is None or nested is None or share == table.shares[-1] or (name == "half" and share == table.shares[0]):
@@ -123,7 +123,7 @@ def arm_interval(nested: Nested, arm: Arm) -> Interval:
     return found if found is not None else Interval(value, value, value, 0.0)
 
 
-def u_figure(table: Table) -> Figure | None:
+def u_figure(table: CellTable) -> Figure | None:
     """FID over f: the curve at each budget, other families at the end of training."""
     series: list[Series] = []
     last = table.nested({"last": 1.0})
@@ -143,7 +143,7 @@ def u_figure(table: Table) -> Figure | None:
     return _panel(series, table)
 
 
-def _panel(series: list[Series], table: Table) -> Figure | None:
+def _panel(series: list[Series], table: CellTable) -> Figure | None:
     last = table.nested({"last": 1.0})
     if not series:
         return None
@@ -173,7 +173,7 @@ def ratio(interval: Interval | None) -> str:
     return f"{value} [{low}, {high}]"
 
 
-def claim_blocks(table: Table, study: str) -> list[doc.Block]:
+def claim_blocks(table: CellTable, study: str) -> list[doc.Block]:
     verdicts = judge(table, study)
     if not verdicts:
         return []
@@ -194,7 +194,7 @@ def _claim(verdict: Verdict) -> str:
 # ---- variance components --------------------------------------------------------------------------------------------
 
 
-def component_blocks(table: Table) -> list[doc.Block]:
+def component_blocks(table: CellTable) -> list[doc.Block]:
     nested = table.nested({"last": 1.0})
     if nested is None:
         return []
@@ -219,7 +219,7 @@ def paper() -> dict[str, Any]:
     return raw
 
 
-def paper_blocks(table: Table) -> list[doc.Block]:
+def paper_blocks(table: CellTable) -> list[doc.Block]:
     """FID over f in the paper and here, early and at the end, each as a multiple of its column's lowest."""
     figure, facts = paper()["fig_6"], table.curve
     ours = {name: table.nested({name: 1.0}) for name in ("first", "last")}

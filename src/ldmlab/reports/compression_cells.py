@@ -11,14 +11,14 @@ from ldmlab.reports.first_stage_cells import kind_of
 from ldmlab.reports.numbers import common_card
 from ldmlab.reports.records import Run, StageRecord
 from ldmlab.reports.study_cells import SEEDS, Study, StudyCell, words
-from ldmlab.studies.cells import Arm, Cell, Point, Table
+from ldmlab.studies.cells import Arm, Cell, CellTable, Point
 
 KEY = "fid"
 FACTS = ("objects",)  # of the data's options: what a claim may compare
 PIXELS = "pixels"
 
 
-def read_table(study: Study, work: dict[str, tuple[int, float]]) -> Table:
+def read_table(study: Study, work: dict[str, tuple[int, float]]) -> CellTable:
     """The cells with a FID under the protocol that most share (a sampling seed may differ). work: (parameters, training
     operations an image) by denoiser id. No cells where f is the same for all.
     """
@@ -27,9 +27,11 @@ def read_table(study: Study, work: dict[str, tuple[int, float]]) -> Table:
     shapes = {cell.run.id: shape for cell in own if (shape := _shape(cell.run)) is not None}
     own = [cell for cell in own if cell.run.id in shapes]
     if len({shapes[cell.run.id][1] for cell in own}) < 2:
-        return Table(())
+        return CellTable(())
     names = _names(own, study)
-    return Table(tuple(_cell(cell, Arm(names[cell.run.id], *shapes[cell.run.id], _facts(cell)), work) for cell in own))
+    return CellTable(
+        tuple(_cell(cell, Arm(names[cell.run.id], *shapes[cell.run.id], _facts(cell)), work) for cell in own)
+    )
 
 
 def _shape(run: Run) -> tuple[str, int, int] | None:
@@ -79,7 +81,7 @@ def _point(scores: StageRecord, images: int, ldm: dict[str, Any]) -> Point:
     return Point(round(images / end, 4), images, score.value, low, high, score.replicates)
 
 
-def csv_rows(table: Table) -> list[dict[str, Any]]:
+def csv_rows(table: CellTable) -> list[dict[str, Any]]:
     """A record per cell and snapshot, in full precision; without replicates, which stand in each scores.json."""
     return [
         {"arm": cell.arm.name, "family": cell.arm.family, "f": cell.arm.f, "c": cell.arm.c, **cell.arm.facts,
@@ -92,15 +94,15 @@ def csv_rows(table: Table) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def table_of(runs: list[Run], work: dict[str, tuple[int, float]] | None = None) -> Table:
+def table_of(runs: list[Run], work: dict[str, tuple[int, float]] | None = None) -> CellTable:
     """`read_table` from the runs themselves."""
     from ldmlab.reports.study_cells import read_study
 
     study = read_study(runs)
-    return read_table(study, work or {}) if study.cells else Table(())
+    return read_table(study, work or {}) if study.cells else CellTable(())
 
 
-def folder_table(folders: list[Path]) -> Table:
+def folder_table(folders: list[Path]) -> CellTable:
     """The same from run folders. Raises DataError for a damaged one."""
     from ldmlab.reports.collect import read_runs
 

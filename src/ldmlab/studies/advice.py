@@ -6,7 +6,7 @@ import numpy as np
 from scipy import stats
 
 from ldmlab.studies.best import Best, best
-from ldmlab.studies.cells import Arm, Table
+from ldmlab.studies.cells import Arm, CellTable
 from ldmlab.studies.components import LEVEL, Nested
 
 MOST = 32  # times the seeds or images of this study: beyond, the price is not named
@@ -32,7 +32,7 @@ class Advice(NamedTuple):
     best: Best
 
 
-def advise(table: Table) -> Advice | None:
+def advise(table: CellTable) -> Advice | None:
     """From the last snapshot's FID along the curve over f; None where nothing was trained twice or there is one f."""
     nested, curve = table.nested({"last": 1.0}), table.curve
     found = best(nested, tuple(arm.name for arm in curve)) if nested is not None else None
@@ -44,7 +44,7 @@ def advise(table: Table) -> Advice | None:
     return Advice(take, tied, tuple(arm for arm in curve if arm.name not in found.kept and arm is not take), found)
 
 
-def price(table: Table, nested: Nested, one: Arm, two: Arm) -> Price | None:
+def price(table: CellTable, nested: Nested, one: Arm, two: Arm) -> Price | None:
     """The cheapest way to an interval of their difference that leaves out zero; None when none is found within `MOST` times."""
     w_N = nested.weights({two.name: 1.0, one.name: -1.0})
     first, denoiser, sampling = nested.parts(w_N)

@@ -67,7 +67,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Table:
+class CellTable:
     """The finished cells of a study."""
 
     cells: tuple[Cell, ...]
@@ -121,7 +121,7 @@ class Table:
         found = {repr([arm.facts.get(n) for n in names]): {n: arm.facts.get(n) for n in names} for arm in self.arms}
         return list(found.values()) or [{}]
 
-    def where(self, facts: dict[str, Any]) -> "Table":
+    def where(self, facts: dict[str, Any]) -> "CellTable":
         """The cells whose arm has these facts."""
         return replace(
             self, cells=tuple(c for c in self.cells if all(c.arm.facts.get(k) == v for k, v in facts.items()))

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ldmlab.studies.best import best
-from ldmlab.studies.cells import Arm, Table
+from ldmlab.studies.cells import Arm, CellTable
 from ldmlab.studies.components import Interval
 
 CLAIMS = Path(__file__).parent / "claims.yaml"
@@ -70,12 +70,12 @@ def claims() -> tuple[Claim, ...]:
     )  # fmt: skip
 
 
-def judge(table: Table, study: str) -> list[Verdict]:
+def judge(table: CellTable, study: str) -> list[Verdict]:
     """Every claim that this study speaks to."""
     return [_judged(claim, table) for claim in claims() if study in claim.studies]
 
 
-def _judged(claim: Claim, table: Table) -> Verdict:
+def _judged(claim: Claim, table: CellTable) -> Verdict:
     try:
         if "best" in claim.compare:
             return _within(claim, table)
@@ -96,7 +96,7 @@ def _decided(interval: Interval, expect: str | float) -> Judgement:
     return "contradicted" if interval.low > expect or interval.high < -expect else UNDECIDED
 
 
-def _interval(claim: Claim, table: Table) -> Interval:
+def _interval(claim: Claim, table: CellTable) -> Interval:
     """The claim's combination of cells; Missing where it cannot be made."""
     nested = table.nested(claim.at)
     if nested is None:
@@ -118,7 +118,7 @@ def _sides(claim: Claim) -> list[tuple[float, dict[str, Any]]]:
     return [(1.0, {fact: one}), (-1.0, {fact: two})]
 
 
-def _weights(compare: dict[str, Any], table: Table) -> dict[str, float]:
+def _weights(compare: dict[str, Any], table: CellTable) -> dict[str, float]:
     """Weight of each arm's mean. Raises Missing for arms that the study does not have."""
     if "slope" in compare:
         arms = chosen(table, compare["slope"])
@@ -136,7 +136,7 @@ def _weights(compare: dict[str, Any], table: Table) -> dict[str, float]:
     return {arm.name: 1 / len(of) for arm in of} | {arm.name: -1 / len(than) for arm in than}
 
 
-def _compared(claim: Claim, table: Table) -> str:
+def _compared(claim: Claim, table: CellTable) -> str:
     """Which of the f that the claim names the study has."""
     sides = [chosen(table, claim.compare[side]) for side in ("of", "than") if side in claim.compare]
     if not sides or claim.compare.get("same_f"):
@@ -144,7 +144,7 @@ def _compared(claim: Claim, table: Table) -> str:
     return " against ".join(f"f = {', '.join(str(arm.f) for arm in side)}" for side in sides)
 
 
-def chosen(table: Table, wanted: dict[str, Any]) -> list[Arm]:
+def chosen(table: CellTable, wanted: dict[str, Any]) -> list[Arm]:
     """Arms by `family` (the curve over f without one) and `f`: a list, of which any may be missing, or `largest`."""
     arms = [arm for arm in table.arms if arm.family == wanted["family"]] if "family" in wanted else list(table.curve)
     if wanted.get("f") == "largest":
@@ -158,7 +158,7 @@ def _said(wanted: dict[str, Any]) -> str:
     return " and ".join([*texts, *([f"a {wanted['family']} first stage"] if "family" in wanted else [])])
 
 
-def _within(claim: Claim, table: Table) -> Verdict:
+def _within(claim: Claim, table: CellTable) -> Verdict:
     nested, curve = table.nested(claim.at), table.curve
     found = best(nested, tuple(arm.name for arm in curve)) if nested is not None else None
     if found is None:
@@ -173,7 +173,7 @@ def _within(claim: Claim, table: Table) -> Verdict:
     return Verdict(claim, judgement, None, why)
 
 
-def _faster(claim: Claim, table: Table, interval: Interval) -> Verdict:
+def _faster(claim: Claim, table: CellTable, interval: Interval) -> Verdict:
     """Where `of` has no higher FID, to within the margin: whether it draws more images a second, as this machine measured."""
     speed = []
     for side in ("of", "than"):
