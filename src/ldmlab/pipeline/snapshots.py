@@ -58,7 +58,7 @@ def check(cfg: DictConfig) -> None:
 
     What an imported denoiser has: `weights_denoiser.check`.
     """
-    classifier = cfg.guidance.get("classifier")
+    classifier = cfg.guidance.classifier
     fits = {"ae.fit": cfg.ae.fit, "ae.decoder_fit": cfg.ae.decoder_fit, "ldm.fit": cfg.ldm.fit}
     fits |= {"eval.extractor_fit": cfg.eval.extractor_fit, "guidance.classifier.fit": classifier and classifier.fit}
     for path, fit in fits.items():
