@@ -107,6 +107,7 @@ def test_conditions_are_classes_or_none(tmp_path: Path) -> None:
         ("eval.at=[0.5,1.0]", r"eval\.at=\[0\.5, 1\.0\]: ldm=gaussian has no snapshots\. Set eval\.at=\[1\.0\]"),
         ("ldm.budget.parameters=1000", r"ldm\.budget\.parameters chooses a width"),
         ("ldm.budget.fair=flops", r"ldm\.budget\.fair chooses a width, .* Set ldm\.budget\.fair=null"),
+        ("tune=lr", r"tune=lr searches a learning rate, and ldm=gaussian is fitted in closed form"),
         ("eval.cooldown=0.25", r"eval\.cooldown=0\.25 trains a snapshot on, and ldm=gaussian has none"),
         ("ldm.power_ema=[0.1]", r"ldm=gaussian has none\. Set ldm\.power_ema=\[\]"),
         ("cond=segmentation_map data.fields=[label,segmentation]", r"cond conditions on segmentation\. Use cond=class_label, or cond=none"),
