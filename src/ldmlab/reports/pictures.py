@@ -17,7 +17,7 @@ from ldmlab.reports.records import Run, SampleSet, Snapshot
 
 LARGEST = 128
 PIXEL_ART = 48  # up to here a picture is enlarged with hard pixel edges
-SHEET_LABEL, SHEET_SIDE, SHEET_GAP = 108, 64, 2  # pixels
+SHEET_LABEL, SHEET_SIDE, SHEET_GAP = 108, 64, 2  # pixels; the label's column is wider where a label needs it
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,16 +191,17 @@ def sheet(pictures: Pictures, side: int = SHEET_SIDE) -> bytes:
 
     rows = [[p for t in row.tiles for p in (t.condition_HWC, t.image_HWC) if p is not None] for row in pictures.rows]
     step = side + SHEET_GAP
-    page = Image.new("RGB", (SHEET_LABEL + max(map(len, rows)) * step, len(rows) * step), "white")
-    pen = ImageDraw.Draw(page)
     font = ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", 13)
-    for r, (row, images) in enumerate(zip(pictures.rows, rows, strict=True)):
-        label = (row.label or row.detail).replace("\n", " ")
+    labels = [(row.label or row.detail).replace("\n", " ") for row in pictures.rows]
+    left = max(SHEET_LABEL, 12 + max((round(font.getlength(label)) for label in labels), default=0))
+    page = Image.new("RGB", (left + max(map(len, rows)) * step, len(rows) * step), "white")
+    pen = ImageDraw.Draw(page)
+    for r, (label, images) in enumerate(zip(labels, rows, strict=True)):
         pen.text((4, r * step + side // 2), label, fill="#1b1d21", font=font, anchor="lm")
         for n, image_HWC in enumerate(images):
             picture = Image.fromarray(np.ascontiguousarray(image_HWC))
             how = Image.Resampling.NEAREST if picture.width < side else Image.Resampling.BOX
-            page.paste(picture.resize((side, side), how), (SHEET_LABEL + n * step, r * step))
+            page.paste(picture.resize((side, side), how), (left + n * step, r * step))
     return png_bytes(np.asarray(page))
 
 
