@@ -143,7 +143,9 @@ def check_options(cfg: DictConfig) -> None:
             f"ldm.budget.{given[0]} chooses a width, and ldm=gaussian has none. Set ldm.budget.{given[0]}=null."
         )
     if cfg.tune is not None:
-        raise ConfigError("tune=lr searches a learning rate, and ldm=gaussian is fitted in closed form. Leave tune=lr out.")
+        raise ConfigError(
+            "tune=lr searches a learning rate, and ldm=gaussian is fitted in closed form. Leave tune=lr out."
+        )
     if cfg.sampler.guidance != 1:
         raise ConfigError(
             f"sampler.guidance={cfg.sampler.guidance} acts on the steps of a sampler, and ldm=gaussian takes none. Set "
