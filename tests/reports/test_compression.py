@@ -120,3 +120,12 @@ def test_pictures_of_two_kinds_are_judged_apart(fake_store: FakeStore) -> None:
 def test_a_study_that_does_not_vary_f_has_nothing_of_it(fake_store: FakeStore) -> None:
     folders = [trained(fake_store, "kl_f4_quick", 10.0, d) for d in (0, 1)]
     assert advice(folders) == [] and compression.blocks(table_of(read_runs(folders)), "some") == ([], [])
+
+
+def test_cells_of_another_protocol_are_left_out_and_named(fake_store: FakeStore) -> None:
+    folders = study(fake_store)
+    assert not any("another protocol" in line for line in advice(folders))
+    folders.append(cell(fake_store, "other", 1.0, "dother", {"ae": "kl_f4_quick"}, CONFIG, extractor_hash="f" * 12))
+    (said,) = [line for line in advice(folders) if "another protocol" in line]
+    assert said.startswith("1 more of this study's cells are scored by another protocol") and "runs=" in said
+    assert advice(folders)[0] == advice(folders[:-1])[0]

@@ -69,6 +69,11 @@ def advice_lines(table: CellTable) -> list[str]:
     nested = table.nested({"last": 1.0})
     if nested is not None and not nested.df_K[0] and any(cell.trained for cell in table.cells):
         lines.append(FIRST_STAGES)
+    if table.left_out:
+        lines.append(
+            f"{table.left_out} more of this study's cells are scored by another protocol and are not in these verdicts. Choose cells of "
+            "one protocol with runs=…."
+        )
     return lines
 
 

@@ -23,14 +23,16 @@ def read_table(study: Study, work: dict[str, tuple[int, float]]) -> CellTable:
     operations an image) by denoiser id. No cells where f is the same for all.
     """
     card = common_card([cell.compared for cell in study.cells], KEY)
-    own = [c for c in study.cells if KEY in c.scores.scores and not leaf_differences(c.compared.protocol(KEY), card)]
+    scored = [cell for cell in study.cells if KEY in cell.scores.scores]
+    own = [cell for cell in scored if not leaf_differences(cell.compared.protocol(KEY), card)]
+    left_out = len(scored) - len(own)
     shapes = {cell.run.id: shape for cell in own if (shape := _shape(cell.run)) is not None}
     own = [cell for cell in own if cell.run.id in shapes]
     if len({shapes[cell.run.id][1] for cell in own}) < 2:
         return CellTable(())
     names = _names(own, study)
     return CellTable(
-        tuple(_cell(cell, Arm(names[cell.run.id], *shapes[cell.run.id], _facts(cell)), work) for cell in own)
+        tuple(_cell(cell, Arm(names[cell.run.id], *shapes[cell.run.id], _facts(cell)), work) for cell in own), left_out
     )
 
 

@@ -68,9 +68,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class CellTable:
-    """The finished cells of a study."""
+    """The finished cells of a study. left_out: how many more were scored by another protocol, so that nothing here compares them."""
 
     cells: tuple[Cell, ...]
+    left_out: int = 0
 
     @cached_property
     def arms(self) -> tuple[Arm, ...]:
