@@ -123,6 +123,12 @@ def with_files(words: list[str]) -> list[str]:
         more.append("ae.loss.perceptual.weights=/nowhere.pth")
     if "experiment=photos64" in words:
         more += ["data.root=/nowhere", "eval.extractor.weights=/nowhere.pth"]
+    if any(word.startswith("experiment=compression_") for word in words):
+        more += ["seeds.first_stage=1", "seeds.denoiser=1"]  # one run of the study
+        if {"experiment=compression_shapes64", "experiment=compression_small"}.isdisjoint(words):
+            more.append("data.root=/nowhere")
+        if not any(word.endswith(("shapes64", "small", "imagenet")) for word in words):
+            more.append("eval.extractor.weights=/nowhere.pth")
     if "guidance=image" in words:
         more.append("guidance.image.file=/nowhere.png")
     if "ae/regulariser=none" in words:

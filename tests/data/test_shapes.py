@@ -211,7 +211,7 @@ def test_the_fingerprint_follows_what_decides_the_images(tmp_path):
     ("options", "message"),
     [
         ({"resolution": 8}, "data.resolution=8"),
-        ({"fields": ["colour"]}, "data.fields.*'colour'"),
+        ({"fields": ["flavour"]}, "data.fields.*'flavour'"),
         ({"resolution": 18, "fields": ["low_res"]}, "try 16 or 20"),
         ({"val_images": 0}, "data.val_images=0"),
     ],

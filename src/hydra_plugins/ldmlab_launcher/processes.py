@@ -36,11 +36,11 @@ class ProcessesLauncher(Launcher):
         self.config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from ldmlab.config.compose import outside
         from ldmlab.sweeping.study import run
 
-        outside = [f"hydra.searchpath={list(self.config.hydra.searchpath)}"] if self.config.hydra.searchpath else []
-        jobs = [[*outside, *filter_overrides(list(overrides))] for overrides in job_overrides]
         hydra = self.config.hydra
+        jobs = [[*outside(hydra), *filter_overrides(list(overrides))] for overrides in job_overrides]
         code = run(jobs, os.path.abspath(sys.argv[0]), hydra.sweep.dir, hydra.runtime.choices.get("sweeps"), self.jobs)
         if code:
             sys.exit(code)

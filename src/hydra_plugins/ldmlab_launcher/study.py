@@ -34,17 +34,18 @@ class StudySweeper(BasicSweeper):
         super().__init__(max_batch_size, params)
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
-        from ldmlab.config.compose import params_of
+        from ldmlab.config.compose import outside, params_of
 
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         self.params = params_of(config.hydra)
+        self.outside = outside(config.hydra)
 
     def get_job_batch(self) -> Sequence[Sequence[str]]:
         from ldmlab.errors import UserError
         from ldmlab.sweeping.cells import with_seeds
 
         try:
-            return with_seeds(super().get_job_batch())
+            return with_seeds(super().get_job_batch(), self.outside)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(1)

@@ -76,6 +76,11 @@ def params_of(hydra: DictConfig) -> dict[str, str]:
     return dict(instead.get(hydra.runtime.choices.get("sweeps")) or hydra.sweeper.params or {})
 
 
+def outside(hydra: DictConfig) -> list[str]:
+    """From Hydra's own node: the folders of a user's own parts, as a word that every cell needs and Hydra keeps to itself."""
+    return [f"{search.SEARCHPATH}={list(hydra.searchpath)}"] if hydra.searchpath else []
+
+
 def with_values(cfg: DictConfig, values: Mapping[str, Any]) -> DictConfig:
     """A read-only copy of a completed configuration with other values at some paths: `{"ldm.network.width": 64}`.
 

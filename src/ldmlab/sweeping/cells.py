@@ -12,11 +12,14 @@ from ldmlab.config.compose import load
 from ldmlab.config.rules import LEVELS
 
 
-def with_seeds(jobs: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Each job once per combination of its seeds, equal ones once. Composes each job; raises ConfigError as `load` does."""
+def with_seeds(jobs: Sequence[Sequence[str]], outside: Sequence[str] = ()) -> list[list[str]]:
+    """Each job once per combination of its seeds, equal ones once. Composes each job; raises ConfigError as `load` does.
+
+    outside: words that all jobs need and Hydra keeps to itself, such as hydra.searchpath.
+    """
     found: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for job in jobs:
-        cfg = load(list(job)).cfg
+        cfg = load([*outside, *job]).cfg
         trained = {"first_stage": cfg.ae.fit is not None, "denoiser": cfg.ldm.fit is not None, "sampling": True}
         first = {"first_stage": cfg.ae.seed, "denoiser": cfg.ldm.seed, "sampling": cfg.eval.seed}
         varied = [level for level in LEVELS if cfg.seeds[level] > 1 and trained[level]]
