@@ -104,6 +104,14 @@ def not_measured(metrics: Sequence[Metric], responses: Sequence[Response]) -> li
     return [f"{name} to {corruption}" for name, corruption in wanted if (name, corruption) not in measured]
 
 
+def verdict(responses: Sequence[Response], left: Sequence[str]) -> str:
+    """Which required answers are missing, and which nobody looked for (`not_measured`)."""
+    failed = [f"{r.metric} to {r.corruption}" for r in responses if r.failed]
+    said = [f"Required answers that are missing: {', '.join(failed)}."] if failed else []
+    said += [f"Required, but not measured here: {', '.join(left)}."] if left else []
+    return " ".join(said) or "Every required answer is there."
+
+
 def section(responses: Sequence[Response], left: Sequence[str], over: str) -> dict[str, Any]:
     """What the page shows, for report.json: a row for each corruption with the answer of each metric, and a sheet of pictures.
 
@@ -119,14 +127,11 @@ def section(responses: Sequence[Response], left: Sequence[str], over: str) -> di
         path = " → ".join(f"{score.value:.3g}" for score in (scored.none, *scored.scores))
         answers = [cells[corruption, metric].cell() if (corruption, metric) in cells else "–" for metric in metrics]
         rows.append([corruption, " ".join(f"{dose:g}" for dose in scored.doses), *answers, path])
-    failed = [f"{r.metric} to {r.corruption}" for r in responses if r.failed]
-    said = [f"Required answers that are missing: {', '.join(failed)}."] if failed else []
-    said += [f"Required, but not measured here: {', '.join(left)}."] if left else []
     return {
         "title": "Calibration: what each metric answers to",
         "text": f"{over}. A number is the smallest dose told from none (95 %; paired over images, but for missing classes), from which on "
         "every dose is told; partly: the score is not worse with every dose. ✗: an answer that was required in advance is missing; "
-        f"in brackets: none was required. {' '.join(said) or 'Every required answer is there.'}",
+        f"in brackets: none was required. {verdict(responses, left)}",
         "table": {"columns": ["corruption", "doses", *metrics, f"{first}: unchanged → each dose"], "rows": rows},
         "pictures": [f"{name}.png" for name in corruptions],
     }

@@ -185,6 +185,7 @@ class Calibration(Stage):
             write_json(folder / "calibration.json", {**by, "responses": records, "not_measured": left})
             over = f"{number(self.images)} val images, {extractor.name} features"
             write_json(folder / "report.json", calibration.section(responses, left, over))
+            ctx.say(f" calibration: {calibration.verdict(responses, left)} The table: python src/report.py")
         ctx.barrier()
 
     def _sets(self, ctx: Context, real: Original) -> dict[str, list[tuple[float, Read]]]:

@@ -218,9 +218,8 @@ def fit(
             bar.update(done.images, {k: v for k, v in shown.items() if k in ("loss", "psnr")})
             if stopping and not last:
                 bar.close()
-                raise Stopped(
-                    f"{stop.caught or 'a signal on another rank'} at {done.images} images; checkpoint written"
-                )
+                signalled = stop.caught or "a signal on another rank"
+                raise Stopped(f"{signalled} at {done.images} images; checkpoint written")
     done.seconds = clock.seconds()
     training_loss.modules = raw
     return done
