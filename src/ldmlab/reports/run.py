@@ -230,7 +230,10 @@ def own_sections(runs: list[Run]) -> list[doc.Section]:
             blocks.append(doc.Table([str(head) for head in table["columns"]], doc.entries(rows)))
         for name in record.section.get("pictures") or ():
             shown = pictures.read_picture(record.folder / name, f"{record.stage}-{Path(name).stem}", (Path(name).stem,))
-            blocks.append(Picture(shown.name, shown.png, shown.width, min(shown.width, 358), shown.names))
+            blocks += [
+                doc.Text(Path(name).stem, "small"),
+                Picture(shown.name, shown.png, shown.width, min(shown.width, 358), shown.names),
+            ]
         blocks.append(doc.Text(f"[{record.place}](#{record.anchor})", "small"))
         sections.append(doc.Section(title, blocks, f"section-{record.id}"))
     return sections
