@@ -115,3 +115,10 @@ def test_options_that_change_nothing_are_in_no_id() -> None:
     assert not {"norm_groups", "norm_group_channels", "level_channels", "checkpointing"} & set(deciding(network))
     study = deciding(load(["ldm=unet_study"]).cfg.ldm.network)
     assert study["norm_group_channels"] == 8 and study["norm_groups"] is None and "level_channels" not in study
+
+
+def test_a_network_larger_than_free_memory_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the kernel ends the process that measures, or another one."""
+    monkeypatch.setattr(throughput, "free", lambda device: 1000)
+    with pytest.raises(ConfigError, match=r"needs [\d,]+ GB to train, and 0 GB of this machine's memory are free"):
+        plan_of(tmp_path, "ae=pca_f4", "fair=time", "ldm.budget.flops_per_image=3e7")

@@ -1,6 +1,7 @@
 """Whether a run's networks fit into this machine's memory at all, counted on the meta device before anything is built."""
 
 import os
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -33,6 +34,17 @@ def available(device: str) -> int:
     if device != "cpu" and torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[1])
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def free(device: str) -> int:
+    """Bytes of that memory that nobody uses now: the kernel's own estimate, where it gives one."""
+    if device != "cpu" and torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0])
+    try:
+        rows = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(rows["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return available(device)
 
 
 def complaint(resolved: Resolved) -> str | None:

@@ -21,7 +21,7 @@ from ldmlab import build
 from ldmlab.data.base import to_batch
 from ldmlab.errors import ConfigError
 from ldmlab.pipeline.costs import parameters_of
-from ldmlab.pipeline.memory import available
+from ldmlab.pipeline.memory import free
 from ldmlab.pipeline.stage import plain
 from ldmlab.pipeline.timing import clock_for, interleave, speed_ratio
 from ldmlab.randomness import Draws
@@ -34,7 +34,7 @@ from ldmlab.training.ema import EMA
 VERSION = 1
 ROUNDS = 3  # that count, in turn with the reference
 WORK = 4e10  # operations of a measured pass on a CPU, one or two seconds: with few images, small latents look slower than they are
-BYTES = 20  # of memory for each parameter in training: weight, gradient, Adam's moments, average
+BYTES = 28  # of memory for each parameter in training: weight, gradient, Adam's moments, average, and what an update needs in passing
 
 
 class GivenLatents:
@@ -159,10 +159,10 @@ class Step:
         self.images = fit.batch_size if device.type == "cuda" else min(fit.batch_size, max(1, int(WORK / timed.flops)))
         with build.shapes_only():
             needed = BYTES * parameters_of(build.denoiser(cfg, latents, data))
-        if needed > (there := available(device.type)):
+        if needed > (there := free(device.type)):
             raise ConfigError(
-                f"fair=time would have to measure a network that needs {needed / 1e9:,.0f} GB to train, and this machine has "
-                f"{there / 1e9:,.0f} GB. Set a smaller target, or fair=flops."
+                f"fair=time would have to measure a network that needs {needed / 1e9:,.0f} GB to train, and {there / 1e9:,.0f} GB of this "
+                "machine's memory are free. Set a smaller target, or fair=flops."
             )
         self.model = build.denoiser(cfg, latents, data).to(device)
         shape = latents.latent_shape(data.resolution)
