@@ -79,16 +79,20 @@ def orthogonalised(matrix_OI: Tensor) -> Tensor:
     The Newton-Schulz iteration X ← (a + b X Xᵀ + c (X Xᵀ)²) X, done on the smaller Gram matrix alone: the factors commute, so
     their product is gathered first and meets the long side once. A matrix of zeros stays zero.
     """
-    a, b, c = COEFFICIENTS
     wide = matrix_OI.shape[0] <= matrix_OI.shape[1]
     x = matrix_OI.float() if wide else matrix_OI.float().T
     x = x / x.norm().clamp(min=1e-7)
     gram = x @ x.T
-    product = eye = torch.eye(len(gram), device=gram.device)
-    for iteration in range(ITERATIONS):
-        if iteration:
-            gram = factor @ gram @ factor
-        factor = a * eye + b * gram + c * (gram @ gram)
-        product = factor @ product if iteration else factor
+    product = factor = quintic(gram)
+    for _ in range(ITERATIONS - 1):
+        gram = factor @ gram @ factor
+        factor = quintic(gram)
+        product = factor @ product
     x = product @ x
     return x if wide else x.T
+
+
+def quintic(gram: Tensor) -> Tensor:
+    """What one iteration multiplies X by: a + b X Xᵀ + c (X Xᵀ)²."""
+    a, b, c = COEFFICIENTS
+    return a * torch.eye(len(gram), device=gram.device) + b * gram + c * (gram @ gram)
