@@ -35,7 +35,7 @@ class Muon(torch.optim.AdamW):
         super().__init__([g for g in groups if g["params"]], lr=lr, betas=betas, weight_decay=weight_decay, fused=fused)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of all parameters that have a gradient. Gradients of hidden weights are freed, so that AdamW skips them."""
         loss = None
         if closure is not None:
@@ -64,7 +64,7 @@ class Muon(torch.optim.AdamW):
         weight.add_(orthogonalised(ahead_OI).view_as(weight), alpha=-lr * length)
 
 
-def hidden_weights(module: nn.Module) -> list[nn.Parameter]:
+def hidden_weights(module: nn.Module) -> list[Tensor]:
     """Trainable weights of linear maps and convolutions with at least `HIDDEN` inputs and outputs: matrices between features.
 
     Not the latent's own side, biases, norms and tables of embeddings, whose rows are not mixed by a product.
