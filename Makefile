@@ -31,7 +31,7 @@ else
 endif
 	@touch $@
 
-demo: setup      ## the whole method on generated shapes, with a page of results (8 to 10 minutes on 2 cores)
+demo: setup      ## the whole method on generated shapes, with a page of results (9 CPU minutes)
 	$(BIN)/python src/train.py experiment=demo
 
 test: setup      ## every test; the same as CI

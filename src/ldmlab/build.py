@@ -29,6 +29,7 @@ from ldmlab.guidance.image import ImageGuidance
 from ldmlab.guidance.observations import Observation
 from ldmlab.guidance.stack import in_order
 from ldmlab.metrics.metric import Metric
+from ldmlab.muon import Muon
 from ldmlab.networks.noisy_classifier import NoisyClassifier
 from ldmlab.randomness import seed_of
 from ldmlab.samplers.sampler import Sampler
@@ -277,7 +278,9 @@ def extractor(cfg: DictConfig, declared: Sequence[Field]) -> nn.Module | None:
 
 
 def optimizer(module: nn.Module, fit: DictConfig) -> torch.optim.Optimizer:
-    """AdamW; with weight_decay 0 it is Adam. Learning rate per step comes from the loop."""
+    """AdamW, with weight_decay 0 it is Adam; or Muon where the budget asks for it. Learning rate per step comes from the loop."""
+    if "optimizer" in fit and fit.optimizer == "muon":
+        return Muon(module, fit.lr, tuple(fit.betas), fit.weight_decay)
     parameters = [p for p in module.parameters() if p.requires_grad]
     fused = bool(parameters) and all(p.device.type in ("cuda", "cpu") for p in parameters)
     return torch.optim.AdamW(parameters, lr=fit.lr, betas=tuple(fit.betas), weight_decay=fit.weight_decay, fused=fused)

@@ -73,6 +73,13 @@ class ContinuableFit(Fit):
 
 
 @dataclass
+class DenoiserFit(ContinuableFit):
+    """The training of a denoiser."""
+
+    optimizer: Annotated[str, Choices(("adamw", "muon"))] = "adamw"  # muon: between hidden layers (ldmlab.muon)
+
+
+@dataclass
 class LatentScale:
     """How the latents are brought to unit variance: measured over `images` training images after training, or given."""
 
@@ -130,7 +137,7 @@ class LDM:
 
     network: Node = MISSING
     budget: Budget = field(default_factory=Budget)
-    fit: ContinuableFit | None = field(default_factory=ContinuableFit)
+    fit: DenoiserFit | None = field(default_factory=DenoiserFit)
     weights: Text | None = None  # a file or folder of trained weights; then fit is null: nothing is trained
     power_ema: Annotated[list[Power], Items(distinct=True)] = field(
         default_factory=list

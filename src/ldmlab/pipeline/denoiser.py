@@ -22,7 +22,7 @@ from ldmlab.pipeline.first_stage import FirstStage
 from ldmlab.pipeline.floor import write_floor
 from ldmlab.pipeline.latents import LatentsStage, learnt_from, load_learnt_from
 from ldmlab.pipeline.learning_rate import LearningRateStage
-from ldmlab.pipeline.stage import Row, Stage, deciding, plain
+from ldmlab.pipeline.stage import Row, Stage, deciding, plain, trained
 from ldmlab.randomness import Draws
 from ldmlab.store.checkpoint import load_tensors
 from ldmlab.terminal import number
@@ -69,7 +69,7 @@ class DenoiserStage(Stage):
         if LearningRateStage.of(self.plan):
             ldm["fit"].pop("lr")  # the search that finds it is upstream
         cond.pop("label")
-        ldm["fit"].pop("keep_state")
+        ldm["fit"] = trained(ldm["fit"])
         if ldm["network"].get("dropout"):
             ldm["fit"]["dropout_drawn"] = "by step"  # it was by process once, which no restart could repeat
         if objective.get("loss") != "huber":

@@ -21,7 +21,7 @@ from ldmlab.errors import ConfigError, TrainingError
 from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.first_stage import FirstStage
 from ldmlab.pipeline.latents import LatentsStage, learnt_from, load_learnt_from
-from ldmlab.pipeline.stage import Row, Stage, deciding, plain
+from ldmlab.pipeline.stage import Row, Stage, deciding, plain, trained
 from ldmlab.randomness import Draws
 from ldmlab.store.checkpoint import load_tensors
 from ldmlab.store.files import read_json, write_json
@@ -72,9 +72,8 @@ class LearningRateStage(Stage):
 
     def own(self) -> dict[str, Any]:
         """Of `ldm`: the network and the fit of a short run; the run's seed is not part of it."""
-        fit, cond = plain(self.fit(self.rates[0])), plain(self.cfg.cond)
-        for name in ("lr", "keep_state"):
-            fit.pop(name)
+        fit, cond = trained(self.fit(self.rates[0])), plain(self.cfg.cond)
+        fit.pop("lr")
         cond.pop("label")
         tile = {} if LatentsStage.of(self.plan) else {"tile": self.cfg.ae.tile}
         return {

@@ -140,6 +140,15 @@ def deciding(network: Any) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name not in ("checkpointing", *unchanged)}
 
 
+def trained(fit: Any) -> dict[str, Any]:
+    """What of a denoiser's budget decides a result, on the same terms: not what is kept, nor the optimiser of before there was a choice."""
+    found: dict[str, Any] = plain(fit)
+    found.pop("keep_state")
+    if found["optimizer"] == "adamw":
+        found.pop("optimizer")
+    return found
+
+
 class SnapshotStage(Stage):
     """A stage that the run has once for each scored snapshot of the denoiser.
 
