@@ -229,7 +229,7 @@ def spots(figure: Figure) -> list[Spot]:
             if s.style == "points" and math.isfinite(value):
                 place = (value, x) if figure.span == "rows" else (x, value)
                 right, up = axes.transData.transform(place)
-                source = (s.sources if len(s.sources) == len(s.values) else s.sources or ("",))[0 if len(s.sources) <= 1 else i]
+                source = s.sources[i] if len(s.sources) == len(s.values) else "".join(s.sources[:1])
                 found.append(Spot(round(right, 1), round(figure.height * 72 - up, 1), _said(figure, s, i), source))
     return found
 

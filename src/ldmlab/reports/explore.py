@@ -15,7 +15,10 @@ from ldmlab.reports.drawing import THEMES
 from ldmlab.reports.points import Explored, script_json
 
 HOW = "Drag over points to choose them, or tap one. Nothing chosen: all of them."
-EXPLORE, GALLERY = ("explore.html", "Explore: axes, brushing, pictures"), ("gallery.html", "Gallery: the same noise in all cells")
+EXPLORE, GALLERY = (
+    ("explore.html", "Explore: axes, brushing, pictures"),
+    ("gallery.html", "Gallery: the same noise in all cells"),
+)
 ABSENT = "explore.html was not made: it needs altair and vl-convert-python. Install them: pip install 'ldmlab[explore]'"
 
 
@@ -42,9 +45,12 @@ def files(explored: Explored, page: doc.Document, out: Path) -> dict[str, bytes]
     if EXPLORE[0] in names:
         others = [back, *(other for other in page.beside if other[0] != EXPLORE[0])]
         palette = {name: theme.lines for name, theme in THEMES.items()}
-        own = doc.Document(f"Explore: {page.title}", page.over, HOW, [], wide=True, beside=others)
-        more: dict[str, Any] = {"data": script_json(told | {"palette": palette}), "chart": script_json(chart()), "vega": bundle()}
-        found[EXPLORE[0]] = own.html("explore.html.j2", **more).encode()
+        own, data = (
+            doc.Document(f"Explore: {page.title}", page.over, HOW, [], wide=True, beside=others),
+            told | {"palette": palette},
+        )
+        scripts = {"data": script_json(data), "chart": script_json(chart()), "vega": bundle()}
+        found[EXPLORE[0]] = own.html("explore.html.j2", **scripts).encode()
     if GALLERY[0] in names:
         others = [back, *(other for other in page.beside if other[0] != GALLERY[0])]
         found |= {GALLERY[0]: gallery.page(explored, told, page, others)}
@@ -71,14 +77,16 @@ def chart() -> dict[str, Any]:
     out_of_it = "length(chosen) > 0 && indexof(chosen, datum.id) < 0"
     points, front = alt.Chart(alt.NamedData("points")), alt.Chart(alt.NamedData("front"))
     x, y = alt.X("x", type="quantitative"), alt.Y("y", type="quantitative")
-    faint = alt.condition(out_of_it, alt.value(0.15), alt.value(1))
+    faint, fainter = (
+        alt.condition(out_of_it, alt.value(low), alt.value(high)) for low, high in ((0.15, 1), (0.08, 0.6))
+    )
     colour = alt.Color("colour", type="nominal", scale=alt.Scale(), legend=alt.Legend(orient="bottom", columns=2))
     hollow = alt.condition("datum.other != ''", alt.value("transparent"), colour)
     brush = alt.selection_interval(name="brush", encodings=["x", "y"])
     tooltip = [alt.Tooltip(name, type="nominal", title=name) for name in ("cell", "x_said", "y_said", "other")]
     line = front.mark_line(strokeDash=[5, 4], strokeWidth=1.5, color="#888", clip=True).encode(x=x, y=y)
     bars = points.mark_rule(strokeWidth=1.5, clip=True).encode(
-        x=x, y=alt.Y("low", type="quantitative"), y2="high", color=colour, opacity=alt.condition(out_of_it, alt.value(0.08), alt.value(0.6))
+        x=x, y=alt.Y("low", type="quantitative"), y2="high", color=colour, opacity=fainter
     )
     dots = points.mark_point(size=110, strokeWidth=2, filled=False, cursor="pointer", clip=True).encode(
         x=x, y=y, color=colour, fill=hollow, opacity=faint, tooltip=tooltip

@@ -66,7 +66,8 @@ def report(
         raise DataError(f"study={study}: no first stage is finished yet. {way_out}")
     scores = score_table(cells, runs)
     explored = read_points(runs)
-    page = replace(document(cells, runs, scores, study, missing_notes(missing, runs), title), beside=explore.beside(explored))
+    page = document(cells, runs, scores, study, missing_notes(missing, runs), title)
+    page = replace(page, beside=explore.beside(explored))
     records = {"table.csv": tables.csv_rows([scores]), "cells.csv": cells_csv(cells), "paper.csv": paper_csv(table_8())}
     if diagnosed := latent_diagnostics.csv_records(cells, runs):
         records["diagnostics.csv"] = diagnosed

@@ -7,7 +7,9 @@ from ldmlab.reports.points import Explored, Value, script_json
 from ldmlab.reports.study_cells import OF_GUIDANCE, UNGUIDED, Study, StudyCell, words
 
 HOW = "Each row is one noise and condition, drawn in every cell; the first of each class, unselected."
-NEAREST = " Where a cell was not sampled at a slider's place, its nearest place stands under its name, in another colour."
+NEAREST = (
+    " Where a cell was not sampled at a slider's place, its nearest place stands under its name, in another colour."
+)
 SLIDERS = {"steps": "evaluations", "guidance": "guidance"}  # knob: what it is called
 
 

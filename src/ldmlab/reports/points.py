@@ -76,8 +76,12 @@ class Explored:
 
     @cached_property
     def noises(self) -> list[Noise]:
-        drawn = {p.samples.id: p.samples.pictures for p in self.points if p.samples is not None and p.samples.pictures.seeds}
-        return same_noise(drawn)
+        return same_noise({id_: pictures for id_, pictures in self.drawn.items() if pictures.seeds})
+
+    @cached_property
+    def drawn(self) -> dict[str, SampleSet]:
+        """By samples id."""
+        return {p.samples.id: p.samples.pictures for p in self.points if p.samples is not None}
 
     @property
     def axes(self) -> tuple[str, str, str]:
@@ -86,8 +90,9 @@ class Explored:
         scores = [column for column in self.columns if column.group == "scores" and column.better] or [
             column for column in self.columns if column.group == "first stage" and column.better
         ]
-        y = next((c.key for c in scores if c.key in ("score.fid", "first.psnr")), scores[0].key if scores else self.columns[0].key)
-        axis = {"steps": "cost.evaluations", "guidance": "knob.guidance"}.get(self.study.axis.knob if self.study.axis else "", "")
+        y = next((c.key for c in scores if c.key in ("score.fid", "first.psnr")), (*scores, *self.columns)[0].key)
+        knob = self.study.axis.knob if self.study.axis is not None else ""
+        axis = {"steps": "cost.evaluations", "guidance": "knob.guidance"}.get(knob, "")
         wanted = [axis, "first.f", "cost.images", *(key for key in numeric if key != y), *(c.key for c in self.columns)]
         keys = {column.key for column in self.columns}
         x = next(key for key in wanted if key in keys)
@@ -96,32 +101,34 @@ class Explored:
 
     def files(self) -> dict[str, bytes]:
         """A row of pictures for each set of samples."""
-        every = {p.samples.id: p.samples.pictures for p in self.points if p.samples is not None}
-        return {f"{FOLDER}/{id_}.png": strip(every[id_], own) for noise in self.noises for id_, own in noise.indices.items()}
+        pairs = [pair for noise in self.noises for pair in noise.indices.items()]
+        return {f"{FOLDER}/{id_}.png": strip(self.drawn[id_], own) for id_, own in pairs}
 
     def told(self, out: Path, ids: frozenset[str]) -> dict[str, Any]:
         """What the pages' scripts read. out: their folder; ids: what a link into index.html can lead to."""
-        noises = self.noises
         x, y, colour = self.axes
-        group = {id_: n for n, noise in enumerate(noises) for id_ in noise.indices}
-        side = {p.samples.id: p.samples.pictures.images_NHWC.shape[2] for p in self.points if p.samples is not None}
+        group = {id_: n for n, noise in enumerate(self.noises) for id_ in noise.indices}
+        points = []
+        for p in self.points:
+            values = {key: v if isinstance(v, str) else v._asdict() for key, v in p.values.items()}
+            own = {
+                "id": p.id,
+                "cell": p.cell,
+                "place": p.place,
+                "last": p.last,
+                "href": link(p, out, ids),
+                "values": values,
+            }
+            if p.samples is not None and (id_ := p.samples.id) in group:
+                side = self.drawn[id_].images_NHWC.shape[2]
+                own |= {"strip": f"{FOLDER}/{id_}.png", "noise": group[id_], "side": side}
+            points.append(own)
         return {
             "columns": [column._asdict() for column in self.columns],
             "begin": {"x": x, "y": y, "colour": colour},
-            "noises": [{"keys": noise.keys, "names": noise.names} for noise in noises],
-            "points": [
-                {
-                    "id": p.id, "cell": p.cell, "run": p.run.id, "place": p.place, "last": p.last, "href": link(p, out, ids),
-                    "values": {k: v if isinstance(v, str) else v._asdict() for k, v in p.values.items()},
-                    **(
-                        {"strip": f"{FOLDER}/{p.samples.id}.png", "noise": group[p.samples.id], "side": side[p.samples.id]}
-                        if p.samples is not None and p.samples.id in group
-                        else {}
-                    ),
-                }
-                for p in self.points
-            ],
-        }  # fmt: skip
+            "noises": [{"keys": noise.keys, "names": noise.names} for noise in self.noises],
+            "points": points,
+        }
 
 
 def script_json(value: Any) -> str:
@@ -153,14 +160,14 @@ def read_points(runs: list[Run], work: Mapping[str, tuple[int, float]] | None = 
     found: dict[str, tuple[Run, Snapshot | None]] = {}
     for run in runs:
         scored = [s for s in run.snapshots if s.scores is not None and s.scores.done]
-        for snapshot in scored:
-            found.setdefault(snapshot.scores.id, (run, snapshot))  # type: ignore[union-attr]
+        for each in scored:
+            found.setdefault(each.scores.id, (run, each))  # type: ignore[union-attr]
         first = run.first_stage
         if not scored and first is not None and first.done and first.scores:
             found.setdefault(first.id, (run, None))
     compared = {id_: _compared(run, s) for id_, (run, s) in found.items() if s is not None}
     metrics = numbers.metrics_of(list(compared.values()))
-    firsts = {run.id: run.first_stage for run, _ in found.values() if run.first_stage is not None and run.first_stage.done}
+    firsts = {run.id: first for run, _ in found.values() if (first := run.first_stage) is not None and first.done}
     first_metrics = numbers.metrics_of(list(firsts.values()))
     values: dict[str, dict[str, Value | str]] = {}
     for id_, (run, snapshot) in found.items():
@@ -195,17 +202,20 @@ def _compared(run: Run, snapshot: Snapshot) -> StageRecord:
     return StudyCell(run, snapshot.samples or snapshot.scores, snapshot.scores, {}).compared
 
 
-def _scores(prefix: str, records: Mapping[str, StageRecord], metrics: list[MetricDeclaration], id_: str) -> dict[str, Value | str]:
+Values = dict[str, Value | str]
+
+
+def _scores(prefix: str, records: Mapping[str, StageRecord], metrics: list[MetricDeclaration], id_: str) -> Values:
     """The scores of one of the records in their shown units, each beside the protocol that most of them share."""
-    found: dict[str, Value | str] = {}
+    found: Values = {}
     for metric in metrics if id_ in records else []:
         score = records[id_].scores.get(metric.key)
         if score is not None and math.isfinite(score.value):
             scaled = score.times(metric.factor)
             card = numbers.common_card(list(records.values()), metric.key)
-            ends = (None if end is None or not math.isfinite(end) else end for end in (scaled.low, scaled.high))
+            low, high = (None if end is None or not math.isfinite(end) else end for end in (scaled.low, scaled.high))
             other = tables.unlike(records[id_], metric.key, card)
-            found[f"{prefix}{metric.key}"] = Value(scaled.value, *ends, numbers.said(score, metric), other)
+            found[f"{prefix}{metric.key}"] = Value(scaled.value, low, high, numbers.said(score, metric), other)
     return found
 
 
@@ -227,12 +237,13 @@ def _shape(run: Run) -> dict[str, Value | str]:
         return {}
     facts = read_json(record.folder / "facts.json", record.command)
     shape = facts.get("latent_shape")
-    found = {"first.f": facts.get("f"), "first.c": facts.get("c"), "first.elements": math.prod(shape) if shape else None}
-    return {key: _plain(value) for key, value in found.items() if is_number(value)}
+    found = {"f": facts.get("f"), "c": facts.get("c"), "elements": math.prod(shape) if shape else None}
+    return {f"first.{key}": _plain(value) for key, value in found.items() if is_number(value)}
 
 
 def _plain(value: Any) -> Value:
-    return Value(float(value), None, None, numbers.plain(float(value)) if not float(value).is_integer() else numbers.count(value))
+    text = numbers.count(value) if float(value).is_integer() else numbers.plain(float(value))
+    return Value(float(value), None, None, text)
 
 
 def _costs(run: Run, snapshot: Snapshot | None, work: Mapping[str, tuple[int, float]]) -> dict[str, Value | str]:
@@ -274,7 +285,8 @@ def _columns(
 ) -> list[Column]:
     """Scores, then the first stage, costs and knobs; all but scores only where they differ among the points."""
     scores = [Column(f"score.{m.key}", _title(m), "scores", m.better) for m in metrics]
-    others = [*SHAPE, *(Column(f"first.{m.key}", f"first stage: {_title(m)}", "first stage", m.better) for m in first), *COSTS]
+    rebuilt = [Column(f"first.{m.key}", f"first stage: {_title(m)}", "first stage", m.better) for m in first]
+    others = [*SHAPE, *rebuilt, *COSTS]
     knobs = dict.fromkeys(key for own in values.values() for key in own if key.startswith("knob."))
     for key in knobs:
         spoken = any(isinstance(own.get(key), str) for own in values.values())

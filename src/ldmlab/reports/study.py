@@ -66,7 +66,8 @@ def report(
     if not study.cells:
         raise DataError(f"study={name}: no samples are scored yet. Make them: python src/train.py -m sweeps={name}")
     explored = read_points(runs, counted.work)
-    page = replace(document(study, runs, name, missing_notes(missing, runs), counted, title), beside=explore.beside(explored))
+    page = document(study, runs, name, missing_notes(missing, runs), counted, title)
+    page = replace(page, beside=explore.beside(explored))
     files = {"table.csv": numbers.csv_text(csv_rows(study)).encode()}
     if (cells := read_table(study, dict(counted.work))).cells:
         files["cells.csv"] = numbers.csv_text(compression_csv(cells)).encode()

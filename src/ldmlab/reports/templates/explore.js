@@ -2,6 +2,7 @@
 const points = data.points, columns = Object.fromEntries(data.columns.map(column => [column.key, column]));
 const scores = data.columns.filter(column => column.group === "scores");
 const MOST = 24, COLUMNS = 8;  // rows and columns of pictures
+const EVEN = ["first.f", "first.c", "cost.images", "cost.evaluations"];  // chosen, not measured: the axis has a tick at each
 let chosen = new Set(), view = null, sorted = null, drawing = 0;
 
 const value = (point, key) => { const v = point.values[key]; return v === undefined || typeof v === "string" ? v : v.value; };
@@ -53,7 +54,7 @@ function axis(encoding, name, rows, narrow) {
   encoding.scale = column.words ? {} : log ? {type: "log", nice: false, padding: 16} : {zero: false, padding: 16};
   encoding.axis = {grid: !column.words, labelAngle: 0, labelOverlap: true, tickCount: narrow ? 4 : 6, titleLimit: 400};
   if (column.words) Object.assign(encoding, {sort: values}, {axis: {labelLimit: narrow ? 60 : 140, labelAngle: narrow ? -40 : 0}});
-  else if (values.length <= 8 && name === "x") encoding.axis.values = values;
+  else if (values.length <= 8 && (column.group === "knobs" || EVEN.includes(key))) encoding.axis.values = values;
 }
 
 function theme() {
@@ -171,7 +172,7 @@ function changed(event) {
 
 for (const name of ["x", "y"]) options(by_id(name), data.columns, data.begin[name]);
 by_id("colour").append(make("option", {value: ""}, "none"));
-options(by_id("colour"), data.columns.filter(c => c.group === "knobs" || ["first.f", "first.c", "cost.images"].includes(c.key)), data.begin.colour);
+options(by_id("colour"), data.columns.filter(c => c.group === "knobs" || EVEN.includes(c.key)), data.begin.colour);
 for (const name of ["x", "y"]) by_id(`log_${name}`).checked = wide(choice(name));
 by_id("choices").onchange = changed;
 by_id("clear").onclick = () => { chosen = new Set(); draw(); };
