@@ -57,6 +57,7 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True  # what the request carries is not read
         self.send_response(HTTPStatus.METHOD_NOT_ALLOWED)
         self.send_header("Allow", "GET, HEAD")
+        self.send_header("Connection", "close")
         self.send_header("Content-Length", "0")
         self.end_headers()
 
@@ -72,12 +73,14 @@ class Handler(BaseHTTPRequestHandler):
         }  # fmt: skip
         if first == "file" and rest:
             return self._file(store.inside(*rest))
+        if any(store.inside(part) is None for part in rest):
+            return self._missing()
         if first == "live.json":
             return self._json(site.live(store))
         if first == "curves" and len(rest) == 2:
             return self._json(site.curves(store, rest[0], rest[1].removesuffix(".json")))
         make = pages.get((first, len(rest)))
-        body = make(store, *rest) if make is not None and all(store.inside(part) for part in rest) else None
+        body = make(store, *rest) if make is not None else None
         return self._page(HTTPStatus.OK, body) if body is not None else self._missing()
 
     def _missing(self) -> None:

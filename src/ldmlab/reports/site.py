@@ -136,7 +136,7 @@ def kind(store: Overview, name: str) -> bytes | None:
     """All folders of one kind of stage."""
     own = [stage for stage in store.stages() if stage.kind == name]
     rows = [
-        [Entry(stage.name, href=url("stage", name, stage.name)), Entry(stage.state, look="" if stage.state == "done" else "state"),
+        [Entry(stage.name, href="" if stage.state == "outside the store" else url("stage", name, stage.name)), Entry(stage.state, look="" if stage.state == "done" else "state"),
          Entry(numbers.seconds(stage.seconds)), Entry(size_text(stage.size)), Entry(f"{ago(stage.changed)} ago")]
         for stage in sorted(own, key=lambda stage: -stage.size)
     ]  # fmt: skip
@@ -179,7 +179,7 @@ def stage(store: Overview, kind: str, name: str) -> bytes | None:
 def curves(store: Overview, kind: str, name: str) -> dict[str, Any] | None:
     """What the page of a stage asks for again while it is being built."""
     found = store.stage(kind, name)
-    if found is None:
+    if found is None or found.state == "outside the store":
         return None
     every = sorted(store.curves(found), key=lambda curve: curve["name"] not in SHOWN)
     return {"stages": [_live(store, found) | {"curves": every}]}

@@ -120,8 +120,9 @@ function choose(ids) {
   list();
 }
 
-/* The table and the pictures of what is chosen. */
+/* The table and the pictures of what is chosen. The page does not become shorter: it would move under a hand that drags. */
 function list() {
+  document.body.style.minHeight = `${document.body.offsetHeight}px`;
   const every = shown(), rows = chosen.size ? every.filter(p => chosen.has(p.id)) : every;
   if (sorted) rows.sort((p, q) => {
     const a = value(p, sorted.key) ?? p.cell, b = value(q, sorted.key) ?? q.cell;
@@ -166,6 +167,7 @@ function pictures(rows) {
 }
 
 function changed(event) {
+  document.body.style.minHeight = "";
   for (const name of ["x", "y"]) if (event.target.id === name) by_id(`log_${name}`).checked = wide(choice(name));
   draw();
 }
