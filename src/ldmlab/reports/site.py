@@ -135,11 +135,12 @@ def _disk(stages: list[StageFolder]) -> doc.Table:
 def kind(store: Overview, name: str) -> bytes | None:
     """All folders of one kind of stage."""
     own = [stage for stage in store.stages() if stage.kind == name]
-    rows = [
-        [Entry(stage.name, href="" if stage.state == "outside the store" else url("stage", name, stage.name)), Entry(stage.state, look="" if stage.state == "done" else "state"),
-         Entry(numbers.seconds(stage.seconds)), Entry(size_text(stage.size)), Entry(f"{ago(stage.changed)} ago")]
-        for stage in sorted(own, key=lambda stage: -stage.size)
-    ]  # fmt: skip
+    rows = []
+    for stage in sorted(own, key=lambda stage: -stage.size):
+        href = "" if stage.state == "outside the store" else url("stage", name, stage.name)
+        state = Entry(stage.state, look="" if stage.state == "done" else "state")
+        texts = (numbers.seconds(stage.seconds), size_text(stage.size), f"{ago(stage.changed)} ago")
+        rows.append([Entry(stage.name, href=href), state, *map(Entry, texts)])
     if not own:
         return None
     table = doc.Table(["folder", "state", "time", "on disk", "changed"], rows, left=2)
