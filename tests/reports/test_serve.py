@@ -52,8 +52,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FakeStore:
         (folder / ".lock.holder").write_text("process 7 on here since Sun Nov 22")
         (folder / "config.yaml").write_text("ldm: {fit: {images: 10000}}\n")
     (made.root.parent / "secret.txt").write_text(SECRET)
-    (made.root / "denoiser" / "out").symlink_to(made.root.parent)
+    (made.root / "denoiser" / "out-1").symlink_to(made.root.parent)
     (made.root / "runs" / "file_out").symlink_to(made.root.parent / "secret.txt")
+    (made.root / "data/cache").mkdir(parents=True)
+    (made.root / "data/cache/images.npy").write_bytes(b"0" * 300_000)
     (made.root / ".hidden").mkdir()
     (made.root / ".hidden/secret.txt").write_text(SECRET)
     return made
@@ -111,6 +113,7 @@ def test_every_page_and_link_of_the_site_answers(ask: Ask) -> None:
 def test_the_first_page_counts_the_store(ask: Ask, store: FakeStore) -> None:
     text = ask("/")[1].decode()
     stages = [p for kind in ("autoencoder", "denoiser", "samples", "scores") for p in (store.root / kind).iterdir()]
+    assert re.search(r"data/cache/.{,200}3\d\d kB", text, re.S)  # no stage, and on the disk
     assert f"1 run, 1 study, {len(stages)} stage folders" in text
     assert "1 done, 1 failed" in text and "12.8" in text and "[12.4, 13.2]" in text  # the last snapshot's FID
     assert ">Two runs | compared</a>" in text  # a page of several runs, by its title
@@ -134,7 +137,7 @@ def test_running_is_who_holds_the_lock(ask: Ask, store: FakeStore) -> None:
     assert (live["name"], live["images"], live["target"]) == ("unet_live-c0ffee", 3000, 10_000)
     assert live["holder"].startswith("process 7 on here") and [curve["name"] for curve in live["curves"]] == ["loss"]
     states = {stage.name: stage.state for stage in Overview(store.root.resolve()).stages()}
-    assert states["unet_killed-dead00"] == "unfinished" and states["out"] == "outside the store"
+    assert states["unet_killed-dead00"] == "unfinished" and states["out-1"] == "outside the store"
 
 
 def test_curves_follow_the_log_while_it_is_written(tmp_path: Path) -> None:
@@ -178,7 +181,7 @@ WAYS_OUT = (
     "/file/..%5csecret.txt",
     "/file//etc/passwd",
     "/file/%2fetc%2fpasswd",
-    "/file/denoiser/out/secret.txt",
+    "/file/denoiser/out-1/secret.txt",
     "/file/runs/file_out",
     "/file/.hidden/secret.txt",
     "/file/%2ehidden/secret.txt",
@@ -186,14 +189,14 @@ WAYS_OUT = (
     "/file/runs/run-c01fe9/index.html%00.txt",
     "/file/",
     "/file/runs",
-    "/stage/denoiser/out",
+    "/stage/denoiser/out-1",
     "/stage/denoiser/..",
     "/stage/..%2f..",
     "/run/..%2f..",
     "/run/..",
     "/study/..",
     "/stages/..",
-    "/curves/denoiser/out.json",
+    "/curves/denoiser/out-1.json",
     "/curves/../..json",
     "/../secret.txt",
     "/%2e%2e/secret.txt",
@@ -283,6 +286,7 @@ def test_pages_in_a_browser_wide_and_narrow_light_and_dark(store: FakeStore, ser
             chromium.open(server.url, size, scheme)
             chromium.wait("document.querySelector('.building path')")
             drawn = "document.querySelector('.building path').getAttribute('d')"
+            assert chromium.messages == []
             before = chromium.run(drawn)
             write_rows(log, rows(60 + n))
             chromium.wait(f"{drawn} !== {json.dumps(before)}")  # it follows by itself

@@ -81,7 +81,7 @@ class Overview:
 
     def stages(self) -> list[StageFolder]:
         """Every stage folder, by kind, the youngest first."""
-        kinds = sorted(p.name for p in self._folders(self.root) if p.name not in APART)
+        kinds = [path.name for path in self._folders(self.root) if path.name not in APART]
         found = [self.stage(kind, path.name) for kind in kinds for path in self._folders(self.root / kind)]
         return sorted((each for each in found if each is not None), key=lambda s: (s.kind, -s.changed))
 
@@ -94,9 +94,9 @@ class Overview:
             return []
 
     def stage(self, kind: str, name: str) -> StageFolder | None:
-        """One stage folder; None when there is no such folder."""
+        """One stage folder, `<name>-<id>`; None when there is no such folder."""
         folder = self.root / kind / name
-        if kind in APART or not folder.is_dir():
+        if kind in APART or "-" not in name or not folder.is_dir():
             return None
         if self.inside(kind, name) is None:
             return StageFolder(kind, name, "outside the store", 0, 0, None, "", 0.0)
@@ -108,6 +108,15 @@ class Overview:
         running, holder = held(folder), _text(folder / ".lock.holder")
         size, files = usage(folder)
         return StageFolder(kind, name, "running" if running else "unfinished", size, files, None, holder, changed)
+
+    def others(self) -> dict[str, int]:
+        """Bytes on disk of what is no stage, by its place: runs and their pages, sweeps, caches."""
+        kinds = self._folders(self.root)
+        caches = [
+            path for kind in kinds if kind.name not in APART for path in self._folders(kind) if "-" not in path.name
+        ]
+        found = [path for path in (*(kind for kind in kinds if kind.name in APART), *caches) if not path.is_symlink()]
+        return {path.relative_to(self.root).as_posix(): usage(path)[0] for path in found}
 
     def target(self, stage: StageFolder) -> int | None:
         """The images that it trains on in all; None for a stage that does not train, or says nothing."""

@@ -75,6 +75,8 @@ class Handler(BaseHTTPRequestHandler):
             return self._file(store.inside(*rest))
         if any(store.inside(part) is None for part in rest):
             return self._missing()
+        if first == "favicon.ico":  # browsers ask for one
+            return self._head(HTTPStatus.OK, "image/x-icon", 0)
         if first == "live.json":
             return self._json(site.live(store))
         if first == "curves" and len(rest) == 2:

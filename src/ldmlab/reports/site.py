@@ -37,13 +37,14 @@ def _file(place: str) -> str:
 
 def home(store: Overview) -> bytes:
     stages, runs, studies, reports = store.stages(), store.runs(), store.studies(), store.reports()
-    total = sum(stage.size for stage in stages)
+    others = store.others()
+    total = sum(stage.size for stage in stages) + sum(others.values())
     lead = f"{_count(runs, 'run')}, {_count(studies, 'study', 'studies')}, {_count(stages, 'stage folder')}, {size_text(total)} on disk."
     sections = [
         doc.Section("Studies", [_studies(store)] if studies else [], "studies"),
         doc.Section("Runs", [_runs(runs)] if runs else [], "runs"),
         doc.Section("Pages of several runs", [_reports(reports)] if reports else [], "reports"),
-        doc.Section("Disk use", [_disk(stages)] if stages else [], "disk"),
+        doc.Section("Disk use", [_disk(stages, others)] if stages else [], "disk"),
     ]
     if not stages and not runs:
         sections = [doc.Section("Nothing here yet", [doc.Code("python src/train.py")])]
@@ -117,7 +118,7 @@ def _reports(reports: list[tuple[str, str]]) -> doc.Table:
     return doc.Table(["page", "folder in reports/"], rows, left=2)
 
 
-def _disk(stages: list[StageFolder]) -> doc.Table:
+def _disk(stages: list[StageFolder], others: Mapping[str, int]) -> doc.Table:
     by_kind: dict[str, list[StageFolder]] = {}
     for stage in stages:
         by_kind.setdefault(stage.kind, []).append(stage)
@@ -126,6 +127,8 @@ def _disk(stages: list[StageFolder]) -> doc.Table:
         states = [str(sum(stage.state == state for stage in own)) for state in ("done", "running", "unfinished")]
         size = size_text(sum(stage.size for stage in own))
         rows.append([Entry(kind, href=url("stages", kind)), *map(Entry, states), Entry(size)])
+    for place, bytes_ in sorted(others.items(), key=lambda item: -item[1]):
+        rows.append([Entry(f"{place}/"), *[Entry("–")] * 3, Entry(size_text(bytes_))])
     return doc.Table(["stage", "done", "running", "unfinished", "on disk"], rows)
 
 
