@@ -12,7 +12,7 @@ import browser
 import numpy as np
 import pytest
 from browser import DESKTOP, PHONE, Browser
-from conftest import FakeStore, little_pictures
+from conftest import FakeStore, little_pictures, write_json
 from PIL import Image
 from test_study import NOTHING, cell, of_guidance, of_objectives, of_samplers
 
@@ -189,6 +189,10 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study of samplers, where x and y both have a better side; one cell has another protocol than the rest."""
     store = FakeStore(tmp_path_factory.mktemp("explored") / "store")
     folders = [*of_samplers(store), cell(store, "odd", 1.0, sampler="plms", steps=10, resize="bicubic")]
+    unmeasured = store.root / "scores/shapes-odd/scores.json"
+    scores = json.loads(unmeasured.read_text(encoding="utf-8"))
+    del scores["scores"]["precision"]
+    write_json(unmeasured, scores)
     return study.report(folders, store.root / "page", "some", [], NOTHING)
 
 
@@ -250,6 +254,7 @@ def test_a_study_can_be_asked(chromium: Browser, page: Path, size: tuple[int, in
     chromium.run("document.getElementById('clear').click()")
     chromium.wait("chosen.size === 0 && document.querySelectorAll('#table tbody tr').length === 13")
     chromium.choose("y", "score.precision")
+    chromium.wait("document.getElementById('count').textContent === '12 points. 1 more without precision.'")
     chromium.choose("x", "score.fid")
     chromium.wait("document.querySelector('#chart svg').textContent.includes('precision (more is better)')")
     assert chromium.run("document.querySelector('#table th:nth-child(2)').textContent") == "FID"

@@ -22,17 +22,18 @@ class Slider(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """One cell in a column of the gallery, at its places on the sliders."""
+    """One cell in a column of the gallery, at its places on the sliders; None where it has no such knob (a closed form)."""
 
     column: str
     point: str
-    at: tuple[float, ...]
+    at: tuple[float | None, ...]
 
 
 def sliders(study: Study) -> list[Slider]:
     """Guidance and steps, where the cells differ in them."""
     knobs = [knob for knob in SLIDERS if knob in study.knobs]
-    return [Slider(knob, SLIDERS[knob], tuple(sorted({_at(cell, knob) for cell in study.cells}))) for knob in knobs]
+    places = {knob: {at for cell in study.cells if (at := _at(cell, knob)) is not None} for knob in knobs}
+    return [Slider(knob, SLIDERS[knob], tuple(sorted(places[knob]))) for knob in knobs if len(places[knob]) > 1]
 
 
 def drawn(study: Study, slid: list[Slider]) -> list[Drawn]:
@@ -53,8 +54,9 @@ def drawn(study: Study, slid: list[Slider]) -> list[Drawn]:
     return found
 
 
-def _at(cell: StudyCell, knob: str) -> float:
-    return float((cell.evaluations if knob == "steps" else cell.knobs[knob]) or 0)
+def _at(cell: StudyCell, knob: str) -> float | None:
+    value = (cell.evaluations or None) if knob == "steps" else cell.knobs[knob]
+    return None if value is None else float(value)
 
 
 def page(explored: Explored, told: dict[str, Any], of: doc.Document, others: list[tuple[str, str]]) -> bytes:

@@ -23,11 +23,9 @@ function grouped(keys) {
   return found;
 }
 
-/* Points of the chosen snapshots that have both coordinates. */
-function shown() {
-  const all = choice("snapshots") === "all";
-  return points.filter(p => (all || p.last) && value(p, choice("x")) !== undefined && value(p, choice("y")) !== undefined);
-}
+/* Points of the chosen snapshots, and those of them that have both coordinates. */
+const candidates = () => points.filter(p => p.last || choice("snapshots") === "all");
+const shown = () => candidates().filter(p => value(p, choice("x")) !== undefined && value(p, choice("y")) !== undefined);
 
 /* The points to which no other is at least as good in both and better in one; null where an axis has no better side. */
 function front(rows) {
@@ -128,7 +126,9 @@ function list() {
     const a = value(p, sorted.key) ?? p.cell, b = value(q, sorted.key) ?? q.cell;
     return (a < b ? -1 : a > b ? 1 : 0) * sorted.sign;
   });
-  by_id("count").textContent = chosen.size ? `${rows.length} of ${every.length} chosen.` : `${every.length} points.`;
+  const without = candidates().length - every.length, lacking = [choice("x"), choice("y")].filter(key => candidates().some(p => value(p, key) === undefined));
+  by_id("count").textContent = (chosen.size ? `${rows.length} of ${every.length} chosen.` : `${every.length} points.`)
+    + (without ? ` ${without} more without ${lacking.map(key => columns[key].title).join(" or ")}.` : "");
   by_id("clear").hidden = !chosen.size;
   const keys = [...new Set([choice("x"), choice("y"), ...scores.map(column => column.key)])];
   const head = (key, title) => {

@@ -4,15 +4,16 @@ const names = [...new Set(data.drawn.map(cell => cell.column))];
 const places = data.sliders.map(slider => slider.places.length - 1);
 
 function nearest(column) {
-  const far = cell => Math.hypot(...cell.at.map((at, n) => (data.sliders[n].places.indexOf(at) - places[n]) * (n ? 1 : 1.001)));
+  const far = cell => Math.hypot(...cell.at.map((at, n) => at === null ? 0 : data.sliders[n].places.indexOf(at) - places[n]));
   return data.drawn.filter(cell => cell.column === column).reduce((best, cell) => far(cell) < far(best) ? cell : best);
 }
 
 function draw() {
   const cells = names.map(nearest), used = [...new Set(cells.map(cell => points[cell.point].noise))];
   const heads = cells.map(cell => {
-    const exact = cell.at.every((at, n) => at === data.sliders[n].places[places[n]]), point = points[cell.point];
-    const where = make("span", {class: exact ? "interval" : "interval away"}, cell.at.map((at, n) => `${data.sliders[n].title} ${at}`).join(", "));
+    const exact = cell.at.every((at, n) => at === null || at === data.sliders[n].places[places[n]]), point = points[cell.point];
+    const said = cell.at.flatMap((at, n) => at === null ? [] : [`${data.sliders[n].title} ${at}`]);
+    const where = make("span", {class: exact ? "interval" : "interval away"}, said.join(", "));
     const name = point.href ? make("a", {href: point.href}, cell.column || point.cell) : cell.column || point.cell;
     return make("th", {scope: "col", "data-id": point.id}, name, where, make("span", {class: "interval"}, point.score));
   });
