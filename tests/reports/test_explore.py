@@ -89,6 +89,22 @@ def test_points_are_the_scores_of_the_store_with_costs_and_knobs(fake_store: Fak
     assert next(p["href"] for p in data["points"] if p["id"] == "heun10") == "index.html#cell-heun10"
 
 
+def test_a_report_in_the_store_leads_to_the_pages_of_its_runs(fake_store: FakeStore, tmp_path: Path) -> None:
+    explored = read_points(read_runs(of_objectives(fake_store)))
+    (fake_store.root / "runs/run-oflow/index.html").write_text("its page")
+    out = fake_store.root / "reports/abc"
+    inside = {p["id"]: p["href"] for p in explored.told(out, frozenset(["cell-oedm"]))["points"]}
+    assert inside == {
+        "oflow": "../../runs/run-oflow/index.html",
+        "oedm": "index.html#cell-oedm",
+        "ov_linear": "",
+        "oeps_linear": "",
+    }
+    assert (out / inside["oflow"]).resolve() == (fake_store.root / "runs/run-oflow/index.html").resolve()
+    outside = {p["id"]: p["href"] for p in explored.told(tmp_path / "elsewhere", frozenset())["points"]}
+    assert set(outside.values()) == {""}  # a folder that may be carried away
+
+
 def test_another_protocol_is_said_and_all_snapshots_are_points(fake_store: FakeStore) -> None:
     runs = [fake_store.run([fake_store.denoiser(), *fake_store.snapshot("a1", 2000, 90.0), *fake_store.snapshot("a2", 40000, 20.0)], "r1"),
             fake_store.run([*fake_store.snapshot("b2", 40000, 15.0, card={"n": 500})], "r2")]  # fmt: skip

@@ -161,6 +161,27 @@ def test_long_curves_are_thinned_and_keep_their_ends(tmp_path: Path) -> None:
     assert thinned(3) == [0, 1, 2] and len(set(thinned(401))) == 400
 
 
+def test_files_that_come_and_go_disturb_nothing(tmp_path: Path) -> None:
+    folder, ended = tmp_path / "denoiser/net-1", threading.Event()
+    write_rows(folder / "metrics.jsonl", rows(3))
+
+    def write() -> None:  # as a training does: beside the place, then renamed into it
+        while not ended.is_set():
+            (folder / ".tmp").write_bytes(b"0" * 1000)
+            (folder / ".tmp").replace(folder / "weights.safetensors")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        store = Overview(tmp_path.resolve())
+        for _ in range(300):
+            (stage,) = store.stages()
+            assert stage.state == "unfinished" and store.files(stage)[-1][0] in ("metrics.jsonl", "weights.safetensors")
+    finally:
+        ended.set()
+        writer.join()
+
+
 def test_a_damaged_run_is_named_and_the_others_are_shown(fake_store: FakeStore) -> None:
     fake_store.finished()
     (fake_store.root / "runs/bad").mkdir()

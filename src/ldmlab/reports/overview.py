@@ -118,6 +118,13 @@ class Overview:
         found = [path for path in (*(kind for kind in kinds if kind.name in APART), *caches) if not path.is_symlink()]
         return {path.relative_to(self.root).as_posix(): usage(path)[0] for path in found}
 
+    def files(self, stage: StageFolder) -> list[tuple[str, int]]:
+        """(path inside the folder, bytes) of each of its files that may be shown, by name."""
+        at = self.root / stage.kind / stage.name
+        names = sorted(Path(where, name).relative_to(at).as_posix() for where, _, own in os.walk(at) for name in own)
+        seen = [(name, path) for name in names if (path := self.inside(stage.kind, stage.name, name)) is not None]
+        return [(name, info.st_size) for name, path in seen if (info := _lstat(path)) is not None]
+
     def target(self, stage: StageFolder) -> int | None:
         """The images that it trains on in all; None for a stage that does not train, or says nothing."""
         path = self.inside(stage.kind, stage.name, "config.yaml")
@@ -203,22 +210,30 @@ def _stamp(path: Path) -> tuple[int, int, int]:
 
 
 def _changed(folder: Path) -> float:
-    """When anything directly inside was last written."""
-    with os.scandir(folder) as entries:
-        times = [entry.stat(follow_symlinks=False).st_mtime for entry in entries]
-    return max([folder.stat().st_mtime, *times])
+    """When anything directly inside was last written; 0 for a folder that is gone."""
+    return max([0.0, *(info.st_mtime for path in (folder, *_listed(folder)) if (info := _lstat(path)) is not None)])
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _lstat(path: Path) -> os.stat_result | None:
+    """None for a file that was renamed or removed since it was listed: a training does so all the time."""
+    try:
+        return path.lstat()
+    except OSError:
+        return None
 
 
 def usage(folder: Path) -> tuple[int, int]:
     """(bytes on disk, files) of a folder; a hard link counts once, a symlink is not followed."""
-    sizes: dict[tuple[int, int], int] = {}
-    for at, _, names in os.walk(folder):
-        for name in names:
-            try:
-                info = os.lstat(os.path.join(at, name))
-            except OSError:  # removed between the listing and here
-                continue
-            sizes[info.st_dev, info.st_ino] = info.st_blocks * 512
+    paths = [Path(at, name) for at, _, names in os.walk(folder) for name in names]
+    infos = [info for path in paths if (info := _lstat(path)) is not None]
+    sizes = {(info.st_dev, info.st_ino): info.st_blocks * 512 for info in infos}
     return sum(sizes.values()), len(sizes)
 
 

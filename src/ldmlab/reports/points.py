@@ -1,6 +1,6 @@
 """What the pages to explore show of runs, as plain values: a point a snapshot, its scores, costs and knobs, its pictures.
 
-Scores, intervals and protocols are those of the tables: nothing is computed a second time. `Explored.json` is what the pages hold.
+Scores, intervals and protocols are those of the tables: nothing is computed a second time. `Explored.told` is what the pages hold.
 """
 
 import json
@@ -25,7 +25,7 @@ FOLDER = "explore"  # of the pictures, beside the pages
 Better = Literal["higher", "lower", ""]
 
 
-class Column(NamedTuple):
+class ExploredColumn(NamedTuple):
     """Something that points differ in, for an axis or a colour. better: of its values; "" for neither. words: values are words."""
 
     key: str
@@ -46,7 +46,7 @@ class Value(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Point:
+class ExploredPoint:
     """A denoiser after some training images, as it was sampled and scored; or a first stage alone. last: its run's last snapshot."""
 
     id: str
@@ -71,8 +71,8 @@ class Noise:
 @dataclass(frozen=True)
 class Explored:
     study: Study
-    columns: tuple[Column, ...]
-    points: tuple[Point, ...]
+    columns: tuple[ExploredColumn, ...]
+    points: tuple[ExploredPoint, ...]
 
     @cached_property
     def noises(self) -> list[Noise]:
@@ -136,7 +136,7 @@ def script_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def link(point: Point, out: Path, ids: frozenset[str]) -> str:
+def link(point: ExploredPoint, out: Path, ids: frozenset[str]) -> str:
     """The run's own page where it and `out` lie in the same store; else where index.html speaks of it; "" where nowhere."""
     stage = point.run.stages[-1].folder
     store = stage.parent.parent.resolve()
@@ -178,7 +178,7 @@ def read_points(runs: list[Run], work: Mapping[str, tuple[int, float]] | None = 
     columns = _columns(values, metrics, first_metrics)
     keys = {column.key for column in columns}
     points = [
-        Point(
+        ExploredPoint(
             id_, cells[run.id].label if run.id in cells else run.label, run, _place(run, snapshot),
             snapshot is None or snapshot is run.last_scored, _drawn(snapshot),
             {key: value for key, value in values[id_].items() if key in keys},
@@ -266,31 +266,31 @@ def _costs(run: Run, snapshot: Snapshot | None, work: Mapping[str, tuple[int, fl
 
 
 COSTS = (
-    Column("cost.images", "training images", "costs", "lower"),
-    Column("cost.tflop", "training TFLOP, denoiser", "costs", "lower"),
-    Column("cost.seconds", "training time (s)", "costs", "lower"),
-    Column("cost.parameters", "parameters", "costs", "lower"),
-    Column("cost.evaluations", "network evaluations an image", "costs", "lower"),
-    Column("cost.sampling", "sampling an image (ms)", "costs", "lower"),
+    ExploredColumn("cost.images", "training images", "costs", "lower"),
+    ExploredColumn("cost.tflop", "training TFLOP, denoiser", "costs", "lower"),
+    ExploredColumn("cost.seconds", "training time (s)", "costs", "lower"),
+    ExploredColumn("cost.parameters", "parameters", "costs", "lower"),
+    ExploredColumn("cost.evaluations", "network evaluations an image", "costs", "lower"),
+    ExploredColumn("cost.sampling", "sampling an image (ms)", "costs", "lower"),
 )
 SHAPE = (
-    Column("first.f", "down-sampling factor f", "first stage"),
-    Column("first.c", "latent channels c", "first stage"),
-    Column("first.elements", "latent values an image", "first stage"),
+    ExploredColumn("first.f", "down-sampling factor f", "first stage"),
+    ExploredColumn("first.c", "latent channels c", "first stage"),
+    ExploredColumn("first.elements", "latent values an image", "first stage"),
 )
 
 
 def _columns(
     values: Mapping[str, Mapping[str, Value | str]], metrics: list[MetricDeclaration], first: list[MetricDeclaration]
-) -> list[Column]:
+) -> list[ExploredColumn]:
     """Scores, then the first stage, costs and knobs; all but scores only where they differ among the points."""
-    scores = [Column(f"score.{m.key}", _title(m), "scores", m.better) for m in metrics]
-    rebuilt = [Column(f"first.{m.key}", f"first stage: {_title(m)}", "first stage", m.better) for m in first]
+    scores = [ExploredColumn(f"score.{m.key}", _title(m), "scores", m.better) for m in metrics]
+    rebuilt = [ExploredColumn(f"first.{m.key}", f"first stage: {_title(m)}", "first stage", m.better) for m in first]
     others = [*SHAPE, *rebuilt, *COSTS]
     knobs = dict.fromkeys(key for own in values.values() for key in own if key.startswith("knob."))
     for key in knobs:
         spoken = any(isinstance(own.get(key), str) for own in values.values())
-        others.append(Column(key, key.removeprefix("knob.").replace("_", " "), "knobs", words=spoken))
+        others.append(ExploredColumn(key, key.removeprefix("knob.").replace("_", " "), "knobs", words=spoken))
 
     def differs(key: str) -> bool:
         found = {v if isinstance(v, str) else v.value for own in values.values() if (v := own.get(key)) is not None}

@@ -155,13 +155,7 @@ def stage(store: Overview, kind: str, name: str) -> bytes | None:
     found = store.stage(kind, name)
     if found is None or found.state == "outside the store":
         return None
-    at = store.root / kind / name
-    names = sorted(p.relative_to(at).as_posix() for p in at.rglob("*") if p.is_file())
-    files = [(each, path) for each in names if (path := store.inside(kind, name, each)) is not None]
-    rows = [
-        [Entry(each, href=_file(f"{found.place}/{each}")), Entry(size_text(path.stat().st_size))]
-        for each, path in files
-    ]  # fmt: skip
+    files = [[Entry(each, href=_file(f"{found.place}/{each}")), Entry(size_text(n))] for each, n in store.files(found)]
     users = [
         (folder, run)
         for folder, run, _ in store.runs()
@@ -171,7 +165,7 @@ def stage(store: Overview, kind: str, name: str) -> bytes | None:
     used = doc.Table(["run", "command"], lines, left=2)
     sections = [
         doc.Section("Runs that it belongs to", [used] if users else []),
-        doc.Section("Files", [doc.Table(["file", "size"], rows)] if rows else []),
+        doc.Section("Files", [doc.Table(["file", "size"], files)] if files else []),
     ]
     said = [found.state, numbers.seconds(found.seconds) if found.seconds else "", size_text(found.size), found.holder]
     shown = curves(store, kind, name) or {}
@@ -225,7 +219,7 @@ def study(store: Overview, name: str) -> bytes | None:
     if jobs is None:
         return None
     members = [(folder, run, names) for folder, run, names in store.runs() if name in names]
-    pages = [(place, title) for place, title in store.reports() if f"report.py study={name}" in _markdown(store, place)]
+    pages = [(place, title) for place, title in store.reports() if f"study={name}" in _markdown(store, place).split()]
     rows = []
     for n, job in enumerate(jobs):
         state = "not ended" if job.code is None else "done" if job.code == 0 else f"failed, exit code {job.code}"
