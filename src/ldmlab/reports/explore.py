@@ -28,11 +28,12 @@ def available() -> bool:
 
 
 def beside(explored: Explored) -> list[tuple[str, str]]:
-    """(file, what it is for) of the pages that runs like these get beside index.html; none for a single point."""
-    if len(explored.points) < 2:
+    """(file, what it is for) of the pages that runs like these get beside index.html; none for a single point, or equal ones."""
+    if len(explored.points) < 2 or not explored.columns:
         return []
     found = [EXPLORE] if available() else []
-    return [*found, *([GALLERY] if any(len(noise.indices) > 1 for noise in explored.noises) else [])]
+    last = {point.samples.id for point in explored.points if point.last and point.samples is not None}
+    return [*found, *([GALLERY] if any(len(last & noise.indices.keys()) > 1 for noise in explored.noises) else [])]
 
 
 def files(explored: Explored, page: doc.Document, out: Path) -> dict[str, bytes]:
@@ -45,11 +46,8 @@ def files(explored: Explored, page: doc.Document, out: Path) -> dict[str, bytes]
     if EXPLORE[0] in names:
         others = [back, *(other for other in page.beside if other[0] != EXPLORE[0])]
         palette = {name: theme.lines for name, theme in THEMES.items()}
-        own, data = (
-            doc.Document(f"Explore: {page.title}", page.over, HOW, [], wide=True, beside=others),
-            told | {"palette": palette},
-        )
-        scripts = {"data": script_json(data), "chart": script_json(chart()), "vega": bundle()}
+        own = doc.Document(f"Explore: {page.title}", page.over, HOW, [], wide=True, beside=others)
+        scripts = {"data": script_json(told | {"palette": palette}), "chart": script_json(chart()), "vega": bundle()}
         found[EXPLORE[0]] = own.html("explore.html.j2", **scripts).encode()
     if GALLERY[0] in names:
         others = [back, *(other for other in page.beside if other[0] != GALLERY[0])]

@@ -65,7 +65,7 @@ def report(
         way_out = f"Make it: python src/train.py -m sweeps={study}"
         raise DataError(f"study={study}: no first stage is finished yet. {way_out}")
     scores = score_table(cells, runs)
-    explored = read_points(runs)
+    explored = read_points(runs, labels={cell.run.id: cell.label for cell in cells})
     page = document(cells, runs, scores, study, missing_notes(missing, runs), title)
     page = replace(page, beside=explore.beside(explored))
     records = {"table.csv": tables.csv_rows([scores]), "cells.csv": cells_csv(cells), "paper.csv": paper_csv(table_8())}

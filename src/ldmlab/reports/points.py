@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 from ldmlab.reports import numbers, tables
 from ldmlab.reports.collect import read_json
 from ldmlab.reports.document import anchor_of
+from ldmlab.reports.first_stage_cells import kind_of
 from ldmlab.reports.numbers import MetricDeclaration
 from ldmlab.reports.pictures import png_bytes, reduced, reduction, spread_over_classes, tile
 from ldmlab.reports.records import Run, SampleSet, Snapshot, StageRecord, is_number
@@ -43,6 +44,9 @@ class Value(NamedTuple):
     high: float | None
     text: str
     other: str = ""
+
+
+Values = dict[str, Value | str]
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,8 @@ class Explored:
         keys = {column.key for column in self.columns}
         x = next(key for key in wanted if key in keys)
         knobs = [column for column in self.columns if column.group == "knobs" and column.key != x]
-        return x, y, next((c.key for c in (*(c for c in knobs if c.words), *knobs)), "")
+        kinds = [column for column in self.columns if column.key == KIND.key and not self.study.cells]
+        return x, y, next((c.key for c in (*kinds, *(c for c in knobs if c.words), *knobs)), "")
 
     def files(self) -> dict[str, bytes]:
         """A row of pictures for each set of samples."""
@@ -111,14 +116,7 @@ class Explored:
         points = []
         for p in self.points:
             values = {key: v if isinstance(v, str) else v._asdict() for key, v in p.values.items()}
-            own = {
-                "id": p.id,
-                "cell": p.cell,
-                "place": p.place,
-                "last": p.last,
-                "href": link(p, out, ids),
-                "values": values,
-            }
+            own = {"id": p.id, "cell": p.cell, "last": p.last, "href": link(p, out, ids), "values": values}
             if p.samples is not None and (id_ := p.samples.id) in group:
                 side = self.drawn[id_].images_NHWC.shape[2]
                 own |= {"strip": f"{FOLDER}/{id_}.png", "noise": group[id_], "side": side}
@@ -151,12 +149,15 @@ def link(point: ExploredPoint, out: Path, ids: frozenset[str]) -> str:
 # ---- reading --------------------------------------------------------------------------------------------------------
 
 
-def read_points(runs: list[Run], work: Mapping[str, tuple[int, float]] | None = None) -> Explored:
+def read_points(
+    runs: list[Run], work: Mapping[str, tuple[int, float]] | None = None, labels: Mapping[str, str] | None = None
+) -> Explored:
     """Every scored snapshot of the runs once; a run without one gives its first stage. work: (parameters, operations of
-    training on one image) by denoiser id, where they are counted.
+    training on one image) by denoiser id, where they are counted. labels: by run id, where a study has better ones.
     """
     study = read_study(runs)
     cells = {cell.run.id: cell for cell in study.cells}
+    called = {run.id: run.label for run in runs} | {id_: cell.label for id_, cell in cells.items()} | dict(labels or {})
     found: dict[str, tuple[Run, Snapshot | None]] = {}
     for run in runs:
         scored = [s for s in run.snapshots if s.scores is not None and s.scores.done]
@@ -165,21 +166,20 @@ def read_points(runs: list[Run], work: Mapping[str, tuple[int, float]] | None = 
         first = run.first_stage
         if not scored and first is not None and first.done and first.scores:
             found.setdefault(first.id, (run, None))
-    compared = {id_: _compared(run, s) for id_, (run, s) in found.items() if s is not None}
-    metrics = numbers.metrics_of(list(compared.values()))
+    samples = Scoring("score", {id_: _compared(run, s) for id_, (run, s) in found.items() if s is not None})
     firsts = {run.id: first for run, _ in found.values() if (first := run.first_stage) is not None and first.done}
-    first_metrics = numbers.metrics_of(list(firsts.values()))
-    values: dict[str, dict[str, Value | str]] = {}
+    rebuilt = Scoring("first", firsts)
+    values: dict[str, Values] = {}
     for id_, (run, snapshot) in found.items():
-        own = {f"knob.{k}": v for k, v in _knobs(cells.get(run.id), study).items()} if run.id in cells else {}
+        own = _knobs(cells[run.id], study) if run.id in cells else {}
         own = own or {"knob.ae": str(run.choice("ae"))}
-        own |= _scores("score.", compared, metrics, id_) | _scores("first.", firsts, first_metrics, run.id)
+        own |= samples.of(id_) | rebuilt.of(run.id)
         values[id_] = own | _shape(run) | _costs(run, snapshot, work or {})
-    columns = _columns(values, metrics, first_metrics)
+    columns = _columns(values, samples.metrics, rebuilt.metrics)
     keys = {column.key for column in columns}
     points = [
         ExploredPoint(
-            id_, cells[run.id].label if run.id in cells else run.label, run, _place(run, snapshot),
+            id_, called[run.id], run, _place(run, snapshot),
             snapshot is None or snapshot is run.last_scored, _drawn(snapshot),
             {key: value for key, value in values[id_].items() if key in keys},
         )
@@ -202,43 +202,54 @@ def _compared(run: Run, snapshot: Snapshot) -> StageRecord:
     return StudyCell(run, snapshot.samples or snapshot.scores, snapshot.scores, {}).compared
 
 
-Values = dict[str, Value | str]
+@dataclass(frozen=True)
+class Scoring:
+    """Records of one kind of score, their metrics, and the protocol that most of them share."""
+
+    prefix: str  # of the columns
+    records: Mapping[str, StageRecord]
+
+    @cached_property
+    def metrics(self) -> list[MetricDeclaration]:
+        return numbers.metrics_of(list(self.records.values()))
+
+    @cached_property
+    def cards(self) -> dict[str, dict[str, Any]]:
+        return {metric.key: numbers.common_card(list(self.records.values()), metric.key) for metric in self.metrics}
+
+    def of(self, id_: str) -> Values:
+        """The scores of one record in their shown units, each beside the common protocol; none for an unknown one."""
+        found: Values = {}
+        for metric in self.metrics if id_ in self.records else []:
+            score = self.records[id_].scores.get(metric.key)
+            if score is not None and math.isfinite(score.value):
+                own = score.times(metric.factor)
+                low, high = (None if end is None or not math.isfinite(end) else end for end in (own.low, own.high))
+                other = tables.unlike(self.records[id_], metric.key, self.cards[metric.key])
+                key = f"{self.prefix}.{metric.key}"
+                found[key] = Value(own.value, low, high, numbers.said(score, metric), other)
+        return found
 
 
-def _scores(prefix: str, records: Mapping[str, StageRecord], metrics: list[MetricDeclaration], id_: str) -> Values:
-    """The scores of one of the records in their shown units, each beside the protocol that most of them share."""
-    found: Values = {}
-    for metric in metrics if id_ in records else []:
-        score = records[id_].scores.get(metric.key)
-        if score is not None and math.isfinite(score.value):
-            scaled = score.times(metric.factor)
-            card = numbers.common_card(list(records.values()), metric.key)
-            low, high = (None if end is None or not math.isfinite(end) else end for end in (scaled.low, scaled.high))
-            other = tables.unlike(records[id_], metric.key, card)
-            found[f"{prefix}{metric.key}"] = Value(scaled.value, low, high, numbers.said(score, metric), other)
-    return found
-
-
-def _knobs(cell: StudyCell | None, study: Study) -> dict[str, Value | str]:
-    if cell is None:
-        return {}
+def _knobs(cell: StudyCell, study: Study) -> Values:
     said = {knob: word(knob, value, study.knobs) for knob, value in cell.knobs.items()}
     return {
-        knob: Value(float(value), None, None, f"{value:g}") if is_number(value) else said[knob] or str(value)
+        f"knob.{knob}": Value(float(value), None, None, f"{value:g}") if is_number(value) else said[knob] or str(value)
         for knob, value in cell.knobs.items()
         if value is not None
     }
 
 
-def _shape(run: Run) -> dict[str, Value | str]:
-    """f and c of the first stage, and how many values its latent has."""
+def _shape(run: Run) -> Values:
+    """Kind, f and c of the first stage, and how many values its latent has."""
     record = run.stage("reconstructions")
     if record is None or not (record.folder / "facts.json").is_file():
         return {}
     facts = read_json(record.folder / "facts.json", record.command)
     shape = facts.get("latent_shape")
     found = {"f": facts.get("f"), "c": facts.get("c"), "elements": math.prod(shape) if shape else None}
-    return {f"first.{key}": _plain(value) for key, value in found.items() if is_number(value)}
+    own: Values = {f"first.{key}": _plain(value) for key, value in found.items() if is_number(value)}
+    return own | ({KIND.key: kind_of(facts)} if "regulariser" in facts else {})
 
 
 def _plain(value: Any) -> Value:
@@ -246,7 +257,7 @@ def _plain(value: Any) -> Value:
     return Value(float(value), None, None, text)
 
 
-def _costs(run: Run, snapshot: Snapshot | None, work: Mapping[str, tuple[int, float]]) -> dict[str, Value | str]:
+def _costs(run: Run, snapshot: Snapshot | None, work: Mapping[str, tuple[int, float]]) -> Values:
     """What a snapshot cost to train, and its samples to draw."""
     if snapshot is None or snapshot.scores is None:
         stage = run.stage("autoencoder")
@@ -273,7 +284,9 @@ COSTS = (
     ExploredColumn("cost.evaluations", "network evaluations an image", "costs", "lower"),
     ExploredColumn("cost.sampling", "sampling an image (ms)", "costs", "lower"),
 )
+KIND = ExploredColumn("first.kind", "regulariser", "first stage", words=True)
 SHAPE = (
+    KIND,
     ExploredColumn("first.f", "down-sampling factor f", "first stage"),
     ExploredColumn("first.c", "latent channels c", "first stage"),
     ExploredColumn("first.elements", "latent values an image", "first stage"),
@@ -281,7 +294,7 @@ SHAPE = (
 
 
 def _columns(
-    values: Mapping[str, Mapping[str, Value | str]], metrics: list[MetricDeclaration], first: list[MetricDeclaration]
+    values: Mapping[str, Values], metrics: list[MetricDeclaration], first: list[MetricDeclaration]
 ) -> list[ExploredColumn]:
     """Scores, then the first stage, costs and knobs; all but scores only where they differ among the points."""
     scores = [ExploredColumn(f"score.{m.key}", _title(m), "scores", m.better) for m in metrics]

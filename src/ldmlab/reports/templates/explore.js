@@ -174,7 +174,7 @@ function changed(event) {
 
 for (const name of ["x", "y"]) options(by_id(name), data.columns, data.begin[name]);
 by_id("colour").append(make("option", {value: ""}, "none"));
-options(by_id("colour"), data.columns.filter(c => c.group === "knobs" || EVEN.includes(c.key)), data.begin.colour);
+options(by_id("colour"), data.columns.filter(c => c.group === "knobs" || c.words || EVEN.includes(c.key)), data.begin.colour);
 for (const name of ["x", "y"]) by_id(`log_${name}`).checked = wide(choice(name));
 by_id("choices").onchange = changed;
 by_id("clear").onclick = () => { chosen = new Set(); draw(); };
