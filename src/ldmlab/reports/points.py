@@ -289,7 +289,7 @@ SHAPE = (
     KIND,
     ExploredColumn("first.f", "down-sampling factor f", "first stage"),
     ExploredColumn("first.c", "latent channels c", "first stage"),
-    ExploredColumn("first.elements", "latent values an image", "first stage"),
+    ExploredColumn("first.elements", "latent values an image", "first stage", "lower"),
 )
 
 

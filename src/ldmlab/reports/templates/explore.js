@@ -1,6 +1,7 @@
 /* The chart of explore.html. State: the choices of the form, and `chosen`, the ids of points. All else follows from them. */
 const points = data.points, columns = Object.fromEntries(data.columns.map(column => [column.key, column]));
-const scores = data.columns.filter(column => column.group === "scores");
+const of_group = name => data.columns.filter(column => column.group === name);
+const scores = of_group("scores").length ? of_group("scores") : of_group("first stage").filter(column => column.better);
 const MOST = 24, COLUMNS = 8;  // rows and columns of pictures
 const EVEN = ["first.f", "first.c", "cost.images", "cost.evaluations"];  // chosen, not measured: the axis has a tick at each
 let chosen = new Set(), view = null, sorted = null, drawing = 0;
