@@ -4,8 +4,9 @@
     python src/report.py runs='shapes-*'         the runs whose names match
     python src/report.py study=first_stages      the runs that `train.py -m sweeps=first_stages` has made
     python src/report.py out=results             write the page there
+    python src/report.py serve=true              the whole store as a site on 127.0.0.1, with live curves; port=8000
 
-The page is one HTML file that opens from disk without a network; beside it Markdown, CSV and the figures.
+The page is one HTML file that opens from disk without a network; beside it Markdown, CSV, the figures, and pages to explore.
 """
 
 from pathlib import Path
@@ -15,15 +16,22 @@ from ldmlab.config.compose import Composed
 
 
 def report(composed: Composed, words: str) -> None:
+    cfg = composed.cfg
+    if cfg.serve:
+        from ldmlab.reports.serve import serve
+
+        return serve(Path(cfg.store), cfg.port)
+    from ldmlab.reports.explore import ABSENT, available
     from ldmlab.reports.publish import advice, find_runs, make_report
 
-    cfg = composed.cfg
     store, out = Path(cfg.store), Path(cfg.out) if cfg.out else None
     folders = find_runs(store, cfg.runs, cfg.study)
     page = make_report(folders, out, store, cfg.study)
     for line in advice(folders) if cfg.study else []:
         print(f" {line}")
     print(f" {len(folders)} run{'' if len(folders) == 1 else 's'}\n   page  {page}")
+    if not available():
+        print(f"   note: {ABSENT}")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,16 @@ def check_together(cfg: DictConfig, typed: frozenset[str]) -> None:
     check_width(cfg, typed)
     check_scale(cfg)
     check_seeds(cfg)
+    check_serve(cfg)
+
+
+def check_serve(cfg: DictConfig) -> None:
+    """The site shows a whole store, and makes no page."""
+    given = next((name for name in ("study", "runs", "out") if cfg.serve and cfg[name] is not None), None)
+    if given is not None:
+        raise ConfigError(
+            f"serve=true shows the whole store and makes no page, so {given}={say(cfg[given])} has nothing to do. Leave one out."
+        )
 
 
 def check_seeds(cfg: DictConfig) -> None:

@@ -338,6 +338,8 @@ class RunConfig:
     runs: str | None = None  # report.py: "all", or a glob over run names
     compare: Annotated[str, Choices(COMPARISONS)] | None = None  # bench.py; null: the composition itself
     study: str | None = None  # report.py: the runs that a sweep has made, by its name in sweeps/
+    serve: bool = False  # report.py: the store as a local site, which only reads
+    port: Annotated[int, Range(at_least=0, at_most=65_535)] = 8_000  # serve=true; 0: any that is free
     seeds: Seeds = field(default_factory=Seeds)  # of a sweep
     parallel: Annotated[Any, AutoOr(Range(at_least=1, at_most=4_096))] = "auto"  # cells of a sweep at once
     data: Node = MISSING

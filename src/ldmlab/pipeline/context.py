@@ -105,11 +105,12 @@ class Context:
             self.barrier()
             if not self.main_decides(self.main and self.store.finished(address)):  # the one who held the lock did it
                 began = time.time()
+                if self.main:  # first, so that a stage that is being built says what it will be
+                    with atomic(folder / "config.yaml") as beside:
+                        beside.write_text(OmegaConf.to_yaml(self.cfg, sort_keys=True))
                 seconds = work(folder) or time.time() - began
                 self.barrier()
                 if self.main:
-                    with atomic(folder / "config.yaml") as beside:
-                        beside.write_text(OmegaConf.to_yaml(self.cfg, sort_keys=True))
                     altered = self.store.altered_upstream(address)
                     card = stage_card(address, began, seconds, self.ranks.count, str(self.device), altered)
                     write_json(folder / "card.json", card | facts())

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ldmlab.reports.drawing import files, svg
+from ldmlab.reports.drawing import files, spots, svg
 from ldmlab.reports.figures import Figure
 from ldmlab.reports.pictures import Picture, Pictures, data_uri, sheet
 from ldmlab.store.files import atomic
@@ -147,6 +147,7 @@ class Document:
     missing: Sequence[Note] = ()
     goes_on: str = ""
     wide: bool = False
+    beside: Sequence[tuple[str, str]] = ()  # other pages in its folder: (file, what it is for)
 
     def markdown(self) -> str:
         lines = [f"# {escape(self.title)}", "", escape(self.lead)]
@@ -154,7 +155,8 @@ class Document:
         lines += ["", *(f"- missing: {escape(note.text)}" for note in self.missing)] if self.missing else []
         return "\n".join([*lines, "", *joined(self.sections, 2)]).rstrip() + "\n"
 
-    def html(self) -> str:
+    def html(self, template: str = "page.html.j2", **more: Any) -> str:
+        """template: the page's own, or one that extends it and takes `more`."""
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
         from markupsafe import Markup
         from markupsafe import escape as safe
@@ -162,10 +164,11 @@ class Document:
         def inline(text: str) -> Markup:
             return Markup("").join(_inline(part, safe, Markup) for part in INLINE.split(text))
 
-        loader, strict = FileSystemLoader(TEMPLATES), StrictUndefined
+        loader, strict, ids = FileSystemLoader(TEMPLATES), StrictUndefined, frozenset(anchors(self.sections))
         made = Environment(loader=loader, autoescape=True, undefined=strict, trim_blocks=True, lstrip_blocks=True)
-        made.filters |= {"inline": inline, "kind": lambda block: type(block).__name__, "draw": draw}
-        return made.get_template("page.html.j2").render(page=self)
+        made.filters |= {"inline": inline, "kind": lambda block: type(block).__name__, "draw": draw, "spots": spots}
+        made.filters["anchor"] = lambda place: anchor_of(place, ids)
+        return made.get_template(template).render(page=self, **more)
 
     def files(self) -> dict[str, bytes]:
         """{path: contents}: the page, its text, and the figures and sheets of pictures that the text shows."""
@@ -241,6 +244,22 @@ def _inline(part: str, safe: Any, markup: Any) -> Any:
 
 def draw(figure: Figure, scheme: Literal["light", "dark"]) -> str:
     return data_uri(svg(figure, scheme).encode(), "image/svg+xml")
+
+
+def anchors(blocks: Sequence[Any]) -> Iterator[str]:
+    """What a link of the page can lead to."""
+    for block in walk(blocks):
+        if isinstance(block, Section) and block.id:
+            yield block.id
+        elif isinstance(block, Table):
+            yield from (row[0].anchor for row in block.rows if row[0].anchor)
+
+
+def anchor_of(place: str, ids: frozenset[str]) -> str:
+    """Where the page speaks of a stage folder `scores/shapes-<id>`: its cell, else its row of the plan; "" where nowhere."""
+    stage, _, name = place.partition("/")
+    id_ = name.rpartition("-")[2]
+    return next((anchor for anchor in (f"cell-{id_}", f"stage-{stage}-{id_}") if anchor in ids), "")
 
 
 def walk(blocks: Sequence[Any]) -> Iterator[Any]:

@@ -13,7 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ldmlab.reports.figures import HEIGHT, MARKERS, WIDTH, Figure, Series, data_csv, round_ticks, window
+from ldmlab.reports import numbers
+from ldmlab.reports.figures import HEIGHT, MARKERS, TRAINING, WIDTH, Figure, Series, data_csv, round_ticks, window
+from ldmlab.reports.records import Estimate
 
 PAPER_FONTS = (
     "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Liberation Sans', 'DejaVu Sans', sans-serif"
@@ -206,6 +208,40 @@ def _draw_lines(canvas: Any, figure: Figure, theme: Theme) -> None:
     axes.set_xlabel(figure.x, color=theme.muted, fontsize=10)
     _style(axes, theme, "y")
     _labels(axes, figure, theme)
+
+
+class Spot(NamedTuple):
+    """A measured point of a drawing. x, y: CSS pixels from its top left corner. text: what the point says. source: the stage folder
+    it comes from, "" for a mean of several."""
+
+    x: float
+    y: float
+    text: str
+    source: str
+
+
+def spots(figure: Figure) -> list[Spot]:
+    """Every point of the figure that is drawn with a marker, in the order of its series."""
+    (axes,) = _draw(figure, THEMES["light"]).axes
+    found = []
+    for s, moved in zip(figure.series, _apart(figure), strict=True):
+        for i, (x, value) in enumerate(zip(moved.images, s.values, strict=True)):
+            if s.style == "points" and math.isfinite(value):
+                place = (value, x) if figure.span == "rows" else (x, value)
+                right, up = axes.transData.transform(place)
+                source = s.sources[i] if len(s.sources) == len(s.values) else "".join(s.sources[:1])
+                found.append(Spot(round(right, 1), round(figure.height * 72 - up, 1), _said(figure, s, i), source))
+    return found
+
+
+def _said(figure: Figure, s: Series, i: int) -> str:
+    """ "kl_f4, after 2 000 images, FID 12.3 [11.9, 12.8]" """
+    where = f"after {numbers.count(s.images[i])} images" if figure.x == TRAINING else f"{figure.x} {s.images[i]:g}"
+    low, high = (s.low[i], s.high[i]) if s.low else (None, None)
+    said = " ".join(part for part in numbers.shown(Estimate(s.values[i], low, high)) if part)
+    parts = [" ".join(part for part in (s.name, s.split) if part), "" if figure.span == "rows" else where]
+    other = "another protocol" if s.loose and s.loose[i] else ""
+    return ", ".join(part for part in (*parts, f"{figure.y.rstrip(' ↑↓')} {said}", other) if part)
 
 
 def _rendered(figure: Figure, theme: Theme, save: Callable[[Any, io.BytesIO], None]) -> bytes:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ldmlab.errors import DataError
 from ldmlab.reports import document as doc
-from ldmlab.reports import latent_diagnostics, numbers, tables
+from ldmlab.reports import explore, latent_diagnostics, numbers, tables
 from ldmlab.reports.collect import read_runs
 from ldmlab.reports.first_stage_cells import (
     CellPair,
@@ -26,6 +26,7 @@ from ldmlab.reports.first_stage_figures import latent_figures, noise_figures, tr
 from ldmlab.reports.numbers import KNOWN, plain
 from ldmlab.reports.paper import SCORES, Table8, paper_csv, table_8
 from ldmlab.reports.pictures import Pictures, strips
+from ldmlab.reports.points import read_points
 from ldmlab.reports.records import Run, varied
 from ldmlab.reports.run import READING, card_facts, check_folder, training_figures
 from ldmlab.reports.study import GOES_ON, missing_notes
@@ -64,12 +65,14 @@ def report(
         way_out = f"Make it: python src/train.py -m sweeps={study}"
         raise DataError(f"study={study}: no first stage is finished yet. {way_out}")
     scores = score_table(cells, runs)
+    explored = read_points(runs, labels={cell.run.id: cell.label for cell in cells})
     page = document(cells, runs, scores, study, missing_notes(missing, runs), title)
+    page = replace(page, beside=explore.beside(explored))
     records = {"table.csv": tables.csv_rows([scores]), "cells.csv": cells_csv(cells), "paper.csv": paper_csv(table_8())}
     if diagnosed := latent_diagnostics.csv_records(cells, runs):
         records["diagnostics.csv"] = diagnosed
     files = {name: numbers.csv_text(rows).encode() for name, rows in records.items()}
-    return doc.write(Path(out), page.files() | files)
+    return doc.write(Path(out), page.files() | files | explore.files(explored, page, Path(out)))
 
 
 def document(

@@ -1,15 +1,17 @@
 """The page of one run, or of several side by side, in the order of a paper's results section."""
 
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
 from ldmlab.errors import DataError
 from ldmlab.reports import document as doc
-from ldmlab.reports import figures, numbers, pictures, sizes, tables
+from ldmlab.reports import explore, figures, numbers, pictures, sizes, tables
 from ldmlab.reports.chain_figures import chain_figures
 from ldmlab.reports.collect import read_runs
 from ldmlab.reports.figures import Figure
 from ldmlab.reports.pictures import Picture, Pictures
+from ldmlab.reports.points import read_points
 from ldmlab.reports.records import Run, StageRecord, varied
 
 HEADLINE: tuple[str, ...] = ("fid", "fid_infinity", "is", "precision", "recall", "label_agreement")
@@ -39,7 +41,12 @@ def report(run_folders: list[Path], out: Path, title: str | None = None) -> Path
     check_folder(Path(out))
     found = [table for table in (tables.samples_table(runs), tables.first_stage_table(runs)) if table is not None]
     page = document(runs, found, title)
-    return doc.write(Path(out), page.files() | {"table.csv": numbers.csv_text(tables.csv_rows(found)).encode()})
+    files = {"table.csv": numbers.csv_text(tables.csv_rows(found)).encode()}
+    if len(runs) > 1:
+        explored = read_points(runs)
+        page = replace(page, beside=explore.beside(explored))
+        files |= explore.files(explored, page, Path(out))
+    return doc.write(Path(out), page.files() | files)
 
 
 def check_folder(out: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ldmlab.errors import DataError
 from ldmlab.metrics.protocol import leaf_differences
-from ldmlab.reports import compression, figures, numbers, sizes, tables
+from ldmlab.reports import compression, explore, figures, numbers, sizes, tables
 from ldmlab.reports import document as doc
 from ldmlab.reports.collect import read_runs
 from ldmlab.reports.compression_cells import csv_rows as compression_csv
@@ -20,6 +20,7 @@ from ldmlab.reports.compression_cells import read_table
 from ldmlab.reports.figures import HEIGHT, ROW, ROW_MARGIN, Figure, round_ticks, score_line, score_panel
 from ldmlab.reports.numbers import MetricDeclaration, common_card
 from ldmlab.reports.pictures import Pictures, same_seeds
+from ldmlab.reports.points import read_points
 from ldmlab.reports.records import Run, split_fields, varied
 from ldmlab.reports.run import READING, alarms, check_folder, machine, unfinished
 from ldmlab.reports.study_cells import Axis, Line, Study, StudyCell, read_study, trained_label, words
@@ -64,11 +65,13 @@ def report(
     study = read_study(runs)
     if not study.cells:
         raise DataError(f"study={name}: no samples are scored yet. Make them: python src/train.py -m sweeps={name}")
+    explored = read_points(runs, counted.work)
     page = document(study, runs, name, missing_notes(missing, runs), counted, title)
+    page = replace(page, beside=explore.beside(explored))
     files = {"table.csv": numbers.csv_text(csv_rows(study)).encode()}
     if (cells := read_table(study, dict(counted.work))).cells:
         files["cells.csv"] = numbers.csv_text(compression_csv(cells)).encode()
-    return doc.write(Path(out), page.files() | files)
+    return doc.write(Path(out), page.files() | files | explore.files(explored, page, Path(out)))
 
 
 def missing_notes(missing: list[tuple[str, str]], runs: list[Run]) -> list[doc.Note]:
