@@ -82,7 +82,7 @@ def following(folder: Path, record: dict[str, Any], options: Any) -> Iterator[No
         follower.stdin.write(json.dumps(start).encode() + b"\n")
         follower.stdin.flush()
         yield
-        patience = options.finish_seconds + 25.0  # it ends itself before
+        patience = 2 * options.finish_seconds + 25.0  # it ends itself before
     finally:
         with contextlib.suppress(OSError):  # it is gone already
             follower.stdin.close()

@@ -6,8 +6,9 @@ from typing import Any
 
 from ldmlab.errors import ConfigError, UserError
 from ldmlab.reports.collect import read_run
-from ldmlab.reports.mirror.offline import OfflineRun, finish_upload, start_upload
+from ldmlab.reports.mirror.offline import OfflineRun, Project, rows_sent
 from ldmlab.reports.mirror.payload import made_by, payload
+from ldmlab.reports.mirror.upload import finish_sync, rows_there, start_sync
 
 
 def wanted(cfg: Any) -> bool:
@@ -39,37 +40,39 @@ def mode(cfg: Any) -> str:
 
 
 def mirror(cfg: Any, folders: list[Path]) -> str:
-    """Each run as one offline folder, in its own folder or below out=; online they are sent, one after the other."""
-    online, tracking, makers = mode(cfg) == "online", cfg.tracking, made_by(Path(cfg.store))
+    """Each run as one offline folder, in its own folder or below out=, sent one after the other unless W&B is offline.
+
+    Raises UserError before anything is written when a folder cannot be, or W&B does not answer; after the last run for those
+    that it did not take.
+    """
+    online, tracking = mode(cfg) == "online", cfg.tracking
     if cfg.dry_run:
         return "\n".join(f" would mirror {folder.name}" for folder in folders)
-    for folder in folders:
-        if not os.access(folder if cfg.out is None else existing(Path(cfg.out)), os.W_OK):
-            raise UserError(f"{folder} cannot be written, and W&B's files go there. Name another place: out=folder.")
-    written = []
-    for folder in folders:
-        run = OfflineRun(folder if cfg.out is None else Path(cfg.out), tracking.project, tracking.entity)
-        found = payload(read_run(folder), makers, tracking.artifacts)
-        written.append(run.close(found))
-        print(f" {folder.name}: {len(found.rows)} rows, {len(found.tables)} tables, {len(found.artifacts)} artifacts", flush=True)
-    if not online:
-        return "\n".join([f"\n {len(written)} runs for W&B. Send them:", *(f"   wandb sync {path}" for path in written)])
-    left = [path for path in written if not send(path, tracking.finish_seconds)]
+    places = {folder: folder if cfg.out is None else Path(cfg.out) for folder in folders}
+    for place in dict.fromkeys(places.values()):
+        if not os.access(next(p for p in (place, *place.absolute().parents) if p.exists()), os.W_OK):
+            raise UserError(f"{place} cannot be written, and W&B's files go there. Name another place: out=folder.")
+    project, makers = Project(tracking.project, tracking.entity), made_by(Path(cfg.store))
+    found = {folder: payload(read_run(folder), makers, tracking.artifacts) for folder in folders}
+    there = rows_there(project, [each.id for each in found.values()], tracking.finish_seconds) if online else {}
+    written, left = [], []
+    for folder, each in found.items():
+        first = there[each.id] if online else rows_sent(places[folder], each.id, project)
+        if first > len(each.rows):
+            raise UserError(
+                f"W&B has {first} rows of run {each.id}, and the store {len(each.rows)}: it is not a mirror of this run. Choose another "
+                "project: tracking.project=…"
+            )
+        path = OfflineRun(places[folder], project, first).close(each)
+        sent = online and finish_sync(start_sync(path, live=False), path, tracking.finish_seconds)
+        (written if sent or not online else left).append(path)
+        said = f"{len(each.rows) - first} of {len(each.rows)} rows, {len(each.tables)} tables, {len(each.artifacts)} artifacts"
+        print(f" {folder.name}: {said}{'' if sent or not online else ', not taken'}", flush=True)
     if left:
-        said = (left[0].parent / "upload.log").read_text(errors="replace").strip().splitlines()[-1:]
         raise UserError(
-            f"W&B did not take {len(left)} of {len(written)} runs within tracking.finish_seconds={tracking.finish_seconds:g} each "
-            f"({' '.join(said)}). Nothing is lost: the same command sends them again, or wandb sync {left[0]}"
+            f"W&B did not take {len(left)} of {len(found)} runs within tracking.finish_seconds={tracking.finish_seconds:g} each "
+            f"({left[0] / 'sync.log'} says why). Nothing is lost: the same command sends what is missing."
         )
-    return f"\n {len(written)} runs are in W&B project {tracking.project}"
-
-
-def existing(path: Path) -> Path:
-    """The nearest folder that is there."""
-    return next(p for p in (path, *path.absolute().parents) if p.exists())
-
-
-def send(path: Path, seconds: float) -> bool:
-    log = path.parent / "upload.log"
-    log.unlink(missing_ok=True)
-    return finish_upload(start_upload(path, False, log), path, seconds)
+    if online:
+        return f"\n {len(written)} runs are in W&B project {project.name}"
+    return "\n".join(["\n Send them to W&B:", *(f"   wandb sync {path}" for path in written)])

@@ -1,8 +1,8 @@
 """The process beside a command: reads the run's stages in the store while they grow and tells wandb of every new row.
 
-`python -m ldmlab.reports.mirror.follow` gets one line of JSON on its standard input (`Start`), and the end of the input when the
-command has ended, however that came about. The command never waits for anything but, at its very end, for this process; and
-this process ends itself `finish_seconds` after the end of the input.
+`python -m ldmlab.reports.mirror.follow` gets one line of JSON on its standard input, and the end of the input when the command
+has ended, however that came about. The command never waits for anything but, at its very end, for this process; and this
+process ends itself some `tracking.finish_seconds` after the end of the input. The last line that it prints is for the user.
 """
 
 import json
@@ -16,58 +16,108 @@ from typing import Any, NamedTuple
 
 from ldmlab.errors import DataError, UserError
 from ldmlab.reports.collect import read_run
-from ldmlab.reports.mirror.offline import OfflineRun, finish_upload, start_upload
+from ldmlab.reports.mirror.offline import OfflineRun, Project, rows_sent
 from ldmlab.reports.mirror.payload import Payload, made_by, payload
-from ldmlab.reports.records import Run
+from ldmlab.reports.mirror.upload import end, finish_sync, rows_there, start_sync
 
 EVERY = 5.0  # seconds between two looks at the store
+PATIENCE = 10.0  # seconds that W&B has each time to say how many rows it has
+HANGS = 20.0  # seconds, beyond all others, after which this process is taken to hang
 
 
 class Start(NamedTuple):
-    """What a command says: the run's folder, its record (as run.json will have it), and `tracking`."""
+    """What a command says: the run's folder, its record as run.json will have it, and `tracking`."""
 
     folder: Path
     record: dict[str, Any]
     tracking: dict[str, Any]
 
+    @property
+    def online(self) -> bool:
+        return bool(self.tracking["wandb"] == "online")
+
+    @property
+    def project(self) -> Project:
+        return Project(self.tracking["project"], self.tracking["entity"])
+
+    @property
+    def seconds(self) -> float:
+        return float(self.tracking["finish_seconds"])
+
 
 def main() -> None:
     os.nice(10)
-    os.environ["WANDB_QUIET"] = "true"
-    said = json.loads(sys.stdin.readline())
-    start = Start(Path(said["folder"]), said["record"], said["tracking"])
+    start = Start(**json.loads(sys.stdin.readline()))
+    start = start._replace(folder=Path(start.folder))
+    follower = Follower(start)
     try:
-        print(follow(start, said.get("every", EVERY)), flush=True)
+        while not ended(EVERY):
+            follower.look()
+        watch(start)
+        print(follower.finish(), flush=True)
     except UserError as error:
-        print(f"W&B: {error}", flush=True)
+        print(f"W&B: {error} {later(start)}", flush=True)
     except Exception as error:
-        print(f"W&B stopped ({type(error).__name__}: {error}); {later(start.folder)}", flush=True)
-        raise
+        print(f"W&B stopped ({type(error).__name__}: {error}). {later(start)}", flush=True)
+    finally:
+        follower.stop()
 
 
-def later(folder: Path) -> str:
-    return f"the store has every row. Send it: python src/report.py mirror=true runs='{folder.name}'"
+class Follower:
+    """One run of wandb. Online it begins once W&B has said how many rows it has; until then nothing is written."""
+
+    def __init__(self, start: Start):
+        self.start = start
+        self.run: OfflineRun | None = None
+        self.sync: subprocess.Popen[bytes] | None = None
+
+    def look(self) -> None:
+        """Writes the rows that are new in the store."""
+        try:
+            present = payload(read_run(self.start.folder, refreshed(self.start)), {}, "none")
+            self._begin(present.id, PATIENCE)
+        except (DataError, OSError):
+            return  # a file between two states; the next look will read it
+        except UserError as error:
+            print(error, flush=True)
+            return
+        self._write(present)
+
+    def _begin(self, id: str, seconds: float) -> None:
+        if self.run is None:
+            start = self.start
+            count = rows_there(start.project, [id], seconds)[id] if start.online else rows_sent(start.folder, id, start.project)
+            self.run = OfflineRun(start.folder, start.project, count)
+
+    def _write(self, present: Payload) -> None:
+        assert self.run is not None
+        before = self.run.folder
+        self.run.update(present)
+        if self.start.online and self.run.folder != before:
+            assert self.run.folder is not None
+            self.stop()
+            self.sync = start_sync(self.run.folder, live=True)
+
+    def finish(self) -> str:
+        """Everything that the store has of the run; returns what to tell the user."""
+        start, final = self.start, final_payload(self.start)
+        self._begin(final.id, start.seconds)
+        self._write(final)
+        assert self.run is not None
+        folder = self.run.close(final)
+        if self.sync is None:
+            return f"W&B offline: {folder}   send it: wandb sync {folder}"
+        if finish_sync(self.sync, folder, start.seconds):
+            return f"W&B: run {final.id} is in project {start.project.name}"
+        return f"W&B did not take everything within {start.seconds:g} s (tracking.finish_seconds). {later(start)}"
+
+    def stop(self) -> None:
+        if self.sync is not None:
+            end(self.sync)
 
 
-def follow(start: Start, every: float) -> str:
-    """Until the end of the input. Returns what to tell the user."""
-    tracking = start.tracking
-    run = OfflineRun(start.folder, tracking["project"], tracking["entity"])
-    log, upload = start.folder / "wandb" / "upload.log", None
-    while not ended(every):
-        seen = now(start)
-        if seen is not None and run.update(seen) and tracking["wandb"] == "online":
-            upload = restart(upload, run, log)
-    watch(tracking["finish_seconds"], start.folder)
-    final = final_payload(start)
-    if run.update(final) and tracking["wandb"] == "online":
-        upload = restart(upload, run, log)
-    folder = run.close(final)
-    if upload is None:
-        return f"W&B offline: {folder}   send it: wandb sync {folder}"
-    if finish_upload(upload, folder, tracking["finish_seconds"]):
-        return f"W&B has run {final.id} of {tracking['project']}"
-    return f"W&B did not take everything within {tracking['finish_seconds']:g} s ({log}); {later(start.folder)}"
+def later(start: Start) -> str:
+    return f"The store has every row. Send them: python src/report.py mirror=true runs='{start.folder.name}'"
 
 
 def ended(seconds: float) -> bool:
@@ -76,33 +126,16 @@ def ended(seconds: float) -> bool:
     return bool(ready) and not os.read(sys.stdin.fileno(), 1 << 16)
 
 
-def restart(upload: subprocess.Popen[bytes] | None, run: OfflineRun, log: Path) -> subprocess.Popen[bytes]:
-    if upload is not None:
-        upload.kill()
-        upload.wait()
-    assert run.folder is not None
-    return start_upload(run.folder, True, log)
+def watch(start: Start) -> None:
+    """Ends this process should wandb itself hang. (Answers and uploads that hang are ended before.)"""
 
-
-def watch(seconds: float, folder: Path) -> None:
-    """Ends this process when wandb itself hangs. (An upload that hangs is ended before.)"""
-
-    def end() -> None:
-        print(f"W&B hangs; {later(folder)}", flush=True)
+    def give_up() -> None:
+        print(f"W&B hangs. {later(start)}", flush=True)
         os._exit(3)
 
-    timer = threading.Timer(seconds + 20, end)
+    timer = threading.Timer(2 * start.seconds + HANGS, give_up)
     timer.daemon = True
     timer.start()
-
-
-def now(start: Start) -> Payload | None:
-    """The run as the store has it, without its end; None while a file of it is between two states."""
-    try:
-        return payload(read_run(start.folder, refreshed(start)), {}, "none")
-    except (DataError, OSError) as error:
-        print(f"not yet: {error}", flush=True)
-        return None
 
 
 def refreshed(start: Start) -> dict[str, Any]:
@@ -115,10 +148,10 @@ def refreshed(start: Start) -> dict[str, Any]:
 
 
 def final_payload(start: Start) -> Payload:
-    """The finished run as recorded; as far as it came when the command ended early."""
+    """The run as recorded once it is finished; as far as it came when the command ended early."""
     present = refreshed(start)
-    recorded = (start.folder / "run.json").is_file() and all(stage["state"] != "unfinished" for stage in present["stages"])
-    run: Run = read_run(start.folder) if recorded else read_run(start.folder, present)
+    whole = (start.folder / "run.json").is_file() and all(stage["state"] == "done" for stage in present["stages"])
+    run = read_run(start.folder) if whole else read_run(start.folder, present)
     return payload(run, made_by(start.folder.parent.parent), start.tracking["artifacts"])
 
 

@@ -5,6 +5,7 @@ metric of the stage is drawn. A scored snapshot is a row too, and so are its pic
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,11 +36,10 @@ class Pictures(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """One row of history. key: where it stands in the store; a run has each key once. group: what comes before the `/`."""
+    """One row of history. group: what comes before the `/` of its values, which are numbers or Pictures."""
 
-    key: tuple[str, str, float]  # stage, what of it, images seen
     group: str
-    values: dict[str, Any]  # numbers, or Pictures
+    values: dict[str, Any]
 
 
 class Table(NamedTuple):
@@ -61,7 +61,9 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Payload:
-    """All of one run. `groups`: those of the rows. `tables`, `summary` and `artifacts` are for the run's end."""
+    """All of one run. rows: in the one order that the run's stages have, and only such as stay: a run that goes on appends to
+    them and changes none, so that the number of a row is its place for good. tables, summary, artifacts: of the run's end.
+    """
 
     id: str
     name: str
@@ -75,10 +77,6 @@ class Payload:
     tables: dict[str, Table] = field(default_factory=dict)
     artifacts: tuple[Artifact, ...] = ()
     whole: bool = True  # whether every stage is finished
-
-    @property
-    def groups(self) -> list[str]:
-        return list(dict.fromkeys(row.group for row in self.rows))
 
 
 def payload(run: Run, makers: dict[str, str], artifacts: str) -> Payload:
@@ -95,7 +93,7 @@ def payload(run: Run, makers: dict[str, str], artifacts: str) -> Payload:
         tuple(dict.fromkeys([*run.studies, *(record.stage for record in run.stages)])),
         run.command,
         run.config | {"ldmlab": identity(run)},
-        tuple([*curves(run), *score_rows(run), *picture_rows(run)]),
+        tuple(history(run)),
         summary(run),
         tables(run),
         tuple(artifact(run, record, makers, artifacts == "files") for record in kept),
@@ -117,29 +115,51 @@ def identity(run: Run) -> dict[str, Any]:
 # ---- history --------------------------------------------------------------------------------------------------------
 
 
-def curves(run: Run) -> list[Row]:
-    """Every row of every stage's log, in the order of the run's stages: those of stages that other runs share too."""
-    logged = [record for record in run.stages if record.rows]
+def history(run: Run) -> list[Row]:
+    """Stage after stage, up to the first that is not finished; of that one what its last checkpoint covers.
+
+    A training that is interrupted writes what came after its checkpoint again, perhaps at other image counts.
+    """
+    logged = Counter(record.stage for record in run.stages if record.rows)
+    waiting = {s.samples.id for s in run.snapshots if s.samples is not None and s.scores is not None}
+    scored = {s.scores.id: s for s in run.snapshots if s.scores is not None}
     found = []
-    for record in logged:
-        alone = sum(other.stage == record.stage for other in logged) == 1
-        group = record.stage if alone else f"{record.stage}-{record.id}"
-        for row in record.rows:
-            split = row.get("split", "train")
-            values = {f"{group}/{split}/{name}": value for name, value in row.items() if name not in POSITION}
-            place = {f"{group}/{name}": row[name] for name in ("images", "step", "time") if name in row}
-            found.append(Row((record.id, split, row["images"]), group, place | values))
+    for record in run.stages:
+        found += curves(record, record.stage if logged[record.stage] == 1 else f"{record.stage}-{record.id}")
+        if not record.done:
+            break
+        if record is run.first_stage:
+            found += reconstruction_row(record)
+        if record.stage == "samples" and record.id not in waiting and not run.all("scores"):
+            found += sample_rows(record, None)
+        if record.id in scored:  # scores say after how many images their samples were drawn
+            found += scored_rows(scored[record.id])
     return found
 
 
-def score_rows(run: Run) -> list[Row]:
-    """Scores over the images that the denoiser had seen."""
-    scored = [(s.images, s.scores) for s in run.snapshots if s.images is not None and s.scores is not None]
-    return [
-        Row((record.id, "scores", images), "scores", {"scores/images": images} | bounds("scores", record))
-        for images, record in scored
-        if record.done
-    ]
+def curves(record: StageRecord, group: str) -> list[Row]:
+    """Every row of a stage's log that stays."""
+    found = []
+    for row in record.rows if record.done else covered(record):
+        split = row.get("split", "train")
+        values = {f"{group}/{split}/{name}": value for name, value in row.items() if name not in POSITION}
+        place = {f"{group}/{name}": row[name] for name in ("images", "step", "time") if name in row}
+        found.append(Row(group, place | values))
+    return found
+
+
+def covered(record: StageRecord) -> list[dict[str, Any]]:
+    """The rows up to the stage's last checkpoint, which has the image count for its name."""
+    images = [int(path.name) for path in (record.folder / "checkpoints").glob("[0-9]*")]
+    return [row for row in record.rows if images and row["images"] <= max(images)]
+
+
+def scored_rows(snapshot: Snapshot) -> list[Row]:
+    """Scores over the images that the denoiser had seen, then pictures of the samples that were scored."""
+    found = []
+    if snapshot.images is not None and snapshot.scores is not None:
+        found.append(Row("scores", {"scores/images": snapshot.images} | bounds("scores", snapshot.scores)))
+    return found + (sample_rows(snapshot.samples, snapshot.images) if snapshot.samples is not None else [])
 
 
 def bounds(group: str, record: StageRecord) -> dict[str, float]:
@@ -151,34 +171,29 @@ def bounds(group: str, record: StageRecord) -> dict[str, float]:
     return found
 
 
-def picture_rows(run: Run) -> list[Row]:
-    """Samples of each snapshot, what they were drawn from, and the sheet of reconstructions."""
-    scoring = any(not record.done for record in run.all("scores"))  # scores say after how many images samples were drawn
-    known = [s for s in run.snapshots if s.images is not None or not scoring]
-    rows = [row for snapshot in known if (row := sample_row(snapshot)) is not None]
-    record = run.first_stage
-    sheet = record.folder / "reconstructions.png" if record is not None else None
-    if record is not None and record.done and sheet is not None and sheet.is_file():
-        caption = f"originals, reconstructions, error × 4; {record.stage} {record.id}, {record.what}"
-        pictures = Pictures([caption], partial(read_picture, sheet))
-        rows.append(Row((record.id, "pictures", 0), "reconstructions", {"reconstructions/pictures": pictures}))
-    return rows
+def reconstruction_row(record: StageRecord) -> list[Row]:
+    """The sheet of reconstructions, where the stage drew one."""
+    sheet = record.folder / "reconstructions.png"
+    if not sheet.is_file():
+        return []
+    said = f"originals, reconstructions, error × 4; {record.stage} {record.id}, {record.what}"
+    return [Row("reconstructions", {"reconstructions/pictures": Pictures([said], partial(read_picture, sheet))})]
 
 
-def sample_row(snapshot: Snapshot) -> Row | None:
-    record = snapshot.samples
-    if record is None or not record.done:
-        return None
+def sample_rows(record: StageRecord, images: int | None) -> list[Row]:
+    """The first samples of a snapshot, and what they were drawn from. images: seen by the denoiser, where that is known."""
+    if not record.done:
+        return []
     drawn = record.pictures
     n = min(PICTURES, len(drawn))
     captions = [caption(record, i) for i in range(n)]
-    place: dict[str, Any] = {} if snapshot.images is None else {"samples/images": snapshot.images}
-    place["samples/pictures"] = Pictures(captions, lambda: [drawn.images_NHWC[i] for i in range(n)])
+    values: dict[str, Any] = {} if images is None else {"samples/images": images}
+    values["samples/pictures"] = Pictures(captions, lambda: [drawn.images_NHWC[i] for i in range(n)])
     if drawn.conditions_MHWC is not None:
         m = min(n, len(drawn.conditions_MHWC))
         shown = [f"condition of {text}" for text in captions[:m]]
-        place["samples/conditions"] = Pictures(shown, lambda: [drawn.conditions_MHWC[i] for i in range(m)])
-    return Row((record.id, "pictures", snapshot.images or 0), "samples", place)
+        values["samples/conditions"] = Pictures(shown, lambda: [drawn.conditions_MHWC[i] for i in range(m)])
+    return [Row("samples", values)]
 
 
 def caption(record: StageRecord, i: int) -> str:
