@@ -124,6 +124,10 @@ class Handler(BaseHTTPRequestHandler):
         if "LdmlabRows" in query:
             run = server.runs.get(v["name"])
             return {"data": {"project": {"run": run and {"historyLineCount": len(run["history"])}}}}
+        if "GetProjects" in query:
+            node = PROJECT | {"createdAt": "2026-01-01T00:00:00Z", "isBenchmark": False, "user": None}
+            page = {"edges": [{"node": node, "cursor": ""}], "pageInfo": {"endCursor": None, "hasNextPage": False}}
+            return {"data": {"models": page}}
         for name in CALLS:
             if f"{name}(" in query:
                 return {"data": CALLS[name](server, v, asked)}

@@ -62,9 +62,7 @@ def report(
     """
     runs = read_runs([Path(folder) for folder in run_folders])
     check_folder(Path(out))
-    study = read_study(runs)
-    if not study.cells:
-        raise DataError(f"study={name}: no samples are scored yet. Make them: python src/train.py -m sweeps={name}")
+    study = scored_study(runs, name)
     explored = read_points(runs, counted.work)
     page = document(study, runs, name, missing_notes(missing, runs), counted, title)
     page = replace(page, beside=explore.beside(explored))
@@ -72,6 +70,14 @@ def report(
     if (cells := read_table(study, dict(counted.work))).cells:
         files["cells.csv"] = numbers.csv_text(compression_csv(cells)).encode()
     return doc.write(Path(out), page.files() | files | explore.files(explored, page, Path(out)))
+
+
+def scored_study(runs: list[Run], name: str) -> Study:
+    """Raises DataError when no cell is scored."""
+    study = read_study(runs)
+    if not study.cells:
+        raise DataError(f"study={name}: no samples are scored yet. Make them: python src/train.py -m sweeps={name}")
+    return study
 
 
 def missing_notes(missing: list[tuple[str, str]], runs: list[Run]) -> list[doc.Note]:

@@ -107,9 +107,17 @@ def identity(run: Run) -> dict[str, Any]:
     ids = {name: [record.id for record in run.all(name)] for name in names}
     return {
         "id": run.id, "title": run.title, "command": run.command, "created": run.created, "choices": run.choices,
-        "studies": list(run.studies), "machine": run.machine, "tuned": run.tuned,
+        "studies": list(run.studies), "machine": run.machine, "tuned": run.tuned, **first_stage_shape(run),
         "stages": {name: found[0] if len(found) == 1 else found for name, found in ids.items()},
     }  # fmt: skip
+
+
+def first_stage_shape(run: Run) -> dict[str, int]:
+    """f and c of the first stage, once it is scored."""
+    record = run.stage("reconstructions")
+    path = None if record is None or not record.done else record.folder / "facts.json"
+    facts = read_json(path, run.command) if path is not None and path.is_file() else {}
+    return {name: int(facts[name]) for name in ("f", "c") if name in facts}
 
 
 # ---- history --------------------------------------------------------------------------------------------------------
