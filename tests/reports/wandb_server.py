@@ -124,6 +124,10 @@ class Handler(BaseHTTPRequestHandler):
         if "LdmlabRows" in query:
             run = server.runs.get(v["name"])
             return {"data": {"project": {"run": run and {"historyLineCount": len(run["history"])}}}}
+        if "LdmlabArtifact" in query:
+            name, _, alias = v["name"].rpartition(":")
+            found = [a for a in server.artifacts.values() if a["name"] == name and alias in a["aliases"]]
+            return {"data": {"project": {"artifact": found[0] and {"state": found[0]["state"]} if found else None}}}
         if "GetProjects" in query:
             node = PROJECT | {"createdAt": "2026-01-01T00:00:00Z", "isBenchmark": False, "user": None}
             page = {"edges": [{"node": node, "cursor": ""}], "pageInfo": {"endCursor": None, "hasNextPage": False}}
@@ -155,9 +159,9 @@ def upsert_run(server: Server, v: dict[str, Any], asked: dict[str, Any]) -> Any:
 
 def create_artifact(server: Server, v: dict[str, Any], asked: dict[str, Any]) -> Any:
     key = f"{asked['artifactCollectionName']}:{asked['digest']}"
-    found = server.artifacts.setdefault(key, {"id": f"A-{len(server.artifacts)}", "runs": set(), "used": set(), "state": "PENDING"})
+    found = server.artifacts.setdefault(key, {"id": f"A-{len(server.artifacts)}", "runs": set(), "used": set(), "state": "PENDING", "aliases": set()})
     found |= {"name": asked["artifactCollectionName"], "type": asked["artifactTypeName"]}
-    found["aliases"] = {each["alias"] for each in asked["aliases"]}
+    found["aliases"] |= {each["alias"] for each in asked["aliases"]}
     found["runs"].add(asked["runName"])
     return {"createArtifact": {"artifact": {"id": found["id"], "state": found["state"], "artifactSequence": {"id": "S", "latestArtifact": None}}}}
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from ldmlab.errors import ConfigError, UserError
 from ldmlab.reports.collect import read_run
-from ldmlab.reports.mirror.offline import OfflineRun, Project, rows_sent
+from ldmlab.reports.mirror.offline import SYNC_LOG, OfflineRun, Project, rows_sent
 from ldmlab.reports.mirror.payload import made_by, payload
-from ldmlab.reports.mirror.upload import finish_sync, rows_there, start_sync
+from ldmlab.reports.mirror.upload import finish_sync, start_sync, there
 
 
 def wanted(cfg: Any) -> bool:
@@ -54,24 +54,24 @@ def mirror(cfg: Any, folders: list[Path]) -> str:
             raise UserError(f"{place} cannot be written, and W&B's files go there. Name another place: out=folder.")
     project, makers = Project(tracking.project, tracking.entity), made_by(Path(cfg.store))
     found = {folder: payload(read_run(folder), makers, tracking.artifacts) for folder in folders}
-    there = rows_there(project, [each.id for each in found.values()], tracking.finish_seconds) if online else {}
+    before = there(project, found.values(), tracking.finish_seconds) if online else {}
     written, left = [], []
     for folder, each in found.items():
-        first = there[each.id] if online else rows_sent(places[folder], each.id, project)
+        first = before[each.id].rows if online else rows_sent(places[folder], each.id, project)
         if first > len(each.rows):
             raise UserError(
                 f"W&B has {first} rows of run {each.id}, and the store {len(each.rows)}: it is not a mirror of this run. Choose another "
                 "project: tracking.project=…"
             )
         path = OfflineRun(places[folder], project, first).close(each)
-        sent = online and finish_sync(start_sync(path, live=False), path, tracking.finish_seconds)
+        sent = online and finish_sync(start_sync(path, live=False), path, each, project, tracking.finish_seconds)
         (written if sent or not online else left).append(path)
         said = f"{len(each.rows) - first} of {len(each.rows)} rows, {len(each.tables)} tables, {len(each.artifacts)} artifacts"
         print(f" {folder.name}: {said}{'' if sent or not online else ', not taken'}", flush=True)
     if left:
         raise UserError(
             f"W&B did not take {len(left)} of {len(found)} runs within tracking.finish_seconds={tracking.finish_seconds:g} each "
-            f"({left[0] / 'sync.log'} says why). Nothing is lost: the same command sends what is missing."
+            f"({left[0] / SYNC_LOG} says why). Nothing is lost: the same command sends what is missing."
         )
     if online:
         return f"\n {len(written)} runs are in W&B project {project.name}"

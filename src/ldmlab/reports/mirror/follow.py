@@ -18,7 +18,7 @@ from ldmlab.errors import DataError, UserError
 from ldmlab.reports.collect import read_run
 from ldmlab.reports.mirror.offline import OfflineRun, Project, rows_sent
 from ldmlab.reports.mirror.payload import Payload, made_by, payload
-from ldmlab.reports.mirror.upload import end, finish_sync, rows_there, start_sync
+from ldmlab.reports.mirror.upload import end, finish_sync, start_sync, there
 
 EVERY = 5.0  # seconds between two looks at the store
 PATIENCE = 10.0  # seconds that W&B has each time to say how many rows it has
@@ -75,7 +75,7 @@ class Follower:
         """Writes the rows that are new in the store."""
         try:
             present = payload(read_run(self.start.folder, refreshed(self.start)), {}, "none")
-            self._begin(present.id, PATIENCE)
+            self._begin(present, PATIENCE)
         except (DataError, OSError):
             return  # a file between two states; the next look will read it
         except UserError as error:
@@ -83,11 +83,11 @@ class Follower:
             return
         self._write(present)
 
-    def _begin(self, id: str, seconds: float) -> None:
+    def _begin(self, present: Payload, seconds: float) -> None:
         if self.run is None:
-            start = self.start
-            count = rows_there(start.project, [id], seconds)[id] if start.online else rows_sent(start.folder, id, start.project)
-            self.run = OfflineRun(start.folder, start.project, count)
+            start, id = self.start, present.id
+            first = there(start.project, [present], seconds)[id].rows if start.online else rows_sent(start.folder, id, start.project)
+            self.run = OfflineRun(start.folder, start.project, first)
 
     def _write(self, present: Payload) -> None:
         assert self.run is not None
@@ -101,13 +101,13 @@ class Follower:
     def finish(self) -> str:
         """Everything that the store has of the run; returns what to tell the user."""
         start, final = self.start, final_payload(self.start)
-        self._begin(final.id, start.seconds)
+        self._begin(final, start.seconds)
         self._write(final)
         assert self.run is not None
         folder = self.run.close(final)
         if self.sync is None:
             return f"W&B offline: {folder}   send it: wandb sync {folder}"
-        if finish_sync(self.sync, folder, start.seconds):
+        if finish_sync(self.sync, folder, final, start.project, start.seconds):
             return f"W&B: run {final.id} is in project {start.project.name}"
         return f"W&B did not take everything within {start.seconds:g} s (tracking.finish_seconds). {later(start)}"
 

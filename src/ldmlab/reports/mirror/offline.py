@@ -6,7 +6,6 @@ W&B does not have yet, and the step of a row is its number in the payload.
 """
 
 import os
-import re
 import shutil
 import time
 from pathlib import Path
@@ -19,12 +18,13 @@ from ldmlab.reports.mirror.payload import Artifact, Payload, Pictures, Row
 from ldmlab.store.files import read_json, write_json, writing
 
 CONTENTS = "mirror.json"  # beside the .wandb file: what the folder holds
+SYNC_LOG = "sync.log"  # and what the upload said, once one was begun
 
 
 class Project(NamedTuple):
     """entity: whose it is; None is the account's own."""
 
-    name: str
+    name: str | None
     entity: str | None
 
 
@@ -77,9 +77,10 @@ class OfflineRun:
             self._artifact(artifact)
         self.run.finish(exit_code=0 if payload.whole else 1)
         self.run = None
-        write_json(self.folder / CONTENTS, {"project": list(self.project), "first": self.first, "rows": len(payload.rows)})
+        write_json(self.folder / CONTENTS, {"project": self.project, "first": self.first, "rows": len(payload.rows)})
+        newest = {held(old)["project"]: old for old in earlier(self.place, payload.id) if was_sent(old)}
         for old in earlier(self.place, payload.id):
-            if old != self.folder and not was_sent(old):
+            if old != self.folder and old not in newest.values():
                 shutil.rmtree(old, ignore_errors=True)
                 shutil.rmtree(self._staging(old), ignore_errors=True)
         self._lock.release()
@@ -133,8 +134,7 @@ class OfflineRun:
 
     def _artifact(self, made: Artifact) -> None:
         wandb = import_wandb()
-        name = re.sub(r"[^\w.-]", "_", made.name)[:128]
-        artifact = wandb.Artifact(name, type=made.type, metadata=made.metadata)
+        artifact = wandb.Artifact(made.name, type=made.type, metadata=made.metadata)
         for inside, path in made.files.items():
             # without a copy: the store never changes a finished file
             artifact.add_file(str(path), name=inside, policy="immutable", skip_cache=True)
@@ -170,8 +170,23 @@ def was_sent(folder: Path) -> bool:
     return any(folder.glob("run-*.wandb.synced"))
 
 
+def held(folder: Path) -> dict[str, Any]:
+    """{"project", "first", "rows"} of a finished folder; of one that was cut off, or is not ours, no rows of no project."""
+    path = folder / CONTENTS
+    said = read_json(path) if path.is_file() else {"project": [None, None], "first": 0, "rows": 0}
+    return {**said, "project": Project(*said["project"])}
+
+
 def rows_sent(place: Path, id: str, project: Project) -> int:
-    """How many of a run's rows W&B has through offline folders that were sent to this project."""
-    contents = [folder / CONTENTS for folder in earlier(place, id) if was_sent(folder)]
-    held = [read_json(path) for path in contents if path.is_file()]
-    return max((each["rows"] for each in held if each["project"] == list(project)), default=0)
+    """How many of a run's rows W&B has through offline folders that were sent to this project.
+
+    Raises UserError where an upload did not end: how far it came, W&B alone knows, and it would append what comes again.
+    """
+    own = [folder for folder in earlier(place, id) if held(folder)["project"] in (project, Project(None, None))]
+    broken = [folder for folder in own if (folder / SYNC_LOG).is_file() and not was_sent(folder)]
+    if broken:
+        raise UserError(
+            f"an upload of run {id} did not end, so W&B may have a part of it, to which `wandb sync` would append all of it. Mirror it "
+            f"online (it sends what is missing), or where W&B has nothing of it remove {broken[-1]}."
+        )
+    return max((held(folder)["rows"] for folder in own if was_sent(folder)), default=0)

@@ -5,6 +5,7 @@ metric of the stage is drawn. A scored snapshot is a row too, and so are its pic
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -278,6 +279,6 @@ def artifact(run: Run, record: StageRecord, makers: dict[str, str], files: bool)
     facts = {"id": record.id, "stage": record.stage, "what": record.what, "upstream": record.upstream}
     facts |= {"seconds": record.seconds, "place": record.place, "command": run.command}
     facts["sha256"] = {name: entry["sha256"] for name, entry in sealed.items()}
-    name = record.folder.name.removesuffix(f"-{record.id}")
+    name = re.sub(r"[^\w.-]", "_", f"{record.stage}-{record.folder.name.removesuffix(f'-{record.id}')}")[:128]
     made = makers.get(record.id, run.id) == run.id
-    return Artifact(f"{record.stage}-{name}", record.stage, (record.id,), made, facts, own)
+    return Artifact(name, record.stage, (record.id,), made, facts, own)
