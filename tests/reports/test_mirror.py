@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from itertools import chain, repeat
+from itertools import chain, pairwise, repeat
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,9 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 def summary_of(folder: Path) -> dict[str, Any]:
     words = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(folder)]
-    found: dict[str, Any] = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)["summary"]
+    found: dict[str, Any] = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)[
+        "summary"
+    ]
     return found
 
 
@@ -78,8 +80,22 @@ def two_cells(store: FakeStore) -> list[Path]:
     shared = store.autoencoder()
     cells = []
     for n, id_ in enumerate(("d1", "d2")):
-        stages = [shared, store.denoiser(f"{id_}aa"), *store.snapshot(f"{id_}s", 2000, 96.4), *store.snapshot(f"{id_}t", 40000, 12.8)]
-        cells.append(store.run(stages, f"r{n}", f"cell-{n}", studies=["compression"], created=f"2026-01-0{n + 1}", choices={"ae": "kl_f4"}))
+        stages = [
+            shared,
+            store.denoiser(f"{id_}aa"),
+            *store.snapshot(f"{id_}s", 2000, 96.4),
+            *store.snapshot(f"{id_}t", 40000, 12.8),
+        ]
+        cells.append(
+            store.run(
+                stages,
+                f"r{n}",
+                f"cell-{n}",
+                studies=["compression"],
+                created=f"2026-01-0{n + 1}",
+                choices={"ae": "kl_f4"},
+            )
+        )
     np.save(store.root / "samples" / "ddim50-d2t5a" / "conditions-pictures.npy", little_pictures(4, seed=9))
     return cells
 
@@ -98,7 +114,9 @@ def test_an_offline_folder_holds_what_the_store_has(fake_store: FakeStore, wandb
         # configuration and ids
         config = run["config"]["update"]
         assert config["ldm"] == {"network": {"width": 32}} and config["seed"] == 0
-        assert config["ldmlab"]["stages"]["autoencoder"] == "4ab07e11" and len(config["ldmlab"]["stages"]["scores"]) == 2
+        assert (
+            config["ldmlab"]["stages"]["autoencoder"] == "4ab07e11" and len(config["ldmlab"]["stages"]["scores"]) == 2
+        )
         # every number of every log, those of the shared first stage too, once each
         rows = history(found)
         assert [row["_step"] for row in rows] == list(range(len(rows)))
@@ -123,12 +141,16 @@ def check_scores_and_pictures(folder: Path, found: list[dict[str, Any]], store: 
     summary = summary_of(folder)
     raw = json.loads((store.root / "scores" / f"shapes-d{n + 1}t5c" / "scores.json").read_text())["scores"]
     for key, score in raw.items():
-        assert [summary[f"scores/{key}{end}"] for end in ("_low", "", "_high")] == [score[k] for k in ("low", "value", "high")]
+        assert [summary[f"scores/{key}{end}"] for end in ("_low", "", "_high")] == [
+            score[k] for k in ("low", "value", "high")
+        ]
     assert summary["autoencoder/psnr"] == 28.412 and summary["state"] == "finished"
     table = json.loads((folder / "files" / summary["tables/scores"]["path"]).read_text())
     assert len(table["data"]) == 2 * len(raw) + 7  # a row a metric and snapshot; of the first stage
     heads = table["columns"]
-    line = next(r for r in table["data"] if r[heads.index("metric")] == "fid" and r[heads.index("snapshot images")] == 40000)
+    line = next(
+        r for r in table["data"] if r[heads.index("metric")] == "fid" and r[heads.index("snapshot images")] == 40000
+    )
     assert line[heads.index("value")] == 12.8 and json.loads(line[heads.index("card")])["sampler"] == "ddim"
     shown = [row for row in rows if "samples/pictures.captions" in row]
     assert [row["samples/images"] for row in shown] == [2000, 40000]
@@ -138,7 +160,9 @@ def check_scores_and_pictures(folder: Path, found: list[dict[str, Any]], store: 
     assert np.array_equal(np.asarray(Image.open(folder / "files" / files[3])), stored[3])
     if n:
         assert shown[1]["samples/conditions.captions"][0] == "condition of image 0, seed 0, class circle"
-    (sheet,) = (row["reconstructions/pictures.filenames"] for row in rows if "reconstructions/pictures.filenames" in row)
+    (sheet,) = (
+        row["reconstructions/pictures.filenames"] for row in rows if "reconstructions/pictures.filenames" in row
+    )
     assert (folder / "files" / sheet[0]).is_file()
 
 
@@ -152,7 +176,10 @@ def check_lineage(found: list[dict[str, Any]], made: bool) -> None:
     assert sum(a["type"] == "samples" for a in of("artifact", found)) == 2
 
 
-@pytest.mark.parametrize(("kind", "files"), [("none", None), ("metadata", {"card.json", "config.yaml"}), ("files", {"card.json", "config.yaml", "w"})])
+@pytest.mark.parametrize(
+    ("kind", "files"),
+    [("none", None), ("metadata", {"card.json", "config.yaml"}), ("files", {"card.json", "config.yaml", "w"})],
+)
 def test_artifacts_hold_what_is_asked_for(fake_store: FakeStore, kind: str, files: set[str] | None) -> None:
     folder = fake_store.finished()
     stage = fake_store.root / "autoencoder" / "kl_f4-4ab07e11"
@@ -176,14 +203,28 @@ def test_rows_only_ever_grow(fake_store: FakeStore) -> None:
         write_rows(stage / "metrics.jsonl", lines[:rows])
         if checkpoint is not None:
             (stage / "checkpoints" / f"{checkpoint:012d}").mkdir(parents=True, exist_ok=True)
-        return [repr(row.values) for row in payload(read_run(folder, raw | {"stages": stages}), {}, "none").rows if "pictures" not in repr(row)]
+        return [
+            repr(row.values)
+            for row in payload(read_run(folder, raw | {"stages": stages}), {}, "none").rows
+            if "pictures" not in repr(row)
+        ]
 
-    steps = [told(0, 0, None), told(1, 20, None), told(1, 50, 4000), told(1, 70, 12000), told(2, 200, None), told(4, 200, None), told(6, 200, None)]
+    steps = [
+        told(0, 0, None),
+        told(1, 20, None),
+        told(1, 50, 4000),
+        told(1, 70, 12000),
+        told(2, 200, None),
+        told(4, 200, None),
+        told(6, 200, None),
+    ]
     assert [len(step) for step in steps] == [0, 126, 126 + 20, 126 + 60, 326, 327, 328]
-    assert all(later[: len(step)] == step for step, later in zip(steps, steps[1:], strict=False))
+    assert all(later[: len(step)] == step for step, later in pairwise(steps))
 
 
-def test_a_run_is_sent_once_through_whatever_happens(fake_store: FakeStore, server: Server, wandb_home: pytest.MonkeyPatch) -> None:
+def test_a_run_is_sent_once_through_whatever_happens(
+    fake_store: FakeStore, server: Server, wandb_home: pytest.MonkeyPatch
+) -> None:
     """Uploads that hang, fail, are cut off in their middle, get nonsense or lose the server; then mirror=true: every row, once."""
     folders = two_cells(fake_store)
     wandb_home.setattr(upload, "CHECKS", (0.0,))

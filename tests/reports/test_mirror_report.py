@@ -26,9 +26,13 @@ def specified(store: FakeStore, folders: list[Path]) -> dict[str, Any]:
 
 def test_the_specification_has_each_part_of_the_study(fake_store: FakeStore) -> None:
     spec = specified(fake_store, study(fake_store))
-    heads = {block["id"]: n for n, block in enumerate(spec["blocks"]) if block["type"] == "heading" and block["level"] == 2}
+    heads = {
+        block["id"]: n for n, block in enumerate(spec["blocks"]) if block["type"] == "heading" and block["level"] == 2
+    }
     assert list(heads) == ["claims", "components", "paper", "scores", "samples", "cost", "training", "protocol"]
-    text = {id_: spec["blocks"][n + 1]["text"] for id_, n in heads.items() if spec["blocks"][n + 1]["type"] == "markdown"}
+    text = {
+        id_: spec["blocks"][n + 1]["text"] for id_, n in heads.items() if spec["blocks"][n + 1]["type"] == "markdown"
+    }
     title, question, verdicts, answer = spec["blocks"][:4]
     assert title["text"] == spec["description"] and question["text"].startswith("10 denoisers; ")
     assert "take f = 4; f = 8 cannot be told from it" in verdicts["text"].replace("\\", "")
@@ -36,10 +40,14 @@ def test_the_specification_has_each_part_of_the_study(fake_store: FakeStore) -> 
     assert spec["groupby"] == ["config.ldmlab.choices.ae"] and len(spec["runs"]) == len(set(spec["runs"])) == 10
     kinds = [(panel["type"], panel.get("y") or panel.get("metrics")) for panel in answer["panels"]]
     assert kinds[:3] == [("line", ["scores/fid"]), ("bar", ["scores/fid"]), ("scatter", "summary.scores/fid")]
-    assert answer["panels"][0]["x"] == "scores/images" and answer["panels"][0]["spread"] == "stddev" and answer["panels"][0]["mean"]
+    assert (
+        answer["panels"][0]["x"] == "scores/images"
+        and answer["panels"][0]["spread"] == "stddev"
+        and answer["panels"][0]["mean"]
+    )
     assert answer["panels"][2]["x"] == "config.ldmlab.f"
     # tables: a row a cell, and each less the baseline, in the page's own words
-    rows = [row for row in text["scores"].splitlines() if row.startswith("| kl") or row.startswith("| identity")]
+    rows = [row for row in text["scores"].splitlines() if row.startswith(("| kl", "| identity"))]
     assert len(rows) == 10 + 9 and "table.csv" not in text["scores"]
     assert "supported" in text["claims"] and "reference: r1" in text["protocol"].replace("\\", "")
     shown = [panel for block in spec["blocks"] if block["type"] == "panels" for panel in block["panels"]]
@@ -51,7 +59,12 @@ def test_the_specification_has_each_part_of_the_study(fake_store: FakeStore) -> 
 def test_a_report_is_saved_in_place(fake_store: FakeStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("wandb_workspaces", reason="the extra wandb-reports is not installed")
     server = Server()
-    for name, value in {"BASE_URL": server.url, "API_KEY": "a" * 40, "CONFIG_DIR": str(tmp_path), "CACHE_DIR": str(tmp_path)}.items():
+    for name, value in {
+        "BASE_URL": server.url,
+        "API_KEY": "a" * 40,
+        "CONFIG_DIR": str(tmp_path),
+        "CACHE_DIR": str(tmp_path),
+    }.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
     folders = study(fake_store)
     assert " made\n" in command.write(configured(fake_store), folders)

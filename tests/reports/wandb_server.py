@@ -159,11 +159,21 @@ def upsert_run(server: Server, v: dict[str, Any], asked: dict[str, Any]) -> Any:
 
 def create_artifact(server: Server, v: dict[str, Any], asked: dict[str, Any]) -> Any:
     key = f"{asked['artifactCollectionName']}:{asked['digest']}"
-    found = server.artifacts.setdefault(key, {"id": f"A-{len(server.artifacts)}", "runs": set(), "used": set(), "state": "PENDING", "aliases": set()})
+    found = server.artifacts.setdefault(
+        key, {"id": f"A-{len(server.artifacts)}", "runs": set(), "used": set(), "state": "PENDING", "aliases": set()}
+    )
     found |= {"name": asked["artifactCollectionName"], "type": asked["artifactTypeName"]}
     found["aliases"] |= {each["alias"] for each in asked["aliases"]}
     found["runs"].add(asked["runName"])
-    return {"createArtifact": {"artifact": {"id": found["id"], "state": found["state"], "artifactSequence": {"id": "S", "latestArtifact": None}}}}
+    return {
+        "createArtifact": {
+            "artifact": {
+                "id": found["id"],
+                "state": found["state"],
+                "artifactSequence": {"id": "S", "latestArtifact": None},
+            }
+        }
+    }
 
 
 def commit_artifact(server: Server, v: dict[str, Any], asked: dict[str, Any]) -> Any:
@@ -203,7 +213,13 @@ def upsert_view(server: Server, v: dict[str, Any], asked: dict[str, Any]) -> Any
     id = v.get("id") or f"Vmlldzo{len(server.views) + 1}"
     server.views[id] = {**v, "id": id, "saves": server.views.get(id, {}).get("saves", 0) + 1}
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(0))
-    view = {"id": id, "name": v["name"], "displayName": v["displayName"], "description": v["description"], "type": v["type"]}
+    view = {
+        "id": id,
+        "name": v["name"],
+        "displayName": v["displayName"],
+        "description": v["description"],
+        "type": v["type"],
+    }
     view |= {"project": {"id": "P", "name": v["projectName"], "entityName": v["entityName"]}, "spec": v["spec"]}
     view |= {"createdAt": now, "updatedAt": now, "user": {"name": "me", "username": "me", "userInfo": {}}}
     return {"upsertView": {"view": view, "inserted": v.get("id") is None}}

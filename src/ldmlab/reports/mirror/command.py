@@ -16,7 +16,9 @@ def wanted(cfg: Any) -> bool:
     if cfg.to not in (None, "wandb"):
         raise ConfigError(f"to={cfg.to} is for export.py. report.py takes to=wandb, or none for its own page.")
     if cfg.to and cfg.mirror:
-        raise ConfigError("to=wandb writes a study's report and mirror=true its runs. Write two commands, mirror=true first.")
+        raise ConfigError(
+            "to=wandb writes a study's report and mirror=true its runs. Write two commands, mirror=true first."
+        )
     if cfg.to and cfg.study is None:
         raise ConfigError("to=wandb writes the report of a study. Name it: study=compression_small.")
     return bool(cfg.to or cfg.mirror)
@@ -35,7 +37,9 @@ def mode(cfg: Any) -> str:
     """offline or online: `tracking.wandb`, else wandb's own variable WANDB_MODE, else online."""
     chosen = cfg.tracking.wandb or os.environ.get("WANDB_MODE") or "online"
     if chosen not in ("online", "offline"):
-        raise ConfigError(f"WANDB_MODE={chosen}: mirror=true takes online or offline. Set it, or tracking=wandb tracking.wandb=….")
+        raise ConfigError(
+            f"WANDB_MODE={chosen}: mirror=true takes online or offline. Set it, or tracking=wandb tracking.wandb=…."
+        )
     return chosen
 
 
@@ -55,7 +59,8 @@ def mirror(cfg: Any, folders: list[Path]) -> str:
     project, makers = Project(tracking.project, tracking.entity), made_by(Path(cfg.store))
     found = {folder: payload(read_run(folder), makers, tracking.artifacts) for folder in folders}
     before = there(project, found.values(), tracking.finish_seconds) if online else {}
-    written, left = [], []
+    written: list[Path] = []
+    left: list[Path] = []
     for folder, each in found.items():
         first = before[each.id].rows if online else rows_sent(places[folder], each.id, project)
         if first > len(each.rows):

@@ -86,7 +86,11 @@ class Follower:
     def _begin(self, present: Payload, seconds: float) -> None:
         if self.run is None:
             start, id = self.start, present.id
-            first = there(start.project, [present], seconds)[id].rows if start.online else rows_sent(start.folder, id, start.project)
+            first = (
+                there(start.project, [present], seconds)[id].rows
+                if start.online
+                else rows_sent(start.folder, id, start.project)
+            )
             self.run = OfflineRun(start.folder, start.project, first)
 
     def _write(self, present: Payload) -> None:

@@ -114,7 +114,9 @@ class OfflineRun:
             try:
                 lock.acquire(timeout=0)
             except Timeout:
-                raise UserError(f"run {id} is being mirrored by another process. Wait for it, or end its command.") from None
+                raise UserError(
+                    f"run {id} is being mirrored by another process. Wait for it, or end its command."
+                ) from None
         return lock
 
     def _staging(self, folder: Path) -> Path:
@@ -173,8 +175,9 @@ def was_sent(folder: Path) -> bool:
 def held(folder: Path) -> dict[str, Any]:
     """{"project", "first", "rows"} of a finished folder; of one that was cut off, or is not ours, no rows of no project."""
     path = folder / CONTENTS
-    said = read_json(path) if path.is_file() else {"project": [None, None], "first": 0, "rows": 0}
-    return {**said, "project": Project(*said["project"])}
+    said: dict[str, Any] = read_json(path) if path.is_file() else {"project": [None, None], "first": 0, "rows": 0}
+    name, entity = said["project"]
+    return {**said, "project": Project(name, entity)}
 
 
 def rows_sent(place: Path, id: str, project: Project) -> int:

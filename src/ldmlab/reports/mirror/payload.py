@@ -276,7 +276,7 @@ def artifact(run: Run, record: StageRecord, makers: dict[str, str], files: bool)
     sealed = read_seal(seal).get("files", {}) if seal.is_file() else {}
     names = dict.fromkeys([*SMALL, *(sealed if files else ())])
     own = {name: record.folder / name for name in names if (record.folder / name).is_file()}
-    facts = {"id": record.id, "stage": record.stage, "what": record.what, "upstream": record.upstream}
+    facts: dict[str, Any] = {"id": record.id, "stage": record.stage, "what": record.what, "upstream": record.upstream}
     facts |= {"seconds": record.seconds, "place": record.place, "command": run.command}
     facts["sha256"] = {name: entry["sha256"] for name, entry in sealed.items()}
     name = re.sub(r"[^\w.-]", "_", f"{record.stage}-{record.folder.name.removesuffix(f'-{record.id}')}")[:128]

@@ -11,7 +11,6 @@ from ldmlab.reports.publish import missing_cells, shown
 from ldmlab.reports.study import Counted
 from ldmlab.store.files import read_json, write_json
 
-SPREADS = {"stddev": "stddev", "minmax": "minmax"}
 HEIGHTS = {"media": 14, "table": 12}
 WIDE = 24  # columns of a report's grid
 
@@ -38,7 +37,9 @@ def save(spec: dict[str, Any], project: str, entity: str | None, ledger: Path) -
     try:
         from wandb_workspaces.reports import v2 as reports
     except ImportError:
-        raise UserError("to=wandb needs wandb-workspaces: pip install 'ldmlab[wandb-reports]'. dry_run=true does without.") from None
+        raise UserError(
+            "to=wandb needs wandb-workspaces: pip install 'ldmlab[wandb-reports]'. dry_run=true does without."
+        ) from None
     saved = read_json(ledger) if ledger.is_file() else {}
     try:
         entity = entity or wandb.Api().default_entity
@@ -49,8 +50,8 @@ def save(spec: dict[str, Any], project: str, entity: str | None, ledger: Path) -
     except Exception as error:  # of every kind: the client's, the server's, pydantic's
         said = " ".join(str(error).split())[:300]
         raise UserError(
-            f"W&B did not take the report ({type(error).__name__}: {said}). Mirror the study's runs first (mirror=true) and check WANDB_API_KEY or "
-            f"wandb login; when the report was deleted there, remove {ledger}."
+            f"W&B did not take the report ({type(error).__name__}: {said}). Mirror the study's runs first (mirror=true), and check "
+            f"WANDB_API_KEY or wandb login; when the report was deleted there, remove {ledger}."
         ) from None
     write_json(ledger, saved | {f"{entity}/{project}": {"id": made.id, "url": made.url}})
     return f" W&B report {'rewritten' if own else 'made'}\n   page  {made.url}"
@@ -75,7 +76,12 @@ def block_of(reports: Any, block: Block, spec: dict[str, Any], entity: str, proj
     ids = ", ".join(f"'{id}'" for id in spec["runs"])
     order = [reports.OrderBy(name=reports.Config("ldmlab.f"), ascending=True)]
     runset = reports.Runset(
-        entity=entity, project=project, name=spec["title"], filters=f"ID in [{ids}]", groupby=spec["groupby"], order=order
+        entity=entity,
+        project=project,
+        name=spec["title"],
+        filters=f"ID in [{ids}]",
+        groupby=spec["groupby"],
+        order=order,
     )
     if all(panel["type"] == "media" for panel in block["panels"]):  # pictures of single runs
         runset.groupby = []
@@ -91,7 +97,7 @@ def block_of(reports: Any, block: Block, spec: dict[str, Any], entity: str, proj
 
 def panel_of(reports: Any, panel: Block, groupby: list[str], layout: Any) -> Any:
     group = {"groupby": reports.Config(groupby[0].removeprefix("config."))}
-    spread = {"groupby_aggfunc": "mean", "groupby_rangefunc": SPREADS[panel["spread"]]} if "spread" in panel else {}
+    spread = {"groupby_aggfunc": "mean", "groupby_rangefunc": panel["spread"]} if "spread" in panel else {}
     match panel["type"]:
         case "line":
             return reports.LinePlot(

@@ -13,7 +13,7 @@ from ldmlab.reports.compression_cells import table_of
 from ldmlab.reports.first_stage_cells import read_cells
 from ldmlab.reports.numbers import metrics_of
 from ldmlab.reports.records import Run
-from ldmlab.reports.study_cells import SEEDS, TRAINED, Study, read_study
+from ldmlab.reports.study_cells import SEEDS, TRAINED, Study
 
 Block = dict[str, Any]
 # Where the configuration of a W&B run has the knobs of a study; other options of training are at their own path
@@ -25,7 +25,9 @@ CONFIGURED = {
 FILES = ("table.csv", "report.md", "cells.csv", "paper.csv")  # links to them lead nowhere outside the page's folder
 
 
-def specification(folders: list[Path], name: str, missing: list[tuple[str, str]], counted: study.Counted) -> dict[str, Any]:
+def specification(
+    folders: list[Path], name: str, missing: list[tuple[str, str]], counted: study.Counted
+) -> dict[str, Any]:
     """{"title", "description", "runs", "groupby", "blocks"} of the study `name` in these run folders.
 
     missing and counted: as of `study.report`. Raises DataError when no cell is finished, or a result is damaged.
@@ -33,7 +35,9 @@ def specification(folders: list[Path], name: str, missing: list[tuple[str, str]]
     runs = read_runs(folders)
     if all(first_stages.ends_there(folder) for folder in folders):
         if not (cells := read_cells(runs)):
-            raise DataError(f"study={name}: no first stage is finished yet. Make it: python src/train.py -m sweeps={name}")
+            raise DataError(
+                f"study={name}: no first stage is finished yet. Make it: python src/train.py -m sweeps={name}"
+            )
         scores = first_stages.score_table(cells, runs)
         page = first_stages.document(cells, runs, scores, name, study.missing_notes(missing, runs), None)
         groupby, panels = ["config.ldmlab.choices.ae"], first_stage_panels(runs)
@@ -140,9 +144,12 @@ def first_stage_panels(runs: list[Run]) -> dict[str, list[Block]]:
         for metric in metrics
         if metric.key in ("psnr", "rfid", "ssim", "perceptual")
     ]  # fmt: skip
-    bars = [{"type": "bar", "title": m.head, "metrics": [f"reconstructions/{m.key}"], "spread": "stddev"} for m in metrics[:4]]
+    bars: list[Block] = [
+        {"type": "bar", "title": m.head, "metrics": [f"reconstructions/{m.key}"], "spread": "stddev"}
+        for m in metrics[:4]
+    ]
     curves = [line(f"autoencoder {q}", "autoencoder/images", [f"autoencoder/{split}"]) for q, split in
               (("PSNR of validation (dB)", "val/psnr"), ("loss", "train/loss"))]  # fmt: skip
     pictures = [media("Reconstructions", "reconstructions/pictures", "run", "step")]
-    scores = [*bars, {"type": "table", "title": "Every score", "key": "tables/scores"}] if keys else []
+    scores: list[Block] = [*bars, {"type": "table", "title": "Every score", "key": "tables/scores"}] if keys else []
     return {"answer": answer, "scores": scores, "reconstructions": pictures, "training": curves}

@@ -50,7 +50,9 @@ def there(project: Project, payloads: Iterable[Payload], seconds: float) -> dict
         end(process)
         raise UserError(f"W&B did not answer within {seconds:g} s (tracking.finish_seconds). {OTHERWISE}") from None
     if process.returncode != 0:
-        raise UserError(f"W&B: {(said.decode(errors='replace').strip().splitlines() or ['no answer'])[-1]}. {OTHERWISE}")
+        raise UserError(
+            f"W&B: {(said.decode(errors='replace').strip().splitlines() or ['no answer'])[-1]}. {OTHERWISE}"
+        )
     return {id: There(*found) for id, found in json.loads(out).items()}
 
 
@@ -77,7 +79,9 @@ def start_sync(folder: Path, live: bool) -> subprocess.Popen[bytes]:
     return start(words, subprocess.DEVNULL, folder / SYNC_LOG)
 
 
-def finish_sync(process: subprocess.Popen[bytes], folder: Path, payload: Payload, project: Project, seconds: float) -> bool:
+def finish_sync(
+    process: subprocess.Popen[bytes], folder: Path, payload: Payload, project: Project, seconds: float
+) -> bool:
     """Whether W&B has all of the payload, so many seconds from now; a process that needs longer is ended."""
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=seconds)
