@@ -96,7 +96,10 @@ def block_of(reports: Any, block: Block, spec: dict[str, Any], entity: str, proj
 
 
 def panel_of(reports: Any, panel: Block, groupby: list[str], layout: Any) -> Any:
-    group = {"groupby": reports.Config(groupby[0].removeprefix("config."))}
+    # a panel groups by one key; where runs differ in several, the runs themselves are grouped
+    group = (
+        {"groupby": reports.Config(groupby[0].removeprefix("config."))} if len(groupby) == 1 else {"aggregate": True}
+    )
     spread = {"groupby_aggfunc": "mean", "groupby_rangefunc": panel["spread"]} if "spread" in panel else {}
     match panel["type"]:
         case "line":

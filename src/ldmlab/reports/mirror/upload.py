@@ -51,7 +51,7 @@ def there(project: Project, payloads: Iterable[Payload], seconds: float) -> dict
         raise UserError(f"W&B did not answer within {seconds:g} s (tracking.finish_seconds). {OTHERWISE}") from None
     if process.returncode != 0:
         raise UserError(
-            f"W&B: {(said.decode(errors='replace').strip().splitlines() or ['no answer'])[-1]}. {OTHERWISE}"
+            f"W&B: {(said.decode(errors='replace').strip().splitlines() or ['no answer'])[-1].rstrip('.')}. {OTHERWISE}"
         )
     return {id: There(*found) for id, found in json.loads(out).items()}
 
