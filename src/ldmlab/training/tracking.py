@@ -1,6 +1,7 @@
 """Where numbers go: into `metrics.jsonl`, and nowhere else from here. Another process reads it for W&B (tracking=wandb)."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ldmlab.errors import UserError
 from ldmlab.store.files import atomic, writing
 
 PACKAGE = Path(__file__).resolve().parents[2]
@@ -63,8 +65,11 @@ def following(folder: Path, record: dict[str, Any], options: Any) -> Iterator[No
     """While the block runs, a process of its own tells W&B what the store has of this run (`ldmlab.reports.mirror.follow`).
 
     folder: of the run. record: what its run.json will hold. options: `tracking`. The block never waits for that process; what
-    it says, and what goes wrong in it, is printed at the end, after `options.finish_seconds` at most.
+    it says, and what goes wrong in it, is printed at the end, after some `options.finish_seconds` at most; AT_AN_ERROR when the
+    block raises. Raises UserError when wandb is not installed.
     """
+    if importlib.util.find_spec("wandb") is None:
+        raise UserError("tracking=wandb needs the package wandb: pip install wandb, or tracking=none.")
     fields = ("wandb", "project", "entity", "artifacts", "finish_seconds")
     start = {"folder": str(folder), "record": record, "tracking": {name: options[name] for name in fields}}
     with writing(folder):
@@ -79,8 +84,9 @@ def following(folder: Path, record: dict[str, Any], options: Any) -> Iterator[No
     assert follower.stdin is not None
     patience = AT_AN_ERROR
     try:
-        follower.stdin.write(json.dumps(start).encode() + b"\n")
-        follower.stdin.flush()
+        with contextlib.suppress(OSError):  # it ended at once: its log says why
+            follower.stdin.write(json.dumps(start).encode() + b"\n")
+            follower.stdin.flush()
         yield
         patience = 2 * options.finish_seconds + 25.0  # it ends itself before
     finally:

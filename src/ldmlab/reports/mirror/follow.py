@@ -53,7 +53,7 @@ def main() -> None:
     try:
         while not ended(EVERY):
             follower.look()
-        watch(start)
+        watch(follower)
         print(follower.finish(), flush=True)
     except UserError as error:
         print(f"W&B: {error} {later(start)}", flush=True)
@@ -130,14 +130,15 @@ def ended(seconds: float) -> bool:
     return bool(ready) and not os.read(sys.stdin.fileno(), 1 << 16)
 
 
-def watch(start: Start) -> None:
+def watch(follower: Follower) -> None:
     """Ends this process should wandb itself hang. (Answers and uploads that hang are ended before.)"""
 
     def give_up() -> None:
-        print(f"W&B hangs. {later(start)}", flush=True)
+        print(f"W&B hangs. {later(follower.start)}", flush=True)
+        follower.stop()
         os._exit(3)
 
-    timer = threading.Timer(2 * start.seconds + HANGS, give_up)
+    timer = threading.Timer(2 * follower.start.seconds + HANGS, give_up)
     timer.daemon = True
     timer.start()
 

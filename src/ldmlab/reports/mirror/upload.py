@@ -67,9 +67,11 @@ def start(words: list[str], out: int, log: Path | None = None) -> subprocess.Pop
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    """At once, with all that it started; nothing to a process that has ended."""
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def start_sync(folder: Path, live: bool) -> subprocess.Popen[bytes]:
