@@ -176,6 +176,15 @@ def check_lineage(found: list[dict[str, Any]], made: bool) -> None:
     assert sum(a["type"] == "samples" for a in of("artifact", found)) == 2
 
 
+def test_stages_of_one_kind_keep_their_names_while_they_come(fake_store: FakeStore) -> None:
+    stages = [fake_store.denoiser(id_, points=3) | {"stage": "cooldown"} for id_ in ("aa", "bb")]
+    folder = fake_store.run(stages)
+    whole = payload(read_run(folder), {}, "none").rows
+    assert [row.group for row in whole] == 3 * ["cooldown-aa"] + 3 * ["cooldown-bb"]
+    (fake_store.root / "denoiser" / "unet_tiny-bb" / "metrics.jsonl").write_text("")
+    assert [row.values for row in payload(read_run(folder), {}, "none").rows] == [row.values for row in whole[:3]]
+
+
 @pytest.mark.parametrize(
     ("kind", "files"),
     [("none", None), ("metadata", {"card.json", "config.yaml"}), ("files", {"card.json", "config.yaml", "w"})],

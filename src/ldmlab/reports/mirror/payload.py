@@ -6,7 +6,6 @@ metric of the stage is drawn. A scored snapshot is a row too, and so are its pic
 
 import json
 import re
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -129,17 +128,15 @@ def history(run: Run) -> list[Row]:
 
     A training that is interrupted writes what came after its checkpoint again, perhaps at other image counts.
     """
-    logged = Counter(record.stage for record in run.stages if record.rows)
-    waiting = {s.samples.id for s in run.snapshots if s.samples is not None and s.scores is not None}
     scored = {s.scores.id: s for s in run.snapshots if s.scores is not None}
     found = []
     for record in run.stages:
-        found += curves(record, record.stage if logged[record.stage] == 1 else f"{record.stage}-{record.id}")
+        found += curves(record, record.stage if len(run.all(record.stage)) == 1 else f"{record.stage}-{record.id}")
         if not record.done:
             break
         if record is run.first_stage:
             found += reconstruction_row(record)
-        if record.stage == "samples" and record.id not in waiting and not run.all("scores"):
+        if record.stage == "samples" and not run.all("scores"):
             found += sample_rows(record, None)
         if record.id in scored:  # scores say after how many images their samples were drawn
             found += scored_rows(scored[record.id])
