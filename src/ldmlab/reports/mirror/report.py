@@ -1,6 +1,5 @@
 """A study's specification as a W&B report, through wandb-workspaces (optional extra `wandb-reports`). The only module that calls it."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,6 @@ def write(cfg: Any, folders: list[Path]) -> str:
 
 def save(spec: dict[str, Any], project: str, entity: str | None, ledger: Path) -> str:
     """Writes the report into the project, in the place of its earlier version. ledger: which reports were saved, by project."""
-    os.environ["WANDB_REPORT_API_ENABLE_V2"] = "true"
     wandb = import_wandb()
     try:
         from wandb_workspaces.reports import v2 as reports
