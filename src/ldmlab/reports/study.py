@@ -207,7 +207,9 @@ def over(study: Study, metric: MetricDeclaration, axis: Axis) -> Figure:
     card = common_card([cell.compared for cell in study.cells], metric.key)
     series = []
     for n, together in enumerate(coinciding(study, axis)):
-        points = [(c.at(axis), c.compared) for c in together[0].cells if metric.key in c.scores.scores]
+        scored = [c for c in together[0].cells if metric.key in c.scores.scores]
+        # a closed form asks no network: it has no place on a logarithmic axis, and stands in the table
+        points = [(c.at(axis), c.compared) for c in scored if c.at(axis) > 0 or not axis.log]
         if points:
             name = ", ".join(line.label for line in together)
             series.append(score_line(name, points, metric, card, dashed=n >= len(figures.MARKERS), colour=n))
