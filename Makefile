@@ -32,7 +32,7 @@ endif
 	@touch $@
 
 demo: setup      ## the whole method on generated shapes, with a page of results (9 CPU minutes)
-	$(BIN)/python src/train.py experiment=demo
+	$(BIN)/python src/train.py experiment=demo $(if $(tracking),tracking=$(tracking))
 
 test: setup      ## every test; the same as CI
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal

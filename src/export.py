@@ -20,6 +20,8 @@ def export(composed: Composed, words: str) -> None:
     from ldmlab.pipeline.export import export_denoiser, export_first_stage
 
     cfg = composed.cfg
+    if cfg.to == "wandb":
+        raise ConfigError("to=wandb is for report.py. export.py takes to=diffusers or to=compvis.")
     for name, example in (("to", "to=diffusers or to=compvis"), ("out", "out=folder")):
         if cfg[name] is None:
             raise ConfigError(f"{name} is not set. Give it as {example}.")

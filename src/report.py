@@ -5,6 +5,8 @@
     python src/report.py study=first_stages      the runs that `train.py -m sweeps=first_stages` has made
     python src/report.py out=results             write the page there
     python src/report.py serve=true              the whole store as a site on 127.0.0.1, with live curves; port=8000
+    python src/report.py mirror=true runs='…-*'  make or repair their W&B runs from the store (tracking.project=…; WANDB_MODE=offline)
+    python src/report.py study=… to=wandb        the study as a W&B report, at one URL; dry_run=true writes its specification
 
 The page is one HTML file that opens from disk without a network; beside it Markdown, CSV, the figures, and pages to explore.
 """
@@ -22,8 +24,11 @@ def report(composed: Composed, words: str) -> None:
 
         return serve(Path(cfg.store), cfg.port)
     from ldmlab.reports.explore import ABSENT, available
+    from ldmlab.reports.mirror import command as wandb_command
     from ldmlab.reports.publish import advice, find_runs, make_report
 
+    if wandb_command.wanted(cfg):
+        return print(wandb_command.write(cfg, find_runs(Path(cfg.store), cfg.runs, cfg.study)))
     store, out = Path(cfg.store), Path(cfg.out) if cfg.out else None
     folders = find_runs(store, cfg.runs, cfg.study)
     page = make_report(folders, out, store, cfg.study)

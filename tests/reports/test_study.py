@@ -144,6 +144,18 @@ def test_steps_that_follow_from_nothing_are_the_axis_and_evaluations_its_places(
     assert study.lines[2].cells[1].label == "heun at 19 evaluations"
 
 
+def test_a_closed_form_stands_in_the_table_and_not_on_a_logarithmic_axis(fake_store: FakeStore) -> None:
+    """It asks no network: 0 evaluations."""
+    folders = [cell(fake_store, f"s{n}", 12.0 + n, steps=n, evaluations=n) for n in (10, 50)]
+    folders.append(
+        cell(fake_store, "closed", 30.0, "d2", {"ldm": "gaussian"}, sampler=None, steps=None, evaluations=None)
+    )
+    study = study_of(folders)
+    assert study.axis is study_cells.AXES[0] and len(study.cells) == 3
+    assert [line.images for line in study_page.score_figures(study)[0].series] == [[10, 50]]
+    assert len(study_page.score_table(study, []).rows) == 3
+
+
 def test_a_cell_without_guidance_begins_every_line_of_guidance(fake_store: FakeStore) -> None:
     study = study_of(of_guidance(fake_store))
     assert study.axis is not None and study.axis.knob == "guidance"

@@ -263,11 +263,14 @@ class Runtime:
 
 @dataclass
 class Tracking:
-    """Where numbers go beside metrics.jsonl, which is always written."""
+    """Where numbers go beside the store, which always has them (ldmlab.reports.mirror)."""
 
     wandb: Annotated[str, Choices(("offline", "online"))] | None = None
     project: str = "ldmlab"
     entity: str | None = None
+    # of first stages, denoisers and samples; metadata: card and configuration, files: weights and images too
+    artifacts: Annotated[str, Choices(("none", "metadata", "files"))] = "metadata"
+    finish_seconds: Positive = 60.0  # how long a command waits at its end for W&B to take the rest
 
 
 @dataclass
@@ -330,13 +333,15 @@ class RunConfig:
     dry_run: bool = False
     n: Annotated[int, Range(at_least=1, at_most=10**8)] = 64  # sample.py: how many images
     out: Text | None = None  # prepare.py, sample.py, export.py: a folder for the files; bench.py: a file of JSON lines
-    to: Annotated[str, Choices(("diffusers", "compvis"))] | None = None  # export.py
+    # export.py: diffusers, compvis; report.py: wandb, the study's report there
+    to: Annotated[str, Choices(("diffusers", "compvis", "wandb"))] | None = None
     part: Annotated[str, Choices(("ae", "ldm"))] = "ae"  # export.py: the first stage | the denoiser and all it needs
     verify: bool | None = (
         None  # false: use results that were altered; prepare.py, true: check a data set instead of making one
     )
     runs: str | None = None  # report.py: "all", or a glob over run names
     compare: Annotated[str, Choices(COMPARISONS)] | None = None  # bench.py; null: the composition itself
+    mirror: bool = False  # report.py: make or repair the W&B runs of these runs
     study: str | None = None  # report.py: the runs that a sweep has made, by its name in sweeps/
     serve: bool = False  # report.py: the store as a local site, which only reads
     port: Annotated[int, Range(at_least=0, at_most=65_535)] = 8_000  # serve=true; 0: any that is free

@@ -25,7 +25,7 @@ from ldmlab.training.ema import EMA
 from ldmlab.training.kept import Kept, Start, snapshot_folder
 from ldmlab.training.loop import Events, Progressed, TrainingLoss, cooldown_begins, fit, images_at
 from ldmlab.training.post_hoc_ema import PowerEMA
-from ldmlab.training.tracking import Tracker, WandbMirror
+from ldmlab.training.tracking import Tracker
 
 if TYPE_CHECKING:
     from ldmlab.pipeline.plan import Plan
@@ -154,7 +154,6 @@ class Context:
         powers = {f"power_{width:g}": PowerEMA(raw, width) for width in power_ema}
         if runtime.compile:
             raw.compile()
-        mirror = self._mirror(address, folder) if self.main and self.cfg.tracking.wandb else None
         kept, checkpoints = Kept(dict(training_loss.modules), averages | powers, optimizers), Checkpoints(folder)
         if start is not None and self.main and checkpoints.last() is None:
             kept.begin(start, folder, budget.batch_size, keep_state)
@@ -180,25 +179,14 @@ class Context:
         try:
             done = fit(
                 address.stage, training_loss, batches, budget, optimizers, averages | powers, self.accelerator, checkpoints,
-                Tracker(folder if self.main else None, mirror), events,
+                Tracker(folder if self.main else None), events,
             )  # fmt: skip
         finally:
-            if mirror:
-                mirror.close()
             self.accelerator.free_memory()
         if self.main:
             kept.write(folder, keep_state and flat == end)
         self.barrier()
         return done
-
-    def _mirror(self, address: Address, folder: Path) -> WandbMirror:
-        tracking = self.cfg.tracking
-        config = OmegaConf.to_container(self.cfg, resolve=True)
-        assert isinstance(config, dict)
-        return WandbMirror(
-            folder, tracking.wandb, tracking.project, tracking.entity, f"{address.stage} {address.name}",
-            f"{address.stage}-{address.id}", {str(k): v for k, v in config.items()},
-        )  # fmt: skip
 
 
 def frozen(module: nn.Module, device: torch.device) -> nn.Module:

@@ -4,8 +4,10 @@ data ─▶ (extractor) ─▶ autoencoder ─▶ latents ─▶ denoiser ─▶
 """
 
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -23,6 +25,7 @@ from ldmlab.pipeline.resolved import resolve
 from ldmlab.store.card import machine, stamp
 from ldmlab.store.files import read_json, write_json
 from ldmlab.store.store import Store
+from ldmlab.training import tracking
 
 
 def prepare(composed: Composed) -> Plan:
@@ -80,8 +83,9 @@ def execute(composed: Composed, command: str, may_train: bool = True) -> Path | 
     ctx.say("\n ".join([terminal.table(table(plan, costs=False)), *plan.notes]) + "\n")
     if ctx.main:
         verify(plan)
-    make_all(ctx)
-    folder = record(ctx, command)
+    with following(ctx, command):
+        make_all(ctx)
+        folder = record(ctx, command)
     ctx.accelerator.end_training()
     return folder
 
@@ -114,39 +118,54 @@ def verify(plan: Plan) -> None:
 
 
 def record(ctx: Context, command: str) -> Path:
-    """`runs/<name>-<id>/run.json`: the run's stages and where they lie; what reports read."""
-    plan, choices = ctx.plan, ctx.plan.resolved.choices
-    folder = ctx.store.folder(plan.run)
+    """Writes `runs/<name>-<id>/run.json`: the run's stages and where they lie; what reports read."""
+    folder = ctx.store.folder(ctx.plan.run)
     if ctx.main:
         path = folder / "run.json"
-        before = read_json(path) if path.exists() else {}
-        created = before.get("created") or stamp(time.time())
-        # A job of a sweep repeats the word sweeps=…; the same run may be a cell of several studies. Not part of any id.
-        studies = sorted({*before.get("studies", []), *([choices["sweeps"]] if "sweeps" in choices else [])})
-        stages = []
-        for stage, row in plan.rows:
-            at, seal = ctx.store.folder(stage.address), ctx.store.done(stage.address)
-            stages.append(
-                {
-                    "stage": stage.name, "id": stage.address.id, "name": stage.address.name,
-                    "folder": f"../../{at.relative_to(ctx.store.root)}", "state": "done" if seal else "unfinished",
-                    "what": row.what, "seconds": seal["seconds"] if seal else 0.0, "upstream": stage.address.upstream,
-                }
-            )  # fmt: skip
-        run = {
-            "id": plan.run.id, "name": plan.run.name, "title": title(choices), "command": command, "created": created,
-            "studies": studies, "choices": choices, "machine": machine(),
-            "config": OmegaConf.to_container(ctx.cfg, resolve=True), "stages": stages,
-        }  # fmt: skip
-        run |= {"budget": plan.resolved.budget} if plan.resolved.budget else {}
-        for tuned in LearningRateStage.of(plan) if plan.has(LearningRateStage.name) else ():
-            run |= {"tuned": {"ldm.fit.lr": tuned.result()["rate"]}}
+        before, run = read_json(path) if path.exists() else {}, described(ctx, command)
         if before and not ctx.store.writable:
             ctx.say(" note: the store is read-only, so the run's record and page stay as they were")
         elif before != run:
             write_json(path, run)
     ctx.barrier()
     return folder
+
+
+def described(ctx: Context, command: str) -> dict[str, Any]:
+    """What run.json holds, with the stages in their present states."""
+    plan, choices = ctx.plan, ctx.plan.resolved.choices
+    path = ctx.store.folder(plan.run) / "run.json"
+    before = read_json(path) if path.exists() else {}
+    created = before.get("created") or stamp(time.time())
+    # A job of a sweep repeats the word sweeps=…; the same run may be a cell of several studies. Not part of any id.
+    studies = sorted({*before.get("studies", []), *([choices["sweeps"]] if "sweeps" in choices else [])})
+    stages = []
+    for stage, row in plan.rows:
+        at, seal = ctx.store.folder(stage.address), ctx.store.done(stage.address)
+        stages.append(
+            {
+                "stage": stage.name, "id": stage.address.id, "name": stage.address.name,
+                "folder": f"../../{at.relative_to(ctx.store.root)}", "state": "done" if seal else "unfinished",
+                "what": row.what, "seconds": seal["seconds"] if seal else 0.0, "upstream": stage.address.upstream,
+            }
+        )  # fmt: skip
+    run = {
+        "id": plan.run.id, "name": plan.run.name, "title": title(choices), "command": command, "created": created,
+        "studies": studies, "choices": choices, "machine": machine(),
+        "config": OmegaConf.to_container(ctx.cfg, resolve=True), "stages": stages,
+    }  # fmt: skip
+    run |= {"budget": plan.resolved.budget} if plan.resolved.budget else {}
+    for tuned in LearningRateStage.of(plan) if plan.has(LearningRateStage.name) else ():
+        if ctx.store.done(tuned.address) is not None:
+            run |= {"tuned": {"ldm.fit.lr": tuned.result()["rate"]}}
+    return run
+
+
+def following(ctx: Context, command: str) -> AbstractContextManager[None]:
+    """tracking.wandb: the process that mirrors this run while it is made; of the main process alone."""
+    if not ctx.main or ctx.cfg.tracking.wandb is None or not ctx.store.writable:
+        return nullcontext()
+    return tracking.following(ctx.store.folder(ctx.plan.run), described(ctx, command), ctx.cfg.tracking)
 
 
 def title(choices: dict[str, str]) -> str:

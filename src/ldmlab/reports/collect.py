@@ -212,15 +212,17 @@ def read_stage(entry: dict[str, Any], run_folder: Path, command: str, scored: bo
     return record
 
 
-def read_run(folder: Path) -> Run:
-    """One run. `folder` is the folder of a run.json. Raises DataError naming the file at fault and the way out."""
+def read_run(folder: Path, record: dict[str, Any] | None = None) -> Run:
+    """One run. `folder` is the folder of a run.json; record: what it will hold, of a run that is still going on. Raises
+    DataError naming the file at fault and the way out.
+    """
     path = Path(folder) / "run.json"
-    if not path.is_file():
+    if record is None and not path.is_file():
         raise DataError(
             f"{path}: no such file. A run's folder is store/runs/<name>-<id>; "
             "python src/train.py … makes one and prints it."
         )
-    raw = read_json(path, "")
+    raw = read_json(path, "") if record is None else record
     if not isinstance(raw, dict) or not isinstance(raw.get("id"), str) or not isinstance(raw.get("stages"), list):
         raise DataError(f"{path} is not a run: it needs 'id' and 'stages'. Run the command that made it again.")
     command = str(raw.get("command") or "")
@@ -237,6 +239,7 @@ def read_run(folder: Path) -> Run:
         choices=dict(raw.get("choices") or {}),
         budget=dict(raw.get("budget") or {}),
         tuned=dict(raw.get("tuned") or {}),
+        studies=tuple(map(str, raw.get("studies") or ())),
         stages=tuple(read_stage(entry, Path(folder), command, entry.get("stage") in scored) for entry in raw["stages"]),
     )
 

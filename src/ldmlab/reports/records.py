@@ -198,6 +198,7 @@ class Run:
     choices: dict[str, str] = field(default_factory=dict)  # what was chosen of each group: {"ldm": "unet_tiny", …}
     budget: dict[str, Any] = field(default_factory=dict)  # what ldm.budget chose, with what is unequal then; {} without
     tuned: dict[str, Any] = field(default_factory=dict)  # options that a search of its own chose: {"ldm.fit.lr": 0.001}
+    studies: tuple[str, ...] = ()  # of which it is a cell
 
     def choice(self, group: str) -> str | None:
         """The option chosen of a group; for runs from before choices were recorded, the word of their command."""

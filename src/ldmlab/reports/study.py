@@ -62,9 +62,7 @@ def report(
     """
     runs = read_runs([Path(folder) for folder in run_folders])
     check_folder(Path(out))
-    study = read_study(runs)
-    if not study.cells:
-        raise DataError(f"study={name}: no samples are scored yet. Make them: python src/train.py -m sweeps={name}")
+    study = scored_study(runs, name)
     explored = read_points(runs, counted.work)
     page = document(study, runs, name, missing_notes(missing, runs), counted, title)
     page = replace(page, beside=explore.beside(explored))
@@ -72,6 +70,14 @@ def report(
     if (cells := read_table(study, dict(counted.work))).cells:
         files["cells.csv"] = numbers.csv_text(compression_csv(cells)).encode()
     return doc.write(Path(out), page.files() | files | explore.files(explored, page, Path(out)))
+
+
+def scored_study(runs: list[Run], name: str) -> Study:
+    """Raises DataError when no cell is scored."""
+    study = read_study(runs)
+    if not study.cells:
+        raise DataError(f"study={name}: no samples are scored yet. Make them: python src/train.py -m sweeps={name}")
+    return study
 
 
 def missing_notes(missing: list[tuple[str, str]], runs: list[Run]) -> list[doc.Note]:
@@ -201,7 +207,9 @@ def over(study: Study, metric: MetricDeclaration, axis: Axis) -> Figure:
     card = common_card([cell.compared for cell in study.cells], metric.key)
     series = []
     for n, together in enumerate(coinciding(study, axis)):
-        points = [(c.at(axis), c.compared) for c in together[0].cells if metric.key in c.scores.scores]
+        scored = [c for c in together[0].cells if metric.key in c.scores.scores]
+        # a closed form asks no network: it has no place on a logarithmic axis, and stands in the table
+        points = [(c.at(axis), c.compared) for c in scored if c.at(axis) > 0 or not axis.log]
         if points:
             name = ", ".join(line.label for line in together)
             series.append(score_line(name, points, metric, card, dashed=n >= len(figures.MARKERS), colour=n))

@@ -1,12 +1,20 @@
-"""Where numbers go: `metrics.jsonl` always, Weights & Biases as a mirror (tracking=wandb), a bar or plain lines on the terminal."""
+"""Where numbers go: into `metrics.jsonl`, and nowhere else from here. Another process reads it for W&B (tracking=wandb)."""
 
+import contextlib
+import importlib.util
 import json
+import os
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ldmlab.errors import UserError
-from ldmlab.store.files import atomic
+from ldmlab.store.files import atomic, writing
+
+PACKAGE = Path(__file__).resolve().parents[2]
+AT_AN_ERROR = 5.0  # seconds that a command waits for W&B when it was stopped or failed
 
 
 class Tracker:
@@ -16,9 +24,8 @@ class Tracker:
     Only the main process has a tracker that writes (`folder` not None).
     """
 
-    def __init__(self, folder: Path | None, mirror: "WandbMirror | None" = None):
+    def __init__(self, folder: Path | None):
         self.path = folder / "metrics.jsonl" if folder else None
-        self.mirror = mirror
 
     def rewind(self, images: int) -> None:
         """Forget rows that a restarted run will write again (and a last line cut off by a kill)."""
@@ -45,8 +52,6 @@ class Tracker:
         row = {"images": images, "step": step, "split": split, "time": round(seconds, 3), **numbers}
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        if self.mirror:
-            self.mirror.log({f"{split}/{k}": v for k, v in {**numbers, "step": step}.items()}, images)
 
     def warn(self, text: str, images: int) -> None:
         """A line of `warnings.jsonl`: what a health guard saw, and when."""
@@ -55,42 +60,39 @@ class Tracker:
                 file.write(json.dumps({"images": images, "text": text}) + "\n")
 
 
-class WandbMirror:
-    """Weights & Biases run of one stage. It is a mirror: when it fails, it says so once and training goes on."""
+@contextlib.contextmanager
+def following(folder: Path, record: dict[str, Any], options: Any) -> Iterator[None]:
+    """While the block runs, a process of its own tells W&B what the store has of this run (`ldmlab.reports.mirror.follow`).
 
-    def __init__(
-        self,
-        folder: Path,
-        mode: Literal["offline", "online"],
-        project: str,
-        entity: str | None,
-        name: str,
-        id: str,
-        config: dict[str, Any],
-    ):
-        self.run: Any = None
-        try:
-            import wandb
-
-            self.run = wandb.init(
-                project=project, entity=entity, name=name, id=id, config=config, mode=mode, dir=str(folder),
-                resume="allow" if mode == "online" else None, reinit="finish_previous",
-            )  # fmt: skip
-        except ImportError:
-            raise UserError("tracking=wandb needs the package wandb: pip install wandb, or tracking=none.") from None
-        except Exception as error:
-            print(f"wandb is not available ({error}); metrics.jsonl has everything, training goes on", file=sys.stderr)
-
-    def log(self, values: dict[str, float], step: int) -> None:
-        if self.run is None:
-            return
-        try:
-            self.run.log(values, step=step)
-        except Exception as error:
-            print(f"wandb stopped ({error}); metrics.jsonl has everything, training goes on", file=sys.stderr)
-            self.run = None
-
-    def close(self) -> None:
-        if self.run is not None:
-            self.run.finish()
-            self.run = None
+    folder: of the run. record: what its run.json will hold. options: `tracking`. The block never waits for that process; what
+    it says, and what goes wrong in it, is printed at the end, after some `options.finish_seconds` at most; AT_AN_ERROR when the
+    block raises. Raises UserError when wandb is not installed.
+    """
+    if importlib.util.find_spec("wandb") is None:
+        raise UserError("tracking=wandb needs the package wandb: pip install wandb, or tracking=none.")
+    fields = ("wandb", "project", "entity", "artifacts", "finish_seconds")
+    start = {"folder": str(folder), "record": record, "tracking": {name: options[name] for name in fields}}
+    with writing(folder):
+        (folder / "wandb").mkdir(parents=True, exist_ok=True)
+        log = (folder / "wandb" / "mirror.log").open("wb")
+    with log:
+        words = [sys.executable, "-m", "ldmlab.reports.mirror.follow"]
+        path = os.pathsep.join(filter(None, [str(PACKAGE), os.environ.get("PYTHONPATH")]))
+        follower = subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True, env=os.environ | {"PYTHONPATH": path}
+        )  # fmt: skip
+    assert follower.stdin is not None
+    patience = AT_AN_ERROR
+    try:
+        with contextlib.suppress(OSError):  # it ended at once: its log says why
+            follower.stdin.write(json.dumps(start).encode() + b"\n")
+            follower.stdin.flush()
+        yield
+        patience = 2 * options.finish_seconds + 25.0  # it ends itself before
+    finally:
+        with contextlib.suppress(OSError):  # it is gone already
+            follower.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            follower.wait(timeout=patience)
+        said = Path(log.name).read_text(errors="replace").splitlines()
+        print(f" {said[-1]}" if said else f" W&B gets the rest in the background ({log.name})", flush=True)
