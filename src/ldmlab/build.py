@@ -18,7 +18,7 @@ from ldmlab.conditioning.one_hot import OneHot
 from ldmlab.data.base import ImageDataset
 from ldmlab.data.fields import Field
 from ldmlab.diffusion.denoiser import Denoiser
-from ldmlab.diffusion.gaussian import Gaussian, GaussianDenoiser
+from ldmlab.diffusion.gaussian import GaussianDenoiser
 from ldmlab.diffusion.objectives import Objective
 from ldmlab.errors import ConfigError, UserError
 from ldmlab.guidance.autoguidance import Autoguidance
@@ -190,8 +190,7 @@ def denoiser(cfg: DictConfig, ae: Autoencoder, data: ImageDataset, conditions: C
 
 def closed_form(cfg: DictConfig) -> bool:
     """Whether the denoiser is fitted in closed form: `ldm=gaussian`."""
-    target = get_object(cfg.ldm.network["_target_"])
-    return isinstance(target, type) and issubclass(target, Gaussian)
+    return bool(getattr(get_object(cfg.ldm.network["_target_"]), "closed_form", False))
 
 
 def class_means(conditions: Any, n_classes: int) -> Any:

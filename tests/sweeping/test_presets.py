@@ -5,11 +5,13 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
-from ldmlab.config.compose import SWEEP_CHILD, load, swept
+from ldmlab.config.compose import CONF, SWEEP_CHILD, grids_of, load, register_schema, swept
 from ldmlab.config.words import read
 from ldmlab.pipeline.run import prepare
-from ldmlab.sweeping.cells import with_seeds
+from ldmlab.sweeping.cells import cells_beside, with_seeds
 from ldmlab.sweeping.forecast import forecast, summary
 
 LITTLE = ["data=shapes", "eval=shapes", "data.train_images=512", "data.val_images=16", "eval.reference.images=64"]
@@ -66,11 +68,59 @@ def test_every_cell_is_a_run_that_could_start(study: str, experiment: str, store
         assert len({c * h * w for cell in cells for c, h, w in [cell.latent_shape]}) == 1
 
 
+@pytest.mark.parametrize("experiment", [name for study, name in STUDIES if study == "compression"])
+def test_the_cells_beside_the_first_grid_are_runs_too(experiment: str, store: Path) -> None:
+    """Gaussians and other numbers of steps, of first stages of the study; what was typed narrows them and replaces nothing else."""
+    words = ["sweeps=compression", f"experiment={experiment}", *LITTLE, f"store={store}"]
+    first, *beside = grids(words)
+    (arms,) = first
+    assert len(beside) == (1 if experiment == "compression_imagenet" else 2)  # there a Gaussian has too many numbers
+    own = first[arms].split(",")
+    for grid in beside:
+        jobs = cells_beside(grid, ["ldm.fit.images=640", "sampler.steps=7"], first)
+        cells = [load([*words, *job]) for job in (jobs[0], jobs[-1])]
+        assert {cell.choices[arms] for cell in cells} <= set(own)
+        assert all(list(cell.cfg.eval.at) == [1.0] and cell.cfg.eval.noise == "pixels" for cell in cells)
+        if cells[0].choices["ldm"] == "gaussian":
+            assert all(cell.cfg.ldm.fit is None and cell.cfg.tune is None for cell in cells)
+            prepare(cells[-1])
+        else:
+            steps = {cell.cfg.sampler.steps for cell in cells}
+            assert steps <= {10, 50, 200} and all(cell.cfg.ldm.fit.images == 640 for cell in cells)
+            assert "rate_distortion" in cells[0].cfg.metric and "diagnostics" in cells[0].cfg.stage
+
+
+def test_what_is_typed_narrows_the_grids_beside_the_first() -> None:
+    words = ["sweeps=compression", "experiment=compression_small"]
+    first, gaussian, ladder = grids(words)
+    typed = ["ae=pca_f4,kl_f8_quick", "tune=lr"]
+    (only,) = cells_beside(gaussian, typed, first)
+    assert "ae=pca_f4" in only and "ldm=gaussian" in only and "tune=none" in only and "tune=lr" not in only
+    assert [[w for w in job if w.startswith(("ae=", "sampler.steps="))] for job in cells_beside(ladder, typed, first)] == [
+        ["ae=pca_f4", "sampler.steps=10"], ["ae=pca_f4", "sampler.steps=50"],
+    ]  # fmt: skip
+    assert cells_beside(gaussian, ["ae=kl_f8_quick"], first) == []
+
+
+def grids(words: list[str]) -> list[dict[str, str]]:
+    GlobalHydra.instance().clear()
+    register_schema()
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        return grids_of(compose("config", overrides=words, return_hydra_config=True).hydra)
+
+
+def test_a_gaussian_is_planned_with_its_costs(store: Path) -> None:
+    """A dry run counts operations; a network without a forward pass has none."""
+    plan = prepare(load(["ae=pca_f8", "ldm=gaussian", *LITTLE, "dry_run=true", f"store={store}"]))
+    assert plan.resolved.costs.forward == 0 and plan.resolved.costs.decode > 0
+
+
 @pytest.mark.slow
 def test_a_dry_run_counts_the_whole_study(store: Path) -> None:
     jobs = with_seeds(jobs_of("compression", "compression_small", store)[:2])
     cells = forecast([[*job, "ldm.fit.images=640"] for job in jobs])
     assert len(cells) == 4 and all(cell.left() > 0 for cell in cells)
     text = summary(cells, 2, 1)
-    assert "4 cells · 26 stages to make · about" in text and "(shared: extractor autoencoder reconstructions)" in text
+    assert "4 cells · 35 stages to make · about" in text  # three snapshots; two cells share a basis of noise
+    assert "(shared: extractor autoencoder reconstructions)" in text
     assert not list(store.glob("denoiser/*")) and not list(store.glob("autoencoder/*"))

@@ -89,6 +89,16 @@ def _complete_part(part: DictConfig, path: str, origin: Origin) -> None:
             raise ConfigError(f"{path}.{key} is not set, and {name} has no default for it. Give it as {path}.{key}=…")
 
 
+def in_closed_form(network: Any) -> bool:
+    """Whether a network is fitted in closed form and has no training (`ldm=gaussian`). A target that is nowhere is `complete`'s to say."""
+    from hydra.utils import get_object
+
+    try:
+        return bool(getattr(get_object(network["_target_"]), "closed_form", False))
+    except Exception:  # of every kind, for what was typed
+        return False
+
+
 def files_of(node: Any, path: str = "") -> dict[str, str]:
     """Path → file of the options of parts that name a file to be read: weights, a picture. (The data's root is a folder.)"""
     found: dict[str, str] = {}

@@ -16,7 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from ldmlab.config import search
-from ldmlab.config.complete import Origin, complete
+from ldmlab.config.complete import Origin, complete, in_closed_form
 from ldmlab.config.messages import no_such_option, refuse_unknown, translate, unlisted_option, unresolved
 from ldmlab.config.rules import check_together
 from ldmlab.config.schema import GUIDANCE, STAGES, RunConfig
@@ -71,9 +71,21 @@ def swept(overrides: Sequence[str]) -> dict[str, str]:
 
 
 def params_of(hydra: DictConfig) -> dict[str, str]:
-    """From Hydra's own node: what an experiment goes over in this study (`hydra.sweeper.of_study`), else the study's params."""
-    instead = hydra.sweeper.get("of_study") or {}
-    return dict(instead.get(hydra.runtime.choices.get("sweeps")) or hydra.sweeper.params or {})
+    """From Hydra's own node: what the study's own grid goes over, the first of `grids_of`."""
+    return grids_of(hydra)[0]
+
+
+def grids_of(hydra: DictConfig) -> list[dict[str, str]]:
+    """From Hydra's own node: the grids of cells that an experiment has for this study (`hydra.sweeper.of_study`), else the study's
+    params and what it has beside them.
+    """
+    found = (hydra.sweeper.get("of_study") or {}).get(hydra.runtime.choices.get("sweeps"))
+    if not found:
+        found = [hydra.sweeper.params or {}, *(hydra.sweeper.get("beside") or [])]
+    return [
+        {str(path): str(values) for path, values in grid.items()}
+        for grid in ([found] if isinstance(found, DictConfig) else found)
+    ]
 
 
 def outside(hydra: DictConfig) -> list[str]:
@@ -208,13 +220,17 @@ def _apply_presets(plain: DictConfig, typed: frozenset[str], debug: bool, under:
 
 
 def _leave_untrained(plain: DictConfig, typed: frozenset[str]) -> None:
-    """What comes from outside (`ae.weights`, `ldm.weights`) has no budget; an imported stage's decoder may learn on."""
+    """What comes from outside (`ae.weights`, `ldm.weights`) has no budget; an imported stage's decoder may learn on. Nor has what is
+    fitted in closed form (ldm=gaussian), whatever an experiment says of the training of others.
+    """
     if isinstance(plain.ae, DictConfig) and plain.ae.weights is not None:
         plain.ae.fit = None
         plain.ae.loss = plain.ae.loss if plain.ae.train == "decoder" else None
     if isinstance(plain.ldm, DictConfig) and plain.ldm.weights is not None:
         plain.ldm.fit = None
         plain.eval.at = plain.eval.at if "eval.at" in typed else [1.0]
+    if isinstance(plain.ldm, DictConfig) and in_closed_form(plain.ldm.network):
+        plain.ldm.fit = None
 
 
 def _fill_metrics(plain: DictConfig, origin: Origin) -> None:

@@ -235,6 +235,8 @@ class Eval:
     reference: Reference = field(default_factory=Reference)
     bootstrap: Annotated[int, Range(at_least=2, at_most=1_000_000)] = 200
     seed: Seed | None = 0  # null: the run's
+    # of samples. pixels: drawn in pixels and projected on components of patches, so that runs of other f share it (pipeline.noise_basis)
+    noise: Annotated[str, Choices(("latent", "pixels"))] = "latent"
     batch_size: Batch = 64
     weights: Annotated[str, Choices(("ema", "raw"))] = "ema"
     # an average of this relative width, made from ldm.power_ema; null: ldm.fit.ema's

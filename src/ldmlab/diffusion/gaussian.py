@@ -7,7 +7,7 @@ from z_T = n ends with ever more steps, if the schedule ends without signal (doc
 Shape letters: B batch, C channels, H W space, D = C·H·W, K means.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,8 @@ class Gaussian(nn.Module):
     All arguments are given by the assembly: it has no options. vector_dim: classes with a mean each, of a one-hot condition; None
     for one mean.
     """
+
+    closed_form: ClassVar[bool] = True  # it has no training: asked of a network's class before it is built
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ CUSTOMARY = 50_000  # samples behind most published FIDs
 COMPRESSION_STUDY = 5_000  # samples behind Fig. 6, 7 and 17 of arXiv 2112.10752
 LIBRARIES = ("torch", "torchvision", "torch-fidelity", "torchmetrics", "numpy", "scipy")
 # They say which of several equal measurements a card belongs to, not how it was made
-NOT_PROTOCOL = ("snapshot_images", "seed")
+NOT_PROTOCOL = ("snapshot_images", "seed", "noise")
 WORDS = {"classifier_free": "w", "autoguidance": "auto"}  # kinds of guidance on the short card; others by their name
 
 
@@ -52,6 +52,9 @@ class ProtocolCard:
     sampler_options: dict[str, Any] = field(default_factory=dict)  # those that have no field of their own here
     guidance: dict[str, dict[str, Any]] = field(default_factory=dict)
     seed: int = 0  # of the start noise
+    noise: str | None = (
+        None  # pixels: drawn there and projected, so that latents of other sizes share it; None: drawn in the latent
+    )
     versions: dict[str, str] = field(default_factory=versions)
 
     def to_dict(self) -> dict[str, object]:

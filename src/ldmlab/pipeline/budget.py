@@ -352,19 +352,20 @@ def line(cell: Counter, sizes: Sizes, facts: dict[str, Any], said: str) -> str:
 
 
 def totals(resolved: "Resolved") -> dict[str, float]:
-    """Operations of a run's trainings: denoiser; first_stage; encoding, of the images that the denoiser learns from.
+    """Operations of a run's trainings: denoiser; first_stage; encoding, of the images that the denoiser learns from."""
+    costs, cfg, data = resolved.costs, resolved.cfg, resolved.data
+    before = before_denoiser(cfg, resolved.autoencoder, len(data) * (2 if data.flip else 1), costs.encode, costs.decode)
+    return {"denoiser": 3 * costs.forward * _images(cfg.ldm.fit), **before}
+
+
+def before_denoiser(cfg: DictConfig, ae: Any, images: int, encode: float, decode: float) -> dict[str, float]:
+    """What is computed before a denoiser learns. images: of training, mirrored ones too; encode, decode: operations an image.
 
     A first stage's training counts as three passes through encoder and decoder; networks of its loss are not counted.
     """
-    costs, cfg = resolved.costs, resolved.cfg
-    own = 0.0 if cfg.ae.fit is None else 3 * (costs.encode + costs.decode) * _images(cfg.ae.fit)
-    cached = reads_cache(cfg, resolved.autoencoder)
-    encoded = len(resolved.data) * (2 if resolved.data.flip else 1) if cached else _images(cfg.ldm.fit)
-    return {
-        "denoiser": 3 * costs.forward * _images(cfg.ldm.fit),
-        "first_stage": own,
-        "encoding": costs.encode * encoded,
-    }
+    own = 0.0 if cfg.ae.fit is None else 3 * (encode + decode) * _images(cfg.ae.fit)
+    encoded = images if reads_cache(cfg, ae) else _images(cfg.ldm.fit)
+    return {"first_stage": own, "encoding": encode * encoded}
 
 
 def totals_line(training: dict[str, float]) -> str:

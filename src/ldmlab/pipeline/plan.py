@@ -16,6 +16,7 @@ from ldmlab.pipeline.first_stage import FirstStage
 from ldmlab.pipeline.gaussian import GaussianStage
 from ldmlab.pipeline.latents import LatentsStage
 from ldmlab.pipeline.learning_rate import LearningRateStage
+from ldmlab.pipeline.noise_basis import NoiseBasisStage
 from ldmlab.pipeline.noisy_classifier import NoisyClassifierStage
 from ldmlab.pipeline.reconstructions import ReconstructionsStage
 from ldmlab.pipeline.reference import ReferenceStage
@@ -30,7 +31,7 @@ from ldmlab.terminal import clock
 
 KINDS: tuple[type[Stage], ...] = (
     DataStage, ExtractorStage, FirstStage, DecoderStage, ReconstructionsStage, LatentsStage, LearningRateStage, DenoiserStage,
-    CooldownStage, GaussianStage, NoisyClassifierStage, WeakModel, SamplesStage, ReferenceStage, ChainStage, ScoresStage,
+    CooldownStage, GaussianStage, NoisyClassifierStage, WeakModel, NoiseBasisStage, SamplesStage, ReferenceStage, ChainStage, ScoresStage,
 )  # fmt: skip
 """The stages of the package. Where two could come first, the earlier here does; order is otherwise by what each stands on."""
 

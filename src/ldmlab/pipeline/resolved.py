@@ -101,7 +101,7 @@ class Resolved:
         return Costs(
             flops_of(lambda: self.autoencoder.moments(image)),
             flops_of(lambda: self.autoencoder.decode(z)),
-            forward_flops(self.denoiser, self.latent_shape),
+            0.0 if self.denoiser.closed_form else forward_flops(self.denoiser, self.latent_shape),
         )
 
 

@@ -10,13 +10,14 @@ from ldmlab.autoencoders.autoencoder import Autoencoder
 from ldmlab.conditioning.source import ConditionSource
 from ldmlab.guidance.base import Model, SampleCost
 from ldmlab.guidance.stack import Guided
-from ldmlab.pipeline import sampling
+from ldmlab.pipeline import noise_basis, sampling
 from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.cooldown import images_behind, load_scored, scored
 from ldmlab.pipeline.decoder import DecoderStage, decoding, load_decoding
 from ldmlab.pipeline.gaussian import DRAWN
 from ldmlab.pipeline.sheets import save_sheet
 from ldmlab.pipeline.stage import Row, SnapshotStage, Stage, plain
+from ldmlab.pipeline.timing import clock_for
 from ldmlab.store.files import atomic, read_array, write_json
 from ldmlab.terminal import number
 
@@ -66,7 +67,7 @@ class SamplesStage(SnapshotStage):
         guides = {
             role: self.plan.named(name) for kind in self.plan.resolved.guidance for role, name in kind.stages.items()
         }
-        return {"denoiser": scored(self.plan, self.images), **decoder, **guides}
+        return {"denoiser": scored(self.plan, self.images), **decoder, **guides, **noise_basis.upstream(self.plan)}
 
     def row(self) -> Row:
         resolved, n = self.plan.resolved, self.cfg.eval.samples
@@ -117,18 +118,23 @@ class SamplesStage(SnapshotStage):
         seeds = [sampling.image_seed(cfg.eval.seed, i) for i in range(n)]
 
         sampler: Any = model.sampler if model.closed_form else resolved.sampler
+        noise_of, self._speed = noise_basis.noise_of(self.plan, ctx), sampling.Speed(clock_for(ctx.device))
 
         def draw(indices: list[int]) -> Tensor:
             batch = {k: v.to(ctx.device) if isinstance(v, Tensor) else v for k, v in source.batch(indices).items()}
             bound = guided.bind(batch, len(indices), shape[1:], ctx.device)
             return sampling.draw(
                 sampler, bound.denoise, resolved.objective.schedule, ae.decode, bound.cond,
-                [seeds[i] for i in indices], shape, ctx.device,
+                [seeds[i] for i in indices], shape, ctx.device, noise_of, self._speed,
             )  # fmt: skip
 
         sampling.sample_all(draw, n, folder, cfg.eval.batch_size, ctx.ranks, f"samples {self._share}")
         if ctx.main:
             self._write(folder, source, seeds)
+
+    def facts(self) -> dict[str, Any]:
+        """How fast this process drew: with the machine on the card, a measurement and part of no id."""
+        return {"sampling": self._speed.record()}
 
     def _write(self, folder: Path, source: ConditionSource, seeds: list[int]) -> None:
         """What the images were drawn for, and a sheet of the first to look at."""

@@ -4,6 +4,7 @@ Letters: N images, B batch, C channels, H W space.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ldmlab.data.batches import to_uint8
+from ldmlab.pipeline.timing import Clock, clock_for
 from ldmlab.randomness import ImageNoise, seed_of
 from ldmlab.store.files import atomic
 from ldmlab.store.ranks import Ranks
@@ -30,6 +32,25 @@ def parts(n: int, rank: int, ranks: int) -> Iterator[range]:
         yield range(start, min(start + PART, n))
 
 
+@dataclass
+class Speed:
+    """Seconds that the sampler and the decoder take, batch by batch. The first batch warms up and counts only where it is alone."""
+
+    clock: Clock
+    batches: list[tuple[int, float, float]] = field(
+        default_factory=list
+    )  # images, seconds of the sampler, of the decoder
+
+    def record(self) -> dict[str, Any]:
+        """For a card; {} where nothing was drawn."""
+        counted = self.batches[1:] or self.batches
+        if not counted:
+            return {}
+        images, sampler, decoder = (sum(column) for column in zip(*counted, strict=True))
+        found = {"images": images, "sampler_seconds": round(sampler, 4), "decoder_seconds": round(decoder, 4)}
+        return found | {"clock": self.clock.name, "threads": torch.get_num_threads()}
+
+
 @torch.no_grad()
 def draw(
     sampler: Callable[..., Tensor],
@@ -40,11 +61,21 @@ def draw(
     seeds: list[int],
     shape: tuple[int, int, int],
     device: torch.device,
+    noise_of: Callable[..., ImageNoise] = ImageNoise,
+    speed: Speed | None = None,
 ) -> Tensor:
-    """One image a seed, as uint8 BHWC: noise per image → sampler → decoder → 8 bits, rounded to nearest."""
-    noise = ImageNoise(seeds, shape, device)
+    """One image a seed, as uint8 BHWC: noise per image → sampler → decoder → 8 bits, rounded to nearest.
+
+    noise_of: (seeds, shape, device) → noise. speed: takes in how long it took.
+    """
+    speed = speed or Speed(clock_for(device))
+    noise = noise_of(seeds, shape, device)
+    began = speed.clock.now()
     z_BCHW = sampler(denoise, noise(), schedule, cond, noise)
-    return to_uint8(decode(z_BCHW)).cpu()
+    drawn = speed.clock.now()
+    image8_BHWC = to_uint8(decode(z_BCHW)).cpu()
+    speed.batches.append((len(seeds), drawn - began, speed.clock.now() - drawn))
+    return image8_BHWC
 
 
 def sample_all(

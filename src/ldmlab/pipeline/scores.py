@@ -101,7 +101,7 @@ class ScoresStage(SnapshotStage):
             reference_images=reference_images, resolution=resolved.resolution, samples=cfg.eval.samples, label_mode=mode,
             snapshot_images=images_behind(self.plan, self.images) or None, extractor=extractor.name,
             extractor_hash=extractor.fingerprint(), resize=extractor.resize_text, seed=cfg.eval.seed,
-            sampler=self.samples.label, **self._steps(),
+            noise=None if cfg.eval.noise == "latent" else cfg.eval.noise, sampler=self.samples.label, **self._steps(),
         )  # fmt: skip
 
     def _steps(self) -> dict[str, Any]:

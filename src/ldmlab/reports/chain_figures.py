@@ -1,5 +1,6 @@
 """Figures of the diffusion chain: what is lost over what is known (the paper's Fig. 2), and what each step costs."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -13,13 +14,16 @@ NOTE = "Of val images: each point is the prediction from one noise level, decode
 STEPS = "What a receiver pays from each time of the chain to the next: terms of the variational bound."
 
 
-def chain_figures(runs: list[Run]) -> list[Figure]:
-    """Of each run's last snapshot with a chain, a line each: loss over rate, and the terms over time. A shared chain is drawn once."""
+def chain_figures(runs: list[Run], colours: Sequence[int] | None = None) -> list[Figure]:
+    """Of each run's last snapshot with a chain, a line each: loss over rate, and the terms over time. A shared chain is drawn once.
+
+    colours: of each run, by the number of the palette; None: in turn.
+    """
     found: dict[str, tuple[int, Run, StageRecord]] = {}
     for i, run in enumerate(runs):
         record = run.stage("chain")
         if record is not None and record.done:
-            found.setdefault(record.id, (i, run, record))
+            found.setdefault(record.id, (i if colours is None else colours[i], run, record))
     chains = [
         (i, run.label if len(runs) > 1 else "", record, read_json(record.folder / "chain.json", record.command))
         for i, run, record in found.values()

@@ -1,16 +1,14 @@
-"""What a study of f says: the U, where its minimum is, the paper's claims judged, variance components, advice, the paper beside.
+"""What a study of f says: the U, where its minimum is, the paper's claims judged, variance components, advice.
 
 `ldmlab.studies` computes; here it becomes sentences, tables and one figure of the study's page.
 """
 
 import math
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 from ldmlab.reports import document as doc
 from ldmlab.reports import numbers
-from ldmlab.reports.figures import Figure, Series
+from ldmlab.reports.figures import JOINED, Figure, Series
 from ldmlab.reports.numbers import KNOWN
 from ldmlab.reports.tables import listed
 from ldmlab.studies.advice import Advice, Price, advise
@@ -19,7 +17,6 @@ from ldmlab.studies.cells import Arm, CellTable
 from ldmlab.studies.claims import Verdict, judge
 from ldmlab.studies.components import Interval, Nested
 
-PAPER = Path(__file__).parent / "paper_figures.yaml"
 FEW_SEEDS = (
     "Nothing was trained twice, so no interval says how another training would end: which f is best is undecided. "
     "seeds.denoiser=2 trains each cell twice."
@@ -41,7 +38,6 @@ def blocks(table: CellTable, study: str) -> tuple[list[doc.Block], list[doc.Sect
     sections = [
         doc.Section("What the paper says of f, judged here", claim_blocks(table, study), "claims"),
         doc.Section("Where the spread comes from", component_blocks(table), "components"),
-        doc.Section("The paper's numbers", paper_blocks(table), "paper"),
     ]
     return [block for block in head if block], [section for section in sections if section.blocks]
 
@@ -53,6 +49,11 @@ def called(arm: Arm, table: CellTable) -> str:
     """ "f = 4", with the channels or the name where two arms of the curve have this f."""
     same = [other for other in table.arms if other.f == arm.f and other.family == arm.family]
     return f"f = {arm.f}" if len(same) == 1 else f"f = {arm.f} ({arm.name})"
+
+
+def named(arm: Arm, table: CellTable) -> str:
+    """The same, with the family of an arm that is not of the curve: "PCA f = 4"."""
+    return called(arm, table) if arm in table.curve else f"{arm.family.upper()} {called(arm, table)}"
 
 
 def advice_lines(table: CellTable) -> list[str]:
@@ -131,20 +132,20 @@ def arm_interval(nested: Nested, arm: Arm) -> Interval:
 def u_figure(table: CellTable) -> Figure | None:
     """FID over f: the curve at each budget, other families at the end of training."""
     series: list[Series] = []
-    last = table.nested({"last": 1.0})
+    last = table.share("last")
     if len(table.varied_facts) > 1 and last is not None:
         for facts in table.varied_facts:
             name = ", ".join(f"{value} {key}" for key, value in facts.items())
-            series.append(_line(table.where(facts).curve, last, name, len(series), dashed=False))
+            series.append(_line(table, table.where(facts).curve, last, name, len(series), dashed=False))
         return _panel(series, table)
     for name in ("last", "half", "first"):
-        nested, share = table.nested({name: 1.0}), table.share(name)
-        if nested is not None and share is not None and not any(line.split == f"{share:.0%}" for line in series):
-            series.append(_line(table.curve, nested, f"{share:.0%}", len(series), dashed=bool(series)))
+        share = table.share(name)
+        if share is not None and not any(line.split == f"{share:.0%}" for line in series):
+            series.append(_line(table, table.curve, share, f"{share:.0%}", len(series), dashed=bool(series)))
     for family in dict.fromkeys(arm.family for arm in table.arms):
         own = tuple(arm for arm in table.arms if arm.family == family and arm not in table.curve)
         if own and last is not None:
-            series.append(_line(own, last, family.upper(), len(series), dashed=False))
+            series.append(_line(table, own, last, family.upper(), len(series), dashed=False))
     return _panel(series, table)
 
 
@@ -160,11 +161,33 @@ def _panel(series: list[Series], table: CellTable) -> Figure | None:
                   "down-sampling factor f", "log", tuple(xs))  # fmt: skip
 
 
-def _line(arms: tuple[Arm, ...], nested: Nested, name: str, colour: int, dashed: bool) -> Series:
-    found = [arm_interval(nested, arm) for arm in arms]
-    low, high = ([math.exp(getattr(each, end)) for each in found] for end in ("low", "high"))
-    return Series("", [float(arm.f) for arm in arms], [math.exp(each.value) for each in found], low, high,
-                  [False] * len(arms), split=name, dashed=dashed, colour=colour, style="points")  # fmt: skip
+def _line(table: CellTable, arms: tuple[Arm, ...], share: float, name: str, colour: int, dashed: bool) -> Series:
+    nested = table.at(share)
+    points = [(arm_interval(nested, arm), sources(table, arm, share)) for arm in arms]
+    return _series([float(arm.f) for arm in arms], points, name, colour, dashed)
+
+
+def arm_line(table: CellTable, arm: Arm, xs: list[float]) -> Series:
+    """The mean of an arm's cells at each of `table.shares`, with its interval, over xs."""
+    points = [(arm_interval(table.at(share), arm), sources(table, arm, share)) for share in table.shares]
+    return _series(xs, points, named(arm, table), colour_of(arm.f), arm not in table.curve)
+
+
+def colour_of(f: int) -> int:
+    """Of lines that are an f each: the same in every figure, the paper's too."""
+    return int(math.log2(f))
+
+
+def sources(table: CellTable, arm: Arm, share: float) -> str:
+    """Where the scores are kept that a point of an arm is the mean of, as `figures.Series` has it."""
+    found = (cell.at(share) for cell in table.cells if cell.arm == arm)
+    return JOINED.join(point.source for point in found if point is not None and point.source)
+
+
+def _series(xs: list[float], points: list[tuple[Interval, str]], name: str, colour: int, dashed: bool) -> Series:
+    values, low, high = ([math.exp(getattr(each, end)) for each, _ in points] for end in ("value", "low", "high"))
+    return Series("", xs, values, low, high, [False] * len(xs), split=name, dashed=dashed, colour=colour, style="points",
+                  sources=tuple(source for _, source in points))  # fmt: skip
 
 
 # ---- claims ---------------------------------------------------------------------------------------------------------
@@ -210,43 +233,3 @@ def component_blocks(table: CellTable) -> list[doc.Block]:
     rows.append(["images of one cell", f"{math.sqrt(nested.image_variance):.3f}", "bootstrap"])
     heads = ["level", "standard deviation of ln FID", "degrees of freedom"]
     return [doc.Table(heads, doc.entries(rows)), doc.Text(HOW, "small")]
-
-
-# ---- the paper ------------------------------------------------------------------------------------------------------
-
-
-@cache
-def paper() -> dict[str, Any]:
-    """The facts of Fig. 6 and 17 as the repository keeps them."""
-    import yaml
-
-    raw: dict[str, Any] = yaml.safe_load(PAPER.read_text(encoding="utf-8"))
-    return raw
-
-
-def paper_blocks(table: CellTable) -> list[doc.Block]:
-    """FID over f in the paper and here, early and at the end, each as a multiple of its column's lowest."""
-    figure, facts = paper()["fig_6"], table.curve
-    ours = {name: table.nested({name: 1.0}) for name in ("first", "last")}
-    if len(facts) < 2 or ours["last"] is None:
-        return []
-    early, late = figure["early"], figure["late"]
-    columns: list[dict[int, float]] = [
-        {f: each[early] for f, each in figure["fid"].items()}, {f: each[late] for f, each in figure["fid"].items()},
-        *({arm.f: math.exp(arm_interval(n, arm).value) for arm in facts} if n is not None else {} for n in ours.values()),
-    ]  # fmt: skip
-    lowest = [min(column.values(), default=1.0) for column in columns]
-    rows = []
-    for f in sorted({f for column in columns for f in column}):
-        texts = [
-            f"{column[f]:.3g} ({column[f] / low:.2f} ×)" if f in column else "–"
-            for column, low in zip(columns, lowest, strict=True)
-        ]
-        rows.append([str(f), *texts])
-    steps = figure["step_millions"]
-    heads = ["f", f"paper, {steps[early]:g} M steps", f"paper, {steps[late]:g} M steps", "here, first", "here, last"]
-    why = " ".join(str(figure["why_not_comparable"]).split())
-    return [
-        doc.Table(heads, doc.entries(rows)),
-        doc.Text(f"{figure['source']}, {figure['tolerance']}. In brackets: over the column's lowest. {why}", "small"),
-    ]

@@ -2,8 +2,11 @@
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from ldmlab.metrics.protocol import leaf_differences
 from ldmlab.reports.collect import read_json
@@ -18,25 +21,42 @@ FACTS = ("objects",)  # of the data's options: what a claim may compare
 PIXELS = "pixels"
 
 
-def read_table(study: Study, work: dict[str, tuple[int, float]]) -> CellTable:
-    """The cells with a FID under the protocol that most share (a sampling seed may differ). work: (parameters, training
-    operations an image) by denoiser id. No cells where f is the same for all.
+class Work(NamedTuple):
+    """Of each denoiser, by its id. training: (parameters, operations of training on an image); before: operations of its first stage's
+    training and of encoding its images.
     """
-    card = common_card([cell.compared for cell in study.cells], KEY)
-    scored = [cell for cell in study.cells if KEY in cell.scores.scores]
-    own = [cell for cell in scored if not leaf_differences(cell.compared.protocol(KEY), card)]
+
+    training: Mapping[str, tuple[int, float]] = {}
+    before: Mapping[str, float] = {}
+
+
+def read_table(study: Study, work: Work, key: str = KEY) -> CellTable:
+    """The trained cells with this score under the protocol that most share (a sampling seed may differ). No cells where f is the same
+    for all.
+    """
+    trained = [cell for cell in study.cells if not cell.closed_form]
+    card = common_card([cell.compared for cell in trained], key)
+    scored = [cell for cell in trained if key in cell.scores.scores]
+    own = [cell for cell in scored if not leaf_differences(cell.compared.protocol(key), card)]
     left_out = len(scored) - len(own)
-    shapes = {cell.run.id: shape for cell in own if (shape := _shape(cell.run)) is not None}
+    shapes = {cell.run.id: shape for cell in own if (shape := shape_of(cell.run)) is not None}
     own = [cell for cell in own if cell.run.id in shapes]
     if len({shapes[cell.run.id][1] for cell in own}) < 2:
         return CellTable(())
     names = _names(own, study)
+    measured = all(
+        speed_of(cell.samples) is not None for cell in own
+    )  # all or none: two kinds of measurement do not compare
     return CellTable(
-        tuple(_cell(cell, Arm(names[cell.run.id], *shapes[cell.run.id], _facts(cell)), work) for cell in own), left_out
+        tuple(
+            _cell(cell, Arm(names[cell.run.id], *shapes[cell.run.id], _facts(cell)), work, key, measured)
+            for cell in own
+        ),
+        left_out,
     )
 
 
-def _shape(run: Run) -> tuple[str, int, int] | None:
+def shape_of(run: Run) -> tuple[str, int, int] | None:
     """(family, f, c) of the first stage; None where it is not scored yet."""
     record = run.stage("reconstructions")
     if record is None or not record.done:
@@ -58,29 +78,56 @@ def _names(cells: list[StudyCell], study: Study) -> dict[str, str]:
     return {id_: ae if alike[ae] == 1 or not text else text for id_, (ae, text) in keys.items()}
 
 
-def _cell(cell: StudyCell, arm: Arm, work: dict[str, tuple[int, float]]) -> Cell:
+def _cell(cell: StudyCell, arm: Arm, work: Work, key: str, measured: bool) -> Cell:
     config, denoiser = cell.run.config, cell.denoiser
     ae, ldm = config.get("ae") or {}, config.get("ldm") or {}
     points = tuple(
-        _point(snapshot.scores, snapshot.images, ldm)
+        _point(snapshot.scores, snapshot.images, ldm, key, denoiser)
         for snapshot in cell.run.snapshots
-        if snapshot.scores is not None and snapshot.scores.done and snapshot.images
+        if snapshot.scores is not None and snapshot.scores.done and snapshot.images and key in snapshot.scores.scores
     )
-    flops = work[denoiser.id][1] if denoiser is not None and denoiser.id in work else None
+    id_ = "" if denoiser is None else denoiser.id
+    flops = work.training[id_][1] if id_ in work.training else None
     images = None if denoiser is None else denoiser.trained_images
     return Cell(
         arm, int(ae.get("seed") or 0), int(ldm.get("seed") or 0), int(cell.scores.card.get("seed") or 0),
         ae.get("fit") is not None, points, None if denoiser is None else denoiser.seconds,
         None if flops is None or images is None else flops * images,
-        int(cell.scores.card.get("samples") or 0), cell.samples.seconds,
+        int(cell.scores.card.get("samples") or 0), cell.samples.seconds, work.before.get(id_),
+        speed.both if measured and (speed := speed_of(cell.samples)) is not None else None, id_,
     )  # fmt: skip
 
 
-def _point(scores: StageRecord, images: int, ldm: dict[str, Any]) -> Point:
-    fit, score = ldm.get("fit") or {}, scores.scores[KEY]
+def _point(scores: StageRecord, images: int, ldm: dict[str, Any], key: str, denoiser: StageRecord | None) -> Point:
+    fit, score = ldm.get("fit") or {}, scores.scores[key]
     end = math.ceil(fit["images"] / fit["batch_size"]) * fit["batch_size"] if "images" in fit else images
     low, high = score.bounds
-    return Point(round(images / end, 4), images, score.value, low, high, score.replicates)
+    seconds = None if denoiser is None else seconds_at(denoiser, images)
+    return Point(round(images / end, 4), images, score.value, low, high, score.replicates, seconds, scores.place)
+
+
+class Speed(NamedTuple):
+    """Images a second. sampler: without the decoder; both: with it."""
+
+    sampler: float
+    both: float
+
+
+def speed_of(samples: StageRecord) -> Speed | None:
+    """As the samples' card has it; None for samples from before it was measured."""
+    found = samples.provenance.get("sampling") or {}
+    if not found or not found["sampler_seconds"]:
+        return None
+    return Speed(
+        found["images"] / found["sampler_seconds"],
+        found["images"] / (found["sampler_seconds"] + found["decoder_seconds"]),
+    )
+
+
+def seconds_at(denoiser: StageRecord, images: int) -> float | None:
+    """Of its training until it had seen so many images: from its log, between two lines in proportion."""
+    rows = [row for row in denoiser.rows if "time" in row]
+    return float(np.interp(images, [r["images"] for r in rows], [r["time"] for r in rows])) if rows else None
 
 
 def csv_rows(table: CellTable) -> list[dict[str, Any]]:
@@ -88,20 +135,21 @@ def csv_rows(table: CellTable) -> list[dict[str, Any]]:
     return [
         {"arm": cell.arm.name, "family": cell.arm.family, "f": cell.arm.f, "c": cell.arm.c, **cell.arm.facts,
          "first_stage_seed": cell.first_seed if cell.trained else "", "denoiser_seed": cell.denoiser_seed,
-         "sampling_seed": cell.sampling_seed, "share": point.share, "images": point.images, "fid": point.fid,
+         "sampling_seed": cell.sampling_seed, "share": point.share, "images": point.images, "fid": point.value,
          "fid_low": point.low, "fid_high": point.high, "training_flops": cell.flops, "training_seconds": cell.seconds,
+         "first_stage_flops": cell.first_stage_flops, "seconds_at_share": point.seconds,
          "samples": cell.samples, "sampling_seconds": cell.sampling_seconds}
         for cell in table.cells
         for point in cell.points
     ]  # fmt: skip
 
 
-def table_of(runs: list[Run], work: dict[str, tuple[int, float]] | None = None) -> CellTable:
+def table_of(runs: list[Run], work: Work | None = None) -> CellTable:
     """`read_table` from the runs themselves."""
     from ldmlab.reports.study_cells import read_study
 
     study = read_study(runs)
-    return read_table(study, work or {}) if study.cells else CellTable(())
+    return read_table(study, work or Work()) if study.cells else CellTable(())
 
 
 def folder_table(folders: list[Path]) -> CellTable:

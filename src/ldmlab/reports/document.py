@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ldmlab.reports.drawing import files, spots, svg
-from ldmlab.reports.figures import Figure
+from ldmlab.reports.figures import JOINED, Figure
 from ldmlab.reports.pictures import Picture, Pictures, data_uri, sheet
 from ldmlab.store.files import atomic
 
@@ -148,6 +148,9 @@ class Document:
     goes_on: str = ""
     wide: bool = False
     beside: Sequence[tuple[str, str]] = ()  # other pages in its folder: (file, what it is for)
+    links: Mapping[str, str] = field(
+        default_factory=dict
+    )  # source of a point → anchor; with JOINED at its end, of a mean
 
     def markdown(self) -> str:
         lines = [f"# {escape(self.title)}", "", escape(self.lead)]
@@ -167,8 +170,13 @@ class Document:
         loader, strict, ids = FileSystemLoader(TEMPLATES), StrictUndefined, frozenset(anchors(self.sections))
         made = Environment(loader=loader, autoescape=True, undefined=strict, trim_blocks=True, lstrip_blocks=True)
         made.filters |= {"inline": inline, "kind": lambda block: type(block).__name__, "draw": draw, "spots": spots}
-        made.filters["anchor"] = lambda place: anchor_of(place, ids)
+        made.filters["anchor"] = lambda place: self._linked(place) or anchor_of(place, ids)
         return made.get_template(template).render(page=self, **more)
+
+    def _linked(self, source: str) -> str:
+        """A point that is a mean leads to the row of its first cell, below which the others stand."""
+        first, *more = source.split(JOINED)
+        return self.links.get(f"{first}{JOINED}" if more else first, "")
 
     def files(self) -> dict[str, bytes]:
         """{path: contents}: the page, its text, and the figures and sheets of pictures that the text shows."""

@@ -17,6 +17,7 @@ WIDTH, HEIGHT = 374 / 72, 224 / 72  # inches
 ROW, ROW_MARGIN = 26 / 72, 62 / 72  # inches of a figure without an order
 TRAINING = "training images"
 MARKERS = "osD^vPX"
+JOINED = " + "  # between the sources of a point that is a mean
 FLOOR = (
     "Dashed, linear: the best linear denoiser of these latents, without their condition. Above it training is early or broken, "
     "below it the network has learnt more than two moments."
@@ -40,7 +41,7 @@ class Series:
     dashed: bool = False
     colour: int = 0
     style: Literal["noisy", "points", "line"] = "noisy"
-    sources: tuple[str, ...] = ()  # stage folder of each point, or one for all
+    sources: tuple[str, ...] = ()  # stage folder of each point (of several, JOINED), or one for all
 
     @property
     def caption(self) -> str:

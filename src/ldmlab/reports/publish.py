@@ -64,7 +64,9 @@ def make_report(runs: list[Path], out: Path | None, store: Path, study: str | No
     from ldmlab.pipeline import counts
 
     found = counts.count(runs)
-    return shown(samples.report(runs, folder, study, missing, samples.Counted(found.found, found.refused)))
+    return shown(
+        samples.report(runs, folder, study, missing, samples.Counted(found.found, found.refused, found.before))
+    )
 
 
 def advice(runs: list[Path]) -> list[str]:

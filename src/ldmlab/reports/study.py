@@ -12,18 +12,18 @@ from typing import Any, NamedTuple
 
 from ldmlab.errors import DataError
 from ldmlab.metrics.protocol import leaf_differences
-from ldmlab.reports import compression, explore, figures, numbers, sizes, tables
+from ldmlab.reports import compression_page, explore, figures, numbers, sizes, tables
 from ldmlab.reports import document as doc
 from ldmlab.reports.collect import read_runs
+from ldmlab.reports.compression_cells import Work
 from ldmlab.reports.compression_cells import csv_rows as compression_csv
-from ldmlab.reports.compression_cells import read_table
 from ldmlab.reports.figures import HEIGHT, ROW, ROW_MARGIN, Figure, round_ticks, score_line, score_panel
 from ldmlab.reports.numbers import MetricDeclaration, common_card
 from ldmlab.reports.pictures import Pictures, same_seeds
 from ldmlab.reports.points import read_points
 from ldmlab.reports.records import Run, split_fields, varied
 from ldmlab.reports.run import READING, alarms, check_folder, machine, unfinished
-from ldmlab.reports.study_cells import Axis, Line, Study, StudyCell, read_study, trained_label, words
+from ldmlab.reports.study_cells import Axis, Line, Study, StudyCell, links, read_study, scored, trained_label, words
 from ldmlab.reports.study_text import MANY, baseline, difference, difference_rows, question, ties, title_of, verdicts
 from ldmlab.reports.tables import Scored, ScoreRow, ScoreTable
 
@@ -36,14 +36,18 @@ OPERATIONS = (
     "GFLOP an image: of training, three forward passes, multiply and add counted as two. Images/s and times are "
     "measurements of the machine."
 )
+SAME_NOISE = ". In each column all cells begin from the same noise, drawn in pixels and projected on the latent's principal components"
 GOES_ON = "The same sweep makes what is missing and repeats nothing."
 
 
 class Counted(NamedTuple):
-    """By denoiser id: (parameters, operations of training on one image), or why they could not be counted."""
+    """By denoiser id: (parameters, operations of training on one image), or why they could not be counted; before: operations of its
+    first stage's training and of encoding its images.
+    """
 
     work: Mapping[str, tuple[int, float]]
     refused: Mapping[str, str]
+    before: Mapping[str, float] = {}
 
 
 def report(
@@ -62,22 +66,25 @@ def report(
     """
     runs = read_runs([Path(folder) for folder in run_folders])
     check_folder(Path(out))
-    study = scored_study(runs, name)
+    study, compared = scored_study(runs, name, counted)
     explored = read_points(runs, counted.work)
-    page = document(study, runs, name, missing_notes(missing, runs), counted, title)
+    page = document(study, runs, name, missing_notes(missing, runs), counted, title, compared[1:])
     page = replace(page, beside=explore.beside(explored))
     files = {"table.csv": numbers.csv_text(csv_rows(study)).encode()}
-    if (cells := read_table(study, dict(counted.work))).cells:
+    if (cells := compared[0]).cells:
         files["cells.csv"] = numbers.csv_text(compression_csv(cells)).encode()
     return doc.write(Path(out), page.files() | files | explore.files(explored, page, Path(out)))
 
 
-def scored_study(runs: list[Run], name: str) -> Study:
-    """Raises DataError when no cell is scored."""
+def scored_study(runs: list[Run], name: str, counted: Counted) -> tuple[Study, compression_page.OfF]:
+    """The cells, and what a study of f says of them. Raises DataError when no cell is scored."""
     study = read_study(runs)
     if not study.cells:
         raise DataError(f"study={name}: no samples are scored yet. Make them: python src/train.py -m sweeps={name}")
-    return study
+    compared = compression_page.sections(study, runs, Work(counted.work, counted.before), name)
+    if study.ladder and not compared[0].cells:  # not a study of f: no cell may stand apart
+        study = read_study(runs, laddered=False)
+    return study, compared
 
 
 def missing_notes(missing: list[tuple[str, str]], runs: list[Run]) -> list[doc.Note]:
@@ -85,15 +92,21 @@ def missing_notes(missing: list[tuple[str, str]], runs: list[Run]) -> list[doc.N
 
 
 def document(
-    study: Study, runs: list[Run], name: str, missing: list[doc.Note], counted: Counted, title: str | None
+    study: Study,
+    runs: list[Run],
+    name: str,
+    missing: list[doc.Note],
+    counted: Counted,
+    title: str | None,
+    of_f: tuple[list[doc.Block], list[doc.Section]] = ([], []),
 ) -> doc.Document:
+    """of_f: what a study of f has at the head of the page and below it."""
     drawn, losses, shown = score_figures(study), loss_figures(study), side_by_side(study)
     said = [doc.Note("comparison", text) for text in verdicts(study)]
-    advice, judged = compression.blocks(read_table(study, dict(counted.work)), name)
-    answer: list[doc.Block] = [*advice, *([doc.Notes(said, "verdicts")] if said else []), doc.Figures(drawn[:2])]
+    answer: list[doc.Block] = [*of_f[0], *([doc.Notes(said, "verdicts")] if said else []), doc.Figures(drawn[:2])]
     sections = [
         doc.Section("", answer, "answer"),
-        *judged,
+        *of_f[1],
         scores(study, runs),
         doc.Section("The other scores", [doc.Figures(drawn[2:])] if drawn[2:] else [], "figures"),
         doc.Section("Samples", samples(study, shown), "samples"),
@@ -104,8 +117,9 @@ def document(
     ]
     cells = f"{len(study.cells)} cell{'s' if len(study.cells) > 1 else ''}"
     kept = [section for section in sections if section.blocks]
+    over = f"Study {name} · {cells}"
     return doc.Document(
-        title or title_of(study), f"Study {name} · {cells}", question(study), kept, "", missing, GOES_ON, True
+        title or title_of(study), over, question(study), kept, "", missing, GOES_ON, True, links=links(study)
     )
 
 
@@ -118,7 +132,7 @@ def score_table(study: Study, runs: list[Run]) -> ScoreTable:
     known, ids = {cell.run.id for cell in study.cells}, {cell.scores.id for cell in study.cells}
     for run in runs:
         record = run.stage("scores")
-        if run.id not in known and (record is None or record.id not in ids):
+        if run.id not in known and scored(run) is None and (record is None or record.id not in ids):
             waiting = next((f"{stage.stage} {stage.state}" for stage in run.unfinished), "not scored")
             last = run.stages[-1] if run.stages else None
             rows.append(Scored(run, None, run.label, None, False, waiting, last))
@@ -135,7 +149,8 @@ def scores(study: Study, runs: list[Run]) -> doc.Section:
         cell = by_id.get(row.source.id) if row.source is not None else None
         texts = knob_texts(study, cell) if cell else [row.label, *[""] * (len(heads) - 1)]
         href = f"#cell-{cell.scores.id}" if cell else ""
-        return [doc.Entry(texts[0], href=href), *map(doc.Entry, texts[1:])]
+        anchor = f"row-{cell.scores.id}" if cell else ""
+        return [doc.Entry(texts[0], href=href, anchor=anchor), *map(doc.Entry, texts[1:])]
 
     few = len(study.cells) <= MANY
     blocks: list[doc.Block] = [replace(tables.shown_table(score_table(study, runs), heads, labels), title="")]
@@ -296,6 +311,7 @@ def columns_said(study: Study, shown: Pictures) -> str:
     first, places = study.cells[0].samples.pictures, [tile.index for tile in shown.rows[0].tiles]
     classes = f" and one class ({', '.join(first.class_name(first.labels[i]) for i in places)})" if first.labels else ""
     left = f"; {study.axis.title} at the left" if study.axis is not None else ""
+    left += SAME_NOISE if all(cell.scores.card.get("noise") == "pixels" for cell in study.cells) else ""
     return f"Each column is one seed{classes}, images {', '.join(map(str, places))} of each cell, unselected{left}."
 
 
@@ -332,7 +348,10 @@ def identity_rows(study: Study, counted: Counted) -> tuple[list[str], list[list[
 
 def notes(study: Study, counted: Counted) -> list[doc.Note]:
     """Remarks on the training that its numbers do not show."""
-    found = [f"Operations of denoiser {id_} are not counted: {why}" for id_, why in counted.refused.items()]
+    own = {cell.denoiser.id for cell in study.denoisers if cell.denoiser}
+    found = [
+        f"Operations of denoiser {id_} are not counted: {why}" for id_, why in counted.refused.items() if id_ in own
+    ]
     if len({cell.denoiser.trained_images for cell in study.denoisers if cell.denoiser}) > 1:
         found.append("Training images differ among the cells: they are not compared at equal images.")
     flops = [each for _, each in counted.work.values()]
@@ -367,17 +386,19 @@ def protocol(study: Study, name: str) -> doc.Section:
     if differ:
         table = tables.varied_table([cell.label for cell in study.cells], differ)
         blocks.append(doc.Section("Options that differ between the cells", [table], fold=True, muted=str(len(differ))))
-    for n, cell in enumerate(study.cells):
+    for n, cell in enumerate((*study.cells, *study.ladder)):
         made = {name: score.method for name, score in cell.scores.scores.items() if score.method}
         made_by = doc.FactList([*made.items(), *numbers.facts(cell.scores.provenance)])
         places = doc.Text(f"`{cell.scores.place}`, of `{cell.samples.place}`", "small")
         config: doc.Block = doc.Text(
             "Configuration: that of the first cell but for the options that differ, above.", "small"
         )
-        config = doc.Code(cell.run.yaml) if n == 0 or len(study.denoisers) > 1 else config
+        own = cell not in study.ladder and len(study.denoisers) > 1
+        config = doc.Code(cell.run.yaml) if n == 0 or own else config
         inside: list[doc.Block] = [doc.Code(cell.run.command), places, made_by, config]
         muted, id_ = "command, provenance, configuration", f"cell-{cell.scores.id}"
         blocks.append(doc.Section(cell.label, inside, id_, fold=True, muted=muted, only_page=True))
-    commands = [*dict.fromkeys(cell.run.command for cell in study.cells), f"python src/report.py study={name}"]
+    cells = (*study.cells, *study.ladder)
+    commands = [*dict.fromkeys(cell.run.command for cell in cells), f"python src/report.py study={name}"]
     blocks.append(doc.Section("Commands", [doc.Code("\n".join(commands))], fold=True))
     return doc.Section("Protocol, runs and configuration", blocks, "protocol")

@@ -5,11 +5,13 @@ trained). A *knob* is whatever of the two differs among the cells without follow
 because the samplers do, but is a knob only where it differs within one sampler.
 """
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from ldmlab.config.schema import TARGETS
+from ldmlab.reports.figures import JOINED
 from ldmlab.reports.numbers import KNOWN, MetricDeclaration, metrics_of
 from ldmlab.reports.records import Run, StageRecord, flatten
 
@@ -65,6 +67,11 @@ class StudyCell:
         return self.scores.card.get("evaluations") or self.scores.card.get("steps")
 
     @property
+    def closed_form(self) -> bool:
+        """Whether nothing was trained in the place of the denoiser (`ldm=gaussian`), so that no sampler has steps."""
+        return self.scores.card.get("steps") is None
+
+    @property
     def denoiser(self) -> StageRecord | None:
         return self.run.stage("denoiser")
 
@@ -88,12 +95,15 @@ class Line:
 
 @dataclass(frozen=True)
 class Study:
-    """`cells` in the order of their lines; without an axis every cell is a line of its own."""
+    """`cells` in the order of their lines; without an axis every cell is a line of its own. ladder: in a study of first stages the
+    cells that draw from the same denoisers in other numbers of steps; they are in no line.
+    """
 
     cells: tuple[StudyCell, ...]
     knobs: tuple[str, ...]
     axis: Axis | None
     lines: tuple[Line, ...]
+    ladder: tuple[StudyCell, ...] = ()
 
     @property
     def others(self) -> tuple[str, ...]:
@@ -112,12 +122,17 @@ class Study:
 
     @property
     def denoisers(self) -> list[StudyCell]:
-        """The first cell of each denoiser."""
+        """The first cell of each denoiser that was trained."""
         found: dict[str, StudyCell] = {}
         for cell in self.cells:
-            if cell.denoiser is not None:
+            if cell.denoiser is not None and not cell.closed_form:
                 found.setdefault(cell.denoiser.id, cell)
         return list(found.values())
+
+    @property
+    def gaussians(self) -> list[StudyCell]:
+        """The cells with a Gaussian in the place of the denoiser."""
+        return [cell for cell in self.cells if cell.closed_form]
 
 
 def scored(run: Run) -> StudyCell | None:
@@ -127,24 +142,75 @@ def scored(run: Run) -> StudyCell | None:
     return StudyCell(run, last.samples, last.scores, {}) if last and last.samples and last.scores else None
 
 
-def read_study(runs: list[Run]) -> Study:
-    """The finished cells of the runs, each set of scores once."""
+def read_study(runs: list[Run], laddered: bool = True) -> Study:
+    """The finished cells of the runs, each set of scores once. laddered: other numbers of steps may stand apart (`apart`)."""
     found: dict[str, StudyCell] = {}
     for run in runs:
         cell = scored(run)
         if cell is not None:
             found.setdefault(cell.scores.id, cell)
-    cells = list(found.values())
-    every = [options(cell) for cell in cells]
-    knobs = tuple(knob for knob in dict.fromkeys(k for each in every for k in each) if is_knob(knob, every))
-    cells = [replace(cell, knobs={k: own.get(k) for k in knobs}) for cell, own in zip(cells, every, strict=True)]
+    cells, ladder = apart(list(found.values())) if laddered else (list(found.values()), [])
+    trained = [cell for cell in cells if not cell.closed_form]
+    deciding = [options(cell) for cell in (trained if len(trained) > 1 else cells)]
+    knobs = tuple(knob for knob in dict.fromkeys(k for each in deciding for k in each) if is_knob(knob, deciding))
+    cells, ladder = ([_with(cell, knobs) for cell in each] for each in (cells, ladder))
     axis = next((axis for axis in AXES if axis.knob in knobs and _repeats(cells, knobs, axis)), None)
     others = tuple(knob for knob in knobs if axis is None or knob != axis.knob)
     cells = [replace(cell, label=label(cell, knobs, axis)) for cell in cells]
+    names = {cell.denoiser.id: cell.label for cell in cells if cell.denoiser}
+    ladder = [replace(c, label=f"{names[c.denoiser.id]} {c.scores.card['steps']} steps") for c in ladder if c.denoiser]
     lines = tuple(_lines(cells, others, axis))
     ordered = tuple(dict.fromkeys(cell.scores.id for line in lines for cell in line.cells))
     by_id = {cell.scores.id: cell for cell in cells}
-    return Study(tuple(by_id[id_] for id_ in ordered), knobs, axis, lines)
+    return Study(tuple(by_id[id_] for id_ in ordered), knobs, axis, lines, tuple(ladder))
+
+
+def _with(cell: StudyCell, knobs: tuple[str, ...]) -> StudyCell:
+    own = options(cell)
+    return replace(cell, knobs={knob: own.get(knob) for knob in knobs})
+
+
+def apart(cells: list[StudyCell]) -> tuple[list[StudyCell], list[StudyCell]]:
+    """(the cells of a study, those that draw from its denoisers in other numbers of steps); the latter only where first stages vary.
+
+    The study's number of steps is the one with most scores, over denoisers, snapshots and metrics. Where all have as many, steps are an
+    axis of the study and nothing stands apart. Where samples are scored twice by one extractor, the cell with fewer scores is left out.
+    """
+    first_stages = {on.id for cell in cells if (on := cell.run.stage("autoencoder")) is not None}
+    counts: Counter[int] = Counter()
+    for cell in cells:
+        if not cell.closed_form:
+            counts[int(cell.scores.card["steps"])] += sum(len(s.scores.scores) for s in cell.run.snapshots if s.scores)
+    if len(first_stages) < 2 or len(set(counts.values())) < 2:
+        return cells, []
+    usual = max(counts, key=lambda number: counts[number])
+    own = [cell for cell in cells if cell.closed_form or cell.scores.card["steps"] == usual]
+    denoisers = {cell.denoiser.id for cell in own if cell.denoiser}
+    other = [cell for cell in cells if cell not in own]
+    ladder = [cell for cell in other if cell.denoiser and cell.denoiser.id in denoisers]
+    return [c for c in own if not any(_within(c, d) for d in own)] + [c for c in other if c not in ladder], ladder
+
+
+def _within(cell: StudyCell, other: StudyCell) -> bool:
+    """Whether `other` has the scores of the same samples and more."""
+    same = cell.samples.id == other.samples.id and cell.scores.card.get("extractor_hash") == other.scores.card.get(
+        "extractor_hash"
+    )
+    return same and set(cell.scores.scores) < set(other.scores.scores)
+
+
+def links(study: Study) -> dict[str, str]:
+    """The store's places of each cell → its part of the page; of means, its row of the table of scores."""
+    found: dict[str, str] = {}
+    for cell in (*study.cells, *study.ladder):
+        anchor = f"cell-{cell.scores.id}"
+        scored = [s.scores for s in cell.run.snapshots if s.scores is not None]
+        found[cell.scores.place] = anchor
+        for record in (*scored, *cell.run.stages):
+            found.setdefault(record.place, anchor)
+            if cell not in study.ladder:
+                found.setdefault(f"{record.place}{JOINED}", f"row-{cell.scores.id}")
+    return found
 
 
 def options(cell: StudyCell) -> dict[str, Any]:
@@ -216,6 +282,9 @@ def words(cell: StudyCell, which: tuple[str, ...], knobs: tuple[str, ...]) -> st
 def label(cell: StudyCell, knobs: tuple[str, ...], axis: Axis | None) -> str:
     """ "ddim at 50 evaluations", "guidance 2 in 0.56–5.8", "eps_linear"."""
     others = tuple(knob for knob in knobs if axis is None or knob != axis.knob)
+    if cell.closed_form and cell.run.choice("ldm"):
+        own = words(cell, tuple(knob for knob in others if knob not in (*SEEDS, "ldm", *OF_SAMPLING)), knobs)
+        return f"{own} {cell.run.choice('ldm')}".strip()
     if axis is not None and axis.knob == "guidance" and cell.knobs["guidance"] == UNGUIDED:
         others = tuple(knob for knob in others if knob not in OF_GUIDANCE)
     said = words(cell, others, knobs)

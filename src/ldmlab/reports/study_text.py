@@ -31,7 +31,10 @@ def title_of(study: Study) -> str:
 
 def question(study: Study) -> str:
     """What varies and what does not, in a sentence."""
-    who = "One trained denoiser" if len(study.denoisers) == 1 else f"{len(study.denoisers)} denoisers"
+    trained = len(study.denoisers)
+    who = {0: "No denoiser", 1: "One trained denoiser"}.get(trained, f"{trained} denoisers")
+    count = len(study.gaussians)
+    who += f" and {count} Gaussian{'s' if count > 1 else ''} in the place of one" if count else ""
     own = [knob for knob in study.knobs if knob not in SEEDS]
     vary = [NAMES.get(knob, knob) for knob in own] + (["seeds"] if len(own) < len(study.knobs) else [])
     return f"{who}; {listed(vary) if vary else 'nothing'} {'vary' if len(vary) > 1 else 'varies'}, all else is equal."

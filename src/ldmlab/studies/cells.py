@@ -1,6 +1,7 @@
-"""The cells of a study as plain numbers: arms, seeds, and the FID of each snapshot with its replicates. Knows no files.
+"""The cells of a study as plain numbers: arms, seeds, and one score of each snapshot with its replicates. Knows no files.
 
-FID is compared on its logarithm: retraining changes it by a share of itself, and a ratio reads alike at 5 and at 50.
+The score is FID, or another that is positive (IS). It is compared on its logarithm: retraining changes it by a share of itself, and a
+ratio reads alike at 5 and at 50.
 """
 
 from dataclasses import dataclass, field, replace
@@ -29,22 +30,28 @@ class Arm:
 
 @dataclass(frozen=True)
 class Point:
-    """FID after a share of training. replicates: of the bootstrap over images, drawn alike in cells of equal n and seed."""
+    """The score after a share of training. replicates: of the bootstrap over images, drawn alike in cells of equal n and seed.
+
+    seconds: of the denoiser's training until there, None where nobody knows. source: where it is kept.
+    """
 
     share: float
     images: int
-    fid: float
+    value: float
     low: float
     high: float
     replicates: tuple[float, ...] = ()
+    seconds: float | None = None
+    source: str = ""
 
 
 @dataclass(frozen=True)
 class Cell:
     """One trained and sampled denoiser. trained: whether its first stage is (one in closed form has no seed).
 
-    seconds and flops: of the denoiser's training; samples and sampling_seconds: of drawing and decoding images, on the machine
-    that did it; None where nobody knows.
+    seconds and flops: of the denoiser's training; first_stage_flops: of training its first stage and encoding its images; samples and
+    sampling_seconds: of drawing and decoding images, on the machine that did it; None where nobody knows. speed: images a second
+    drawn and decoded, where that was measured without loading. denoiser: what tells it from others.
     """
 
     arm: Arm
@@ -57,9 +64,14 @@ class Cell:
     flops: float | None = None
     samples: int = 0
     sampling_seconds: float | None = None
+    first_stage_flops: float | None = None
+    speed: float | None = None
+    denoiser: str = ""
 
     @property
     def images_per_second(self) -> float | None:
+        if self.speed is not None:
+            return self.speed
         return self.samples / self.sampling_seconds if self.samples and self.sampling_seconds else None
 
     def at(self, share: float) -> Point | None:
@@ -82,7 +94,7 @@ class CellTable:
 
     @cached_property
     def shares(self) -> tuple[float, ...]:
-        """Shares of training at which every cell has a FID, rising."""
+        """Shares of training at which every cell has a score, rising."""
         if not self.cells:
             return ()
         return tuple(p.share for p in self.cells[0].points if all(cell.at(p.share) for cell in self.cells))
@@ -128,8 +140,12 @@ class CellTable:
             self, cells=tuple(c for c in self.cells if all(c.arm.facts.get(k) == v for k, v in facts.items()))
         )
 
+    def at(self, share: float) -> Nested:
+        """ln of the score of all cells at one of `shares`."""
+        return self._nested({share: 1.0})
+
     def nested(self, at: dict[str, float]) -> Nested | None:
-        """ln FID combined over snapshots: {"last": 1}, or {"first": 1, "last": -1}; None where a snapshot is missing."""
+        """ln of the score combined over snapshots: {"last": 1}, or {"first": 1, "last": -1}; None where a snapshot is missing."""
         weights: dict[float, float] = {}
         for name, weight in at.items():
             share = self.share(name)
@@ -143,7 +159,7 @@ class CellTable:
     def _nested(self, weights: dict[float, float]) -> Nested:
         cells = self.cells
         chosen = [[(weight, _found(cell, share)) for share, weight in weights.items()] for cell in cells]
-        y_N = np.array([sum(w * np.log(point.fid) for w, point in each) for each in chosen])
+        y_N = np.array([sum(w * np.log(point.value) for w, point in each) for each in chosen])
         return Nested(
             tuple(cell.arm.name for cell in cells),
             tuple(str(cell.first_seed) if cell.trained else "closed form" for cell in cells),

@@ -5,7 +5,7 @@ imported one have no seed, so there is one of it. Numbers begin at the configura
 seeds later keeps what it has.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import product
 
 from ldmlab.config.compose import load
@@ -34,3 +34,29 @@ def labels(jobs: Sequence[Sequence[str]]) -> list[str]:
     """What tells each job from the others: its words that not all jobs have."""
     shared = set.intersection(*(set(job) for job in jobs))
     return [" ".join(word for word in job if word not in shared) or "the only cell" for job in jobs]
+
+
+def cells_beside(grid: Mapping[str, str], typed: Sequence[str], first: Collection[str]) -> list[list[str]]:
+    """The jobs of a grid beside a study's first one, each with what was typed. first: the options that the first grid goes over.
+
+    The grid's own values count before what was typed, but of an option of the first grid only those that the command line leaves: so
+    `ae=pca_f4` narrows both, and a grid that has no such cell has none.
+    """
+    own, said = values_of([f"{path}={values}" for path, values in grid.items()]), values_of(typed)
+    for path in set(own) & set(said) & set(first):
+        own[path] = [value for value in own[path] if value in said[path]]
+    words = said | own
+    return [
+        [f"{path}={value}" for path, value in zip(words, chosen, strict=True)] for chosen in product(*words.values())
+    ]
+
+
+def values_of(words: Sequence[str]) -> dict[str, list[str]]:
+    """Option → its values, as Hydra's own sweeper reads them."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    found = {}
+    for each in OverridesParser.create().parse_overrides(list(words)):
+        values = each.sweep_string_iterator() if each.is_sweep_override() else [each.get_value_element_as_str()]
+        found[each.get_key_element()] = [str(value) for value in values]
+    return found

@@ -42,8 +42,8 @@ def specification(
         page = first_stages.document(cells, runs, scores, name, study.missing_notes(missing, runs), None)
         groupby, panels = ["config.ldmlab.choices.ae"], first_stage_panels(runs)
     else:
-        found = study.scored_study(runs, name)
-        page = study.document(found, runs, name, study.missing_notes(missing, runs), counted, None)
+        found, compared = study.scored_study(runs, name, counted)
+        page = study.document(found, runs, name, study.missing_notes(missing, runs), counted, None, compared[1:])
         groupby, panels = [f"config.{path}" for path in grouping(found)], study_panels(found, runs, name)
     return {
         "title": f"Study {name}",  # the same for good, for W&B makes a report's address of it
