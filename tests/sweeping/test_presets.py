@@ -121,6 +121,6 @@ def test_a_dry_run_counts_the_whole_study(store: Path) -> None:
     cells = forecast([[*job, "ldm.fit.images=640"] for job in jobs])
     assert len(cells) == 4 and all(cell.left() > 0 for cell in cells)
     text = summary(cells, 2, 1)
-    assert "4 cells · 35 stages to make · about" in text  # three snapshots; two cells share a basis of noise
+    assert "4 cells · 27 stages to make · about" in text  # two cells share a basis of noise
     assert "(shared: extractor autoencoder reconstructions)" in text
     assert not list(store.glob("denoiser/*")) and not list(store.glob("autoencoder/*"))
