@@ -22,6 +22,7 @@ from ldmlab.pipeline.reference import ReferenceStage
 from ldmlab.pipeline.resolved import Resolved
 from ldmlab.pipeline.samples import SamplesStage
 from ldmlab.pipeline.scores import ScoresStage
+from ldmlab.pipeline.segmenter import SegmenterStage
 from ldmlab.pipeline.stage import Row, SnapshotStage, Stage
 from ldmlab.pipeline.weak_model import WeakModel
 from ldmlab.store.checkpoint import Checkpoints
@@ -30,7 +31,8 @@ from ldmlab.terminal import clock
 
 KINDS: tuple[type[Stage], ...] = (
     DataStage, ExtractorStage, FirstStage, DecoderStage, ReconstructionsStage, LatentsStage, LearningRateStage, DenoiserStage,
-    CooldownStage, GaussianStage, NoisyClassifierStage, WeakModel, SamplesStage, ReferenceStage, ChainStage, ScoresStage,
+    CooldownStage, GaussianStage, NoisyClassifierStage, WeakModel, SamplesStage, ReferenceStage, ChainStage,
+    SegmenterStage, ScoresStage,
 )  # fmt: skip
 """The stages of the package. Where two could come first, the earlier here does; order is otherwise by what each stands on."""
 
