@@ -159,10 +159,15 @@ class Tune:
 
 @dataclass
 class Conditioning:
-    """The denoiser's condition; `label` is a condition at sampling time and not part of the trained network."""
+    """The denoiser's condition; `label` is a condition at sampling time and not part of the trained network.
 
-    conditioner: Node = MISSING
-    drop: Fraction = 0.0  # probability per example of training without the condition
+    Of several, `cond=[class_label,semantic]`, `parts` has each one's own options by its name and `conditioner` is null.
+    """
+
+    conditioner: MaybeNode = MISSING
+    drop: Fraction = 0.0  # probability per example of training without the condition; without all of them together
+    parts: Any = None
+    apart: bool = False  # each of `parts` is dropped by itself, with its own probability
     label: Any = None
 
 

@@ -17,8 +17,10 @@ from ldmlab.pipeline.gaussian import GaussianStage
 from ldmlab.pipeline.latents import LatentsStage
 from ldmlab.pipeline.learning_rate import LearningRateStage
 from ldmlab.pipeline.noisy_classifier import NoisyClassifierStage
+from ldmlab.pipeline.null_samples import NullSamplesStage
 from ldmlab.pipeline.reconstructions import ReconstructionsStage
 from ldmlab.pipeline.reference import ReferenceStage
+from ldmlab.pipeline.regression import RegressedStage, RegressionStage
 from ldmlab.pipeline.resolved import Resolved
 from ldmlab.pipeline.samples import SamplesStage
 from ldmlab.pipeline.scores import ScoresStage
@@ -32,7 +34,7 @@ from ldmlab.terminal import clock
 KINDS: tuple[type[Stage], ...] = (
     DataStage, ExtractorStage, FirstStage, DecoderStage, ReconstructionsStage, LatentsStage, LearningRateStage, DenoiserStage,
     CooldownStage, GaussianStage, NoisyClassifierStage, WeakModel, SamplesStage, ReferenceStage, ChainStage,
-    SegmenterStage, ScoresStage,
+    SegmenterStage, NullSamplesStage, RegressionStage, RegressedStage, ScoresStage,
 )  # fmt: skip
 """The stages of the package. Where two could come first, the earlier here does; order is otherwise by what each stands on."""
 

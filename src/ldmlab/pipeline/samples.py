@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ldmlab.autoencoders.autoencoder import Autoencoder
+from ldmlab.conditioning.compose import completed, pictured
 from ldmlab.conditioning.source import ConditionSource
 from ldmlab.guidance.base import Model, SampleCost
-from ldmlab.guidance.stack import Guided
+from ldmlab.guidance.stack import Bound, Guided
 from ldmlab.pipeline import sampling
 from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.cooldown import images_behind, load_scored, scored
@@ -55,11 +57,18 @@ class SamplesStage(SnapshotStage):
         }  # fmt: skip
         if self.closed_form:
             return found
-        guidance = {kind.name: kind.options() for kind in self.plan.resolved.guidance if kind.options()}
+        kinds = self.plan.resolved.guidance if self.guided else ()
+        guidance = {kind.name: kind.options() for kind in kinds if kind.options()}
+        sampler = plain(cfg.sampler) | ({} if self.guided else {"guidance": 1.0})
         return found | {
             "snapshot": self.images, "weights": cfg.eval.weights, "ema_width": cfg.eval.ema_width,
-            "sampler": sampler_options(plain(cfg.sampler)), "guidance": guidance,
+            "sampler": sampler_options(sampler), "guidance": guidance,
         }  # fmt: skip
+
+    @property
+    def guided(self) -> bool:
+        """Whether the run's guidance takes part."""
+        return True
 
     def upstream(self) -> dict[str, Stage | str]:
         decoder = {role: stage for role, stage in decoding(self.plan).items() if isinstance(stage, DecoderStage)}
@@ -111,7 +120,8 @@ class SamplesStage(SnapshotStage):
         cfg, resolved = ctx.cfg, self.plan.resolved
         ae, model = load_decoding(self.plan, ctx), load_scored(self.plan, ctx, self.images)
         results = RunResults(self.plan, ctx, ae)
-        guided = Guided(Model(model, resolved.objective), tuple(kind.load(results) for kind in resolved.guidance))
+        kinds = resolved.guidance if self.guided else ()
+        guided = Guided(Model(model, resolved.objective), tuple(kind.load(results) for kind in kinds))
         n, shape = cfg.eval.samples, resolved.latent_shape
         source = resolved.conditions(n)
         seeds = [sampling.image_seed(cfg.eval.seed, i) for i in range(n)]
@@ -120,15 +130,27 @@ class SamplesStage(SnapshotStage):
 
         def draw(indices: list[int]) -> Tensor:
             batch = {k: v.to(ctx.device) if isinstance(v, Tensor) else v for k, v in source.batch(indices).items()}
-            bound = guided.bind(batch, len(indices), shape[1:], ctx.device)
+            bound = self.bound(guided, batch, len(indices), shape[1:], ctx.device)
             return sampling.draw(
-                sampler, bound.denoise, resolved.objective.schedule, ae.decode, bound.cond,
+                sampler, bound.denoise, resolved.objective.schedule,
+                lambda z_BCHW: completed(model.conditioner, ae.decode(z_BCHW), batch), bound.cond,
                 [seeds[i] for i in indices], shape, ctx.device,
             )  # fmt: skip
 
         sampling.sample_all(draw, n, folder, cfg.eval.batch_size, ctx.ranks, f"samples {self._share}")
         if ctx.main:
             self._write(folder, source, seeds)
+
+    def bound(
+        self, guided: Guided, batch: dict[str, Any], n: int, size: tuple[int, int], device: torch.device
+    ) -> Bound:
+        """What n samples are drawn with: the guided denoiser and their conditions."""
+        return guided.bind(batch, n, size, device)
+
+    def _picture(self, source: ConditionSource, i: int) -> np.ndarray | None:
+        """The condition of sample i as the conditioner sees it, else as the data has it."""
+        seen = pictured(self.plan.resolved.conditioner, source.batch([i])) if source.fields else None
+        return source.picture(i) if seen is None else seen[0].numpy()
 
     def _write(self, folder: Path, source: ConditionSource, seeds: list[int]) -> None:
         """What the images were drawn for, and a sheet of the first to look at."""
@@ -137,7 +159,7 @@ class SamplesStage(SnapshotStage):
         if source.fields and source.fields != ("label",):
             record["describe"] = [source.describe(i) for i in range(n)]
         write_json(folder / "conditions.json", record)
-        shown = [source.picture(i) for i in range(min(n, PICTURED))]
+        shown = [self._picture(source, i) for i in range(min(n, PICTURED))]
         if pictures := [picture for picture in shown if picture is not None]:
             with atomic(folder / "conditions-pictures.npy") as beside, beside.open("wb") as file:
                 np.save(file, np.stack(pictures))

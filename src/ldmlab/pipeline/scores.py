@@ -5,13 +5,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from ldmlab import build
+from ldmlab.conditioning.source import HeldOut
 from ldmlab.metrics.evaluate import evaluate
 from ldmlab.metrics.extraction import extract_all
-from ldmlab.metrics.features import FeatureSet
+from ldmlab.metrics.features import FeatureSet, extract
 from ldmlab.metrics.metric import Inputs
 from ldmlab.metrics.protocol import ProtocolCard
-from ldmlab.pipeline.context import Context
+from ldmlab.pipeline.context import Context, frozen
 from ldmlab.pipeline.cooldown import images_behind
 from ldmlab.pipeline.extractor import extractor_of, load_extractor
 from ldmlab.pipeline.reference import ReferenceStage
@@ -83,12 +86,23 @@ class ScoresStage(SnapshotStage):
         """What the metrics are given."""
         cfg, resolved = ctx.cfg, self.plan.resolved
         real = self.plan.stage(ReferenceStage).images(ctx)
+        source = resolved.conditions(cfg.eval.samples) if resolved.condition_fields else None
+        distance = build.evaluation_distance(cfg, extractor)
+
+        def drawn(rows: list[int]) -> Tensor:
+            return torch.from_numpy(np.asarray(images[rows]))
+
+        def pairs(rows: list[int]) -> tuple[Tensor, Tensor]:
+            assert isinstance(source, HeldOut)
+            return drawn(rows), source.images(rows)
+
         return Inputs(
             cfg.eval.bootstrap, cfg.eval.seed, found, reference,
-            read_samples=lambda rows: torch.from_numpy(np.asarray(images[rows])), read_reference=real,
-            conditions=resolved.conditions(cfg.eval.samples) if resolved.condition_fields else None,
+            read_samples=drawn, read_reference=real, pairs=pairs if isinstance(source, HeldOut) else None, conditions=source,
             class_names=tuple(ctx.data.class_names), classes_of_data=extractor.classes_of_data,
-            stages=stages,
+            stages=stages, conditioner=resolved.conditioner, device=ctx.device,
+            features_of=lambda batches: extract((b.permute(0, 3, 1, 2) for b in batches), extractor, ctx.device),
+            distance=None if distance is None else frozen(distance, ctx.device),
         )  # fmt: skip
 
     def card(self, extractor: Any, reference_images: int) -> ProtocolCard:

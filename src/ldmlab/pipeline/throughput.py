@@ -112,7 +112,7 @@ def _described(timed: Timed, data: Any) -> dict[str, Any]:
     cfg = timed.cfg
     fit = {name: cfg.ldm.fit[name] for name in ("batch_size", "precision")} | {"average": cfg.ldm.fit.ema is not None}
     shape = list(timed.latents.latent_shape(data.resolution))
-    return {"network": plain(cfg.ldm.network), "cond": plain(cfg.cond.conditioner), "latent": shape, "fit": fit}
+    return {"network": plain(cfg.ldm.network), "cond": plain(build.conditioners(cfg)), "latent": shape, "fit": fit}
 
 
 def _measure(cell: Timed, reference: Timed, data: Any, device: torch.device) -> dict[str, Any]:
@@ -167,7 +167,7 @@ class Step:
         self.model = build.denoiser(cfg, latents, data).to(device)
         shape = latents.latent_shape(data.resolution)
         self.loss = DiffusionLoss(
-            self.model, latents, build.objective(cfg, shape[1]), Draws(0), cfg.cond.drop, self.images
+            self.model, latents, build.objective(cfg, shape[1]), Draws(0), build.drop(cfg), self.images
         )
         fields = {
             k: v
