@@ -197,7 +197,7 @@ def _apply_presets(plain: DictConfig, typed: frozenset[str], debug: bool, under:
         raise ConfigError(
             f"where_present must be a mapping of option paths to values; got {say(presets)}. Leave it out."
         )
-    for path, value in [(own, value) for path, value in presets.items() for own in of_parts(path, parts)]:
+    for path, value in [(p, value) for preset, value in presets.items() for p in of_parts(preset, parts)]:
         said = any(word == path or word.startswith(f"{path}.") for word in typed)  # the path, a part of it, its group
         if (
             said

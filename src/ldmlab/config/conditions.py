@@ -8,11 +8,10 @@ however they were typed: one set of conditions is one network.
 from collections.abc import Sequence
 from typing import Any
 
-from hydra import compose
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ldmlab.config.messages import no_such_option
-from ldmlab.config.search import group_options, is_group
+from ldmlab.config.search import group_options, is_group, option_file
 from ldmlab.config.words import Word
 from ldmlab.errors import ConfigError
 
@@ -47,17 +46,24 @@ def _listed(words: Sequence[Word]) -> list[str] | None:
     if typed:
         value = typed[-1].value
         return [str(name) for name in value] if isinstance(value, list) and value else None
-    texts = tuple(word.text for word in words)
-    groups = [word for word in words if is_group(word.path.replace(".", "/").lstrip("+"), texts)]
-    chosen = [word for word in groups if word.path in ("experiment", "sweeps", "arm", "debug")]
-    if not chosen:
-        return None
-    try:
-        cfg = compose("config", overrides=[word.text for word in groups], return_hydra_config=True)
-    except Exception:  # what is wrong is said where all words are composed
-        return None
-    choice: Any = cfg.hydra.runtime.choices.get(GROUP)
-    return [str(name) for name in choice] if isinstance(choice, ListConfig | list) and choice else None
+    texts = [word.text for word in words]
+    groups = [(word.path.replace(".", "/"), word.value) for word in words if isinstance(word.value, str)]
+    chosen = (_of_file(group, option, texts) for group, option in groups if is_group(group, texts))
+    return next((names for names in chosen if names is not None), None)
+
+
+def _of_file(group: str, option: str, texts: Sequence[str]) -> list[str] | None:
+    """The list that an option's yaml, or one that it is based on, chooses: `override /cond: [class_label, semantic]`."""
+    file = option_file(group, option, texts)
+    node: Any = OmegaConf.load(file) if file is not None else None
+    for item in (node.get("defaults") or []) if isinstance(node, DictConfig) else []:
+        if isinstance(item, DictConfig):
+            for key, value in item.items():
+                if str(key).removeprefix("override ").strip("/ ") == GROUP and isinstance(value, ListConfig):
+                    return [str(name) for name in value]
+        elif isinstance(item, str) and item != "_self_" and (found := _of_file(group, item, texts)) is not None:
+            return found
+    return None
 
 
 def joined_conditions(choices: dict[str, str]) -> dict[str, str]:

@@ -36,9 +36,10 @@ class NullSamplesStage(SamplesStage):
 
     def check(self) -> None:
         if not knows_null(self.cfg):
+            asking = [m.name for m in self.plan.resolved.metrics if getattr(m, "null_condition", False)]
             raise ConfigError(
                 "a metric of this run compares with the null condition, and cond.drop=0 never trains it. Use cond.drop=0.1, or set "
-                f"{', '.join(f'metric.{m.name}.null_condition=false' for m in self.plan.resolved.metrics if getattr(m, 'null_condition', False))}."
+                f"{', '.join(f'metric.{name}.null_condition=false' for name in asking)}."
             )
 
     def bound(

@@ -128,8 +128,8 @@ def interval(score: Estimate) -> str:
 
 def headline(folder: Path) -> str:
     """A run's scores with intervals, in a few lines."""
-    from ldmlab.reports.collect import read_run
     from ldmlab.reports import beside
+    from ldmlab.reports.collect import read_run
     from ldmlab.reports.numbers import by_words, metrics_of
 
     run = read_run(folder)

@@ -5,8 +5,8 @@ from pathlib import Path
 from statistics import median
 
 from ldmlab.errors import DataError
-from ldmlab.reports import document as doc
 from ldmlab.reports import beside, explore, figures, numbers, pictures, sizes, tables
+from ldmlab.reports import document as doc
 from ldmlab.reports.chain_figures import chain_figures
 from ldmlab.reports.collect import read_runs
 from ldmlab.reports.figures import Figure
