@@ -144,3 +144,29 @@ def test_each_is_dropped_as_often_as_it_says() -> None:
     assert abs(both - 0.125) < 0.03  # independent of each other
     again = loss.dropped(torch.arange(16, 32), torch.device("cpu"))
     assert again is not None and torch.equal(again, drop[16:32])  # the position's own
+
+
+# ---- the paper's networks -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "ldm,cond,millions",
+    [("semantic_f4", "semantic", 215.23), ("sr_f4", "superres", 113.62), ("inpaint_f4", "inpaint", 215.23)],
+)
+def test_the_paper_s_networks_compose_with_their_conditions(
+    ldm: str, cond: str, millions: float, tmp_path: Path
+) -> None:
+    """Tables 12 to 15: 6 input channels for maps and small images, 7 for a masked latent and its mask."""
+    words = [
+        f"ldm={ldm}",
+        f"cond={cond}",
+        "ae=vq_f4",
+        "data.resolution=256",
+        "data.fields=[label,segmentation]",
+        "eval=none",
+    ]
+    resolved = prepare(load([*words, "until=denoiser", "data.cached=false", f"store={tmp_path}"])).resolved
+    network = resolved.denoiser.network
+    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, abs=0.01)
+    first = network.input_blocks[0][0].weight  # type: ignore[index, union-attr]
+    assert first.shape[1] == (7 if cond == "inpaint" else 6)

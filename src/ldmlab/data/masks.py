@@ -38,8 +38,8 @@ class Strokes:
 
 
 STROKES = {
-    "thick": Strokes((1, 6), 250, 450, (1, 4), (30, 300), 10),
-    "medium": Strokes((4, 11), 100, 200, (1, 5), (30, 150), 0),
+    "thick": Strokes((1, 6), 250, 450, (1, 4), (30, 301), 10),
+    "medium": Strokes((4, 11), 100, 200, (1, 5), (30, 151), 0),
     "thin": Strokes((4, 71), 20, 100, None),
 }
 BOXES = 0.3 / 1.3  # how often boxes are drawn instead of strokes: weight 0.3 beside 1
