@@ -75,9 +75,10 @@ def test_a_task_is_trained_sampled_scored_and_shown(task: str, store: Path) -> N
     )
     assert np.load(result(plan, "samples") / "conditions-pictures.npy").shape == (10, *pictured, 3)
     page = make_page(folder).read_text()
-    assert "Beside the null condition and trivial answers" in page and "its condition" in page
-    assert ("null condition" in headline(folder) and "outside both intervals" in page) or "not than" in page
-    known_pixels_are_kept(plan, samples) if task == "inpaint" else None
+    assert "Beside the null condition and trivial answers" in page and "Left of each sample: its condition" in page
+    assert (folder / "pictures" / "beside.png").is_file() and "   null condition " in headline(folder)
+    if task == "inpaint":
+        known_pixels_are_kept(plan, samples)
 
 
 def known_pixels_are_kept(plan: Plan, samples: np.ndarray) -> None:

@@ -15,6 +15,7 @@ from ldmlab.diffusion.denoiser import Denoiser
 from ldmlab.errors import ConfigError
 from ldmlab.pipeline.plan import Plan
 from ldmlab.pipeline.run import prepare
+from ldmlab.pipeline.stage import conditioning
 from ldmlab.training.diffusion_loss import DiffusionLoss
 
 BOTH = ["cond=[class_label,semantic]", "data.fields=[label,segmentation]"]
@@ -32,8 +33,9 @@ def plan_of(root: Path, *words: str) -> Plan:
     return prepare(load([*SMALL, *words, f"store={root}"]))
 
 
-def ids(plan: Plan) -> list[str]:
-    return [stage.address.id for stage in plan.order]
+def deciding(*words: str) -> dict[str, Any]:
+    """What of the condition is in a denoiser's id."""
+    return conditioning(load(words).cfg)
 
 
 def test_each_has_its_own_options_and_one_denoiser_takes_both(tmp_path: Path) -> None:
@@ -44,21 +46,25 @@ def test_each_has_its_own_options_and_one_denoiser_takes_both(tmp_path: Path) ->
     assert resolved.conditioner.needs == ("label", "segmentation")
     first = resolved.denoiser.network.input_blocks[0][0].weight  # type: ignore[index, union-attr]
     assert first.shape[1] == resolved.latent_shape[0] + 3
-    tiny = plan_of(tmp_path, *BOTH).resolved.cfg.cond.parts.class_label.conditioner.dim
-    assert tiny == 32  # debug=tiny reaches the parts
+    assert load([*SMALL, *BOTH]).cfg.cond.parts.class_label.conditioner.dim == 32  # debug=tiny reaches the parts
 
 
-def test_their_order_does_not_matter_and_their_options_do(tmp_path: Path) -> None:
-    other = ["cond=[semantic,class_label]", BOTH[1]]
-    assert ids(plan_of(tmp_path, *BOTH)) == ids(plan_of(tmp_path, *other))
-    apart = ids(plan_of(tmp_path, *BOTH, "cond.apart=true"))
-    assert apart != ids(plan_of(tmp_path, *BOTH))
-    assert apart != ids(plan_of(tmp_path, *BOTH, "cond.apart=true", "cond.parts.semantic.drop=0.3"))
+def test_their_order_does_not_matter_and_their_options_do() -> None:
+    together, apart = deciding(*BOTH), deciding(*BOTH, "cond.apart=true")
+    assert together == deciding("cond=[semantic,class_label]", BOTH[1])
+    assert together != apart != deciding(*BOTH, "cond.apart=true", "cond.parts.semantic.drop=0.3")
+    assert together != deciding(*BOTH, "cond.drop=0.3")
 
 
-def test_a_list_of_one_is_that_one(tmp_path: Path) -> None:
-    one = ["cond=semantic", BOTH[1]]
-    assert ids(plan_of(tmp_path, "cond=[semantic]", BOTH[1])) == ids(plan_of(tmp_path, *one))
+def test_one_condition_is_in_an_id_as_it_always_was() -> None:
+    """No word of several: denoisers that were trained before are found again."""
+    own = {
+        "field": "segmentation",
+        "channels": 3,
+        "_partial_": True,
+        "_target_": "ldmlab.conditioning.spatial_rescaler.SpatialRescaler",
+    }
+    assert deciding("cond=semantic") == deciding("cond=[semantic]") == {"conditioner": own, "drop": 0.1}
 
 
 def test_an_experiment_may_choose_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,13 @@ def features(image_BHWC: Any) -> FeatureSet:
     return FeatureSet(torch.cat([x.mean(1), x.std((1, 2))[:, None]], dim=1).float().numpy())
 
 
+class Squares(torch.nn.Module):
+    """A distance for the place of the perceptual one."""
+
+    def forward(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return (one - other).square().mean(dim=(1, 2, 3))
+
+
 def inputs(folder: Path, samples: np.ndarray, needs: tuple[str, ...], conditioner: Any = None) -> Inputs:
     """Held-out shapes as conditions; the null condition's samples are a grey image each."""
     data = Shapes(32, "val", val_images=N, fields=["segmentation", "depth"], cached=False)
@@ -48,7 +55,7 @@ def inputs(folder: Path, samples: np.ndarray, needs: tuple[str, ...], conditione
         pairs=lambda rows: (torch.from_numpy(samples[rows]), source.images(rows)), conditions=source,
         stages={NULL: folder / NULL, "segmenter": folder / "segmenter"}, conditioner=conditioner,
         features_of=lambda batches: features(torch.cat(list(batches))),
-        distance=lambda one, other: (one - other).square().mean(dim=(1, 2, 3)),
+        distance=Squares(),
     )  # fmt: skip
 
 

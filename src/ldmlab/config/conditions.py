@@ -97,7 +97,7 @@ def check_parts(plain: DictConfig, typed: frozenset[str]) -> None:
         raise ConfigError(
             "cond.parts has several conditionings by name, and cond.conditioner one: give cond=[…,…] instead."
         )
-    for name, part in cond.parts.items():
+    for name, part in ((str(name), part) for name, part in cond.parts.items()):
         if f"{PLACE}.{name}.label" in typed:
             raise ConfigError(f"{PLACE}.{name}.label: one class is asked of the whole sample. Use cond.label=…")
         if not cond.apart and f"{PLACE}.{name}.drop" in typed:

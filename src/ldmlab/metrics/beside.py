@@ -19,6 +19,8 @@ from ldmlab.metrics.metric import Computed, Inputs, Metric, Read
 from ldmlab.store.files import read_array
 
 AT_ONCE = 128  # images looked at at a time
+SHOWN = 10  # images of each set that are kept to look at
+SETS = "sets.npz"  # of a scores stage: the first images of each set, by its name
 NULL = "null_samples"  # the stage that draws the same images without their condition
 
 
@@ -55,13 +57,27 @@ class TaskMetric(Metric):
         """Measure → score of one set."""
         raise NotImplementedError
 
+    def images(self, inputs: Inputs, rows: list[int], row: str) -> Tensor | None:
+        """Images of one set, uint8 [B, H, W, C]; None for a set that has none."""
+        return common_sets(inputs, row)(rows) if row in ("", "null", "real") else None
+
+    def pictures(self, inputs: Inputs) -> dict[str, np.ndarray]:
+        """The first images of each set by its name, and the true ones."""
+        rows = list(range(min(SHOWN, size(inputs))))
+        found = {
+            self.rows.get(row, "samples"): self.images(inputs, rows, row) for row in self.chosen_rows() if row != "real"
+        }
+        named = {name: image.numpy() for name, image in found.items() if image is not None}
+        return named | {"true image": truth(inputs)(rows).numpy()}
+
     def chosen_rows(self) -> list[str]:
         """The rows that its settings ask for, the samples ("") first."""
         return ["", *(row for row in self.rows if row != "null" or self.null_condition)]
 
     def compute(self, inputs: Inputs) -> Computed:
         found = {row: self.score(inputs, row) for row in self.chosen_rows()}
-        return Computed({self.named(key, row): score for row, own in found.items() for key, score in own.items()})
+        scores = {self.named(key, row): score for row, own in found.items() for key, score in own.items()}
+        return Computed(scores, pictures=self.pictures(inputs) if inputs.pairs is not None else {})
 
     def named(self, measure: str, row: str) -> str:
         return "_".join(part for part in (self.name, measure, row) if part)

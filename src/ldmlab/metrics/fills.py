@@ -56,7 +56,7 @@ def known_patches(image_HWC: np.ndarray, known_HW: np.ndarray) -> np.ndarray:
     whole_HW = sliding_window_view(known_HW, (PATCH, PATCH)).all(axis=(2, 3))
     ys, xs = np.nonzero(whole_HW)
     kept = np.linspace(0, len(ys) - 1, min(len(ys), MOST_PATCHES)).astype(int) if len(ys) else np.empty(0, int)
-    patches_HWCpp = sliding_window_view(image_HWC, (PATCH, PATCH), axis=(0, 1))  # type: ignore[call-overload]
+    patches_HWCpp = sliding_window_view(image_HWC, (PATCH, PATCH), axis=(0, 1))
     patches_MP: np.ndarray = (
         patches_HWCpp[ys[kept], xs[kept]].transpose(0, 2, 3, 1).reshape(len(kept), PATCH * PATCH * image_HWC.shape[2])
     )

@@ -94,7 +94,7 @@ class Inpainting(TaskMetric):
         found = super().compute(inputs)
         missing = [m.label for m in self.all_measures() if self.named(m.key, "") not in found.scores]
         said = [f"inpainting: too few images for {', '.join(missing)}. More eval.samples give it."] if missing else []
-        return Computed(found.scores, said)
+        return Computed(found.scores, said, found.pictures)
 
 
 def holes(inputs: Inputs, rows: list[int]) -> Tensor:

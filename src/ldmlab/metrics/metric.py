@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldmlab.errors import ConfigError
 from ldmlab.metrics.features import FeatureSet
@@ -92,7 +92,7 @@ class Inputs:
     options: tuple[str, str] = OPTIONS
     conditioner: Any = None
     features_of: Callable[[Iterable[Tensor]], FeatureSet] | None = None
-    distance: Callable[[Tensor, Tensor], Tensor] | None = None
+    distance: nn.Module | None = None
     device: Any = "cpu"
     shared: dict[Any, Any] = field(default_factory=dict, repr=False)
 
@@ -128,10 +128,11 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Computed:
-    """Scores by name, and what a reader must know about them."""
+    """Scores by name, and what a reader must know about them. pictures: title → the first images of a set, uint8 [N, H, W, 3]."""
 
     scores: dict[str, Score] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    pictures: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

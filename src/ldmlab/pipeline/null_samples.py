@@ -13,7 +13,8 @@ from ldmlab.pipeline.cooldown import scored
 from ldmlab.pipeline.decoder import DecoderStage, decoding
 from ldmlab.pipeline.resolved import knows_null
 from ldmlab.pipeline.samples import SamplesStage
-from ldmlab.pipeline.stage import Stage
+from ldmlab.pipeline.stage import Row, Stage
+from ldmlab.terminal import number
 
 
 class NullSamplesStage(SamplesStage):
@@ -33,6 +34,14 @@ class NullSamplesStage(SamplesStage):
     def upstream(self) -> dict[str, Stage | str]:
         decoder = {role: stage for role, stage in decoding(self.plan).items() if isinstance(stage, DecoderStage)}
         return {"denoiser": scored(self.plan, self.images), **decoder}
+
+    def row(self) -> Row:
+        resolved, n = self.plan.resolved, self.cfg.eval.samples
+        evaluations = 0 if self.closed_form else resolved.sampler.evaluations
+        cost = evaluations * resolved.costs.forward + resolved.costs.decode
+        return Row(
+            f"{number(n)} samples · {self.label} · the null condition", n, cost, n * resolved.resolution**2 * 3 / 1e6
+        )
 
     def check(self) -> None:
         if not knows_null(self.cfg):

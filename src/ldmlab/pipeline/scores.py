@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ldmlab import build
 from ldmlab.conditioning.source import HeldOut
+from ldmlab.metrics.beside import SETS
 from ldmlab.metrics.evaluate import evaluate
 from ldmlab.metrics.extraction import extract_all
 from ldmlab.metrics.features import FeatureSet, extract
@@ -21,11 +22,11 @@ from ldmlab.pipeline.reference import ReferenceStage
 from ldmlab.pipeline.samples import SamplesStage
 from ldmlab.pipeline.snapshots import said
 from ldmlab.pipeline.stage import Row, SnapshotStage, Stage, plain
-from ldmlab.store.files import read_array, write_json
+from ldmlab.store.files import atomic, read_array, write_json
 
 
 class ScoresStage(SnapshotStage):
-    """scores.json: each metric with its interval, the protocol card, what a reader must know; features.npz."""
+    """scores.json: each metric with its interval, the protocol card, what a reader must know; features.npz; sets.npz."""
 
     name: ClassVar[str] = "scores"
     version: ClassVar[int] = 2
@@ -71,6 +72,9 @@ class ScoresStage(SnapshotStage):
             card = self.card(extractor, len(reference))
             result = {"snapshot_images": images_behind(self.plan, self.images) or None, **scores.to_dict()}
             result["warnings"] = [*scores.warnings, *card.warnings()]
+            if scores.pictures:
+                with atomic(folder / SETS) as beside, beside.open("wb") as file:
+                    np.savez(file, allow_pickle=False, **scores.pictures)
             write_json(folder / "scores.json", {**result, "card": card.to_dict(), "card_short": card.short()})
         ctx.barrier()
 

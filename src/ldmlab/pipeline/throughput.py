@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ldmlab import build
 from ldmlab.data.base import to_batch
+from ldmlab.data.batches import to_float
 from ldmlab.errors import ConfigError
 from ldmlab.pipeline.costs import parameters_of
 from ldmlab.pipeline.memory import free
@@ -169,11 +170,9 @@ class Step:
         self.loss = DiffusionLoss(
             self.model, latents, build.objective(cfg, shape[1]), Draws(0), build.drop(cfg), self.images
         )
-        fields = {
-            k: v
-            for k, v in to_batch(data.__getitems__([i % len(data) for i in range(self.images)])).items()
-            if k != "image"
-        }
+        fields = to_batch(data.__getitems__([i % len(data) for i in range(self.images)]))
+        image_BHWC = fields.pop("image")
+        fields |= {"image": to_float(image_BHWC)} if "image" in self.model.conditioner.needs else {}
         self.batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in fields.items()}
         self.batch |= {
             "moments": torch.randn(self.images, *shape, device=device),

@@ -2,10 +2,12 @@
 
 from typing import NamedTuple
 
+from ldmlab.metrics.beside import SETS
 from ldmlab.reports import document as doc
-from ldmlab.reports import numbers
+from ldmlab.reports import numbers, pictures
 from ldmlab.reports.numbers import MetricDeclaration
 from ldmlab.reports.records import Estimate, Run, StageRecord
+from ldmlab.store.files import read_arrays
 
 CEILING = "real images"  # what a judge makes of the true images: not to be beaten
 
@@ -19,7 +21,8 @@ class Compared(NamedTuple):
 
     def apart(self) -> tuple[list[str], list[str]]:
         """The sets that the samples are better than outside both intervals, and the others; real images are not asked."""
-        better, rest = [], []
+        better: list[str] = []
+        rest: list[str] = []
         for name, other in self.others.items():
             ahead = (other.value < self.score.value) == (self.metric.better == "higher")
             if name != CEILING:
@@ -63,8 +66,24 @@ def sections(runs: list[Run]) -> list[doc.Section]:
         title = "Beside the null condition and trivial answers"
         table = doc.Table(["", *(c.metric.head for c in measures)], rows, "" if len(runs) == 1 else run.label)
         verdict = doc.Text(" ".join(_verdict(c) for c in measures), "small")
-        found.append(doc.Section(title, [table, verdict], f"beside-{record.id}"))
+        name = f"beside-{len(found)}" if len(runs) > 1 else "beside"
+        shown = _sets(run, record, name)
+        found.append(doc.Section(title, [table, verdict, *shown], f"beside-{record.id}"))
     return found
+
+
+def _sets(run: Run, record: StageRecord, name: str) -> list[doc.Block]:
+    """The same conditions and noise in each set, the conditions first."""
+    path = record.folder / SETS
+    if not path.is_file():
+        return []
+    sets = read_arrays(path)
+    n = len(next(iter(sets.values())))
+    samples = run.last_scored.samples.pictures if run.last_scored and run.last_scored.samples else None
+    seen = [samples.condition(i) for i in range(n)] if samples is not None else []
+    rows = [("condition", "", seen, False)] if seen and all(picture is not None for picture in seen) else []
+    rows += [(title, "", list(images), False) for title, images in sets.items()]
+    return [pictures.strips(name, rows, 72), doc.Text("Each column is one condition and one noise.", "small")]
 
 
 def _cell(compared: Compared, name: str) -> doc.Entry:
