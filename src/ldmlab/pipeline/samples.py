@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ldmlab.autoencoders.autoencoder import Autoencoder
@@ -57,18 +56,11 @@ class SamplesStage(SnapshotStage):
         }  # fmt: skip
         if self.closed_form:
             return found
-        kinds = self.plan.resolved.guidance if self.guided else ()
-        guidance = {kind.name: kind.options() for kind in kinds if kind.options()}
-        sampler = plain(cfg.sampler) | ({} if self.guided else {"guidance": 1.0})
+        guidance = {kind.name: kind.options() for kind in self.plan.resolved.guidance if kind.options()}
         return found | {
             "snapshot": self.images, "weights": cfg.eval.weights, "ema_width": cfg.eval.ema_width,
-            "sampler": sampler_options(sampler), "guidance": guidance,
+            "sampler": sampler_options(plain(cfg.sampler)), "guidance": guidance,
         }  # fmt: skip
-
-    @property
-    def guided(self) -> bool:
-        """Whether the run's guidance takes part."""
-        return True
 
     def upstream(self) -> dict[str, Stage | str]:
         decoder = {role: stage for role, stage in decoding(self.plan).items() if isinstance(stage, DecoderStage)}
@@ -120,32 +112,33 @@ class SamplesStage(SnapshotStage):
         cfg, resolved = ctx.cfg, self.plan.resolved
         ae, model = load_decoding(self.plan, ctx), load_scored(self.plan, ctx, self.images)
         results = RunResults(self.plan, ctx, ae)
-        kinds = resolved.guidance if self.guided else ()
-        guided = Guided(Model(model, resolved.objective), tuple(kind.load(results) for kind in kinds))
+        guided = Guided(Model(model, resolved.objective), tuple(kind.load(results) for kind in resolved.guidance))
         n, shape = cfg.eval.samples, resolved.latent_shape
-        source = resolved.conditions(n)
+        source = self._source()
         seeds = [sampling.image_seed(cfg.eval.seed, i) for i in range(n)]
 
         sampler: Any = model.sampler if model.closed_form else resolved.sampler
 
         def draw(indices: list[int]) -> Tensor:
             batch = {k: v.to(ctx.device) if isinstance(v, Tensor) else v for k, v in source.batch(indices).items()}
-            bound = self.bound(guided, batch, len(indices), shape[1:], ctx.device)
+            bound = self._bound(guided, batch, len(indices), ctx.device)
             return sampling.draw(
                 sampler, bound.denoise, resolved.objective.schedule,
                 lambda z_BCHW: completed(model.conditioner, ae.decode(z_BCHW), batch), bound.cond,
                 [seeds[i] for i in indices], shape, ctx.device,
             )  # fmt: skip
 
-        sampling.sample_all(draw, n, folder, cfg.eval.batch_size, ctx.ranks, f"samples {self._share}")
+        sampling.sample_all(draw, n, folder, cfg.eval.batch_size, ctx.ranks, f"{self.name} {self._share}")
         if ctx.main:
             self._write(folder, source, seeds)
 
-    def bound(
-        self, guided: Guided, batch: dict[str, Any], n: int, size: tuple[int, int], device: torch.device
-    ) -> Bound:
-        """What n samples are drawn with: the guided denoiser and their conditions."""
-        return guided.bind(batch, n, size, device)
+    def _source(self) -> ConditionSource:
+        """What the samples are drawn for."""
+        return self.plan.resolved.conditions(self.cfg.eval.samples)
+
+    def _bound(self, guided: Guided, batch: dict[str, Any], n: int, device: Any) -> Bound:
+        """The guided denoiser for n samples of these conditions."""
+        return guided.bind(batch, n, self.plan.resolved.latent_shape[1:], device)
 
     def _picture(self, source: ConditionSource, i: int) -> np.ndarray | None:
         """The condition of sample i as the conditioner sees it, else as the data has it."""
