@@ -61,8 +61,8 @@ def common(widths: list[Any], what: str) -> int | None:
     given = {width for width in widths if width is not None}
     if len(given) > 1:
         raise ConfigError(
-            f"the parts of cond have {what} of different widths, {sorted(given)}, and a network takes one. "
-            "Set their dim options to the same number: cond.parts.<name>.conditioner.dim=…"
+            f"cond.conditioner.parts have {what} of different widths, {sorted(given)}, and a network takes one. "
+            "Set their dim options to the same number; of cond=[…,…] they are cond.parts.<name>.conditioner.dim."
         )
     return given.pop() if given else None
 

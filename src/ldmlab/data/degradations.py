@@ -15,8 +15,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from PIL import Image
-from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -126,6 +124,8 @@ def _noisy(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def _jpeg(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Saved and read with a quality of 80 to 95."""
+    from PIL import Image
+
     file = io.BytesIO()
     Image.fromarray((image * 255).round().astype(np.uint8)).save(file, "JPEG", quality=int(rng.integers(80, 96)))
     return np.asarray(Image.open(file), dtype=np.float32) / 255
@@ -141,5 +141,7 @@ def _gaussian(size: int, inverse_22: np.ndarray, shift: float) -> np.ndarray:
 
 
 def _convolved(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    from scipy import ndimage
+
     found: np.ndarray = ndimage.convolve(image, kernel[:, :, None].astype(np.float32), mode="mirror")
     return np.clip(found, 0, 1)

@@ -10,14 +10,16 @@ Shape letters: B batch, H W pixels.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ldmlab.randomness import seed_of
+
+if TYPE_CHECKING:
+    from PIL.ImageDraw import ImageDraw
 
 MaskKind = Literal["thick", "medium", "thin", "box"]
 KINDS: tuple[MaskKind, ...] = get_args(MaskKind)
@@ -74,6 +76,8 @@ def _box(side: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _stroked(how: Strokes, side: int, rng: np.random.Generator) -> np.ndarray:
+    from PIL import Image, ImageDraw
+
     canvas, unit = Image.new("L", (side, side)), side / 512
     pen = ImageDraw.Draw(canvas)
     if how.boxes is not None and rng.random() < BOXES:
@@ -88,7 +92,7 @@ def _stroked(how: Strokes, side: int, rng: np.random.Generator) -> np.ndarray:
     return np.asarray(canvas, dtype=np.float32)
 
 
-def _chain(pen: ImageDraw.ImageDraw, how: Strokes, i: int, unit: float, rng: np.random.Generator) -> None:
+def _chain(pen: "ImageDraw", how: Strokes, i: int, unit: float, rng: np.random.Generator) -> None:
     """1 to 5 strokes with round ends, each from where the one before ended."""
     x, y = (float(rng.integers(512)) for _ in range(2))
     for _ in range(1 + int(rng.integers(5))):

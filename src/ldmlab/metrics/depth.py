@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from scipy.stats import rankdata
 
 from ldmlab.metrics.beside import Measure, TaskMetric, chw, common_sets, parts, size
 from ldmlab.metrics.intervals import Score, mean_score
@@ -46,6 +45,8 @@ class DepthCorrelation(TaskMetric):
 
 def rank_correlations(x_BP: np.ndarray, y_BP: np.ndarray) -> np.ndarray:
     """Spearman's rho of each pair of rows, float64 [B]; 0 where one of the two is constant."""
+    from scipy.stats import rankdata
+
     ranks = [rankdata(values_BP, axis=1) for values_BP in (x_BP, y_BP)]
     x_BP, y_BP = (rank_BP - rank_BP.mean(axis=1, keepdims=True) for rank_BP in ranks)
     spread_B = np.sqrt((x_BP**2).sum(axis=1) * (y_BP**2).sum(axis=1))

@@ -54,7 +54,7 @@ def lines(record: StageRecord) -> list[str]:
 
 def sections(runs: list[Run]) -> list[doc.Section]:
     """A table for the last scores of each run that have something beside them: a row a set, a column a measure."""
-    found = []
+    found: list[doc.Section] = []
     for run in runs:
         record = run.last_scored.scores if run.last_scored is not None else None
         measures = compared(record) if record is not None else []
