@@ -18,7 +18,7 @@ from ldmlab.pipeline.costs import millions, parameters_of
 from ldmlab.pipeline.decoder import decoding, load_decoding
 from ldmlab.pipeline.first_stage import FirstStage
 from ldmlab.pipeline.latents import learnt_from, load_learnt_from
-from ldmlab.pipeline.stage import Row, Stage, conditioning, deciding, plain
+from ldmlab.pipeline.stage import Row, Stage, conditioning, deciding, trained
 from ldmlab.randomness import Draws
 from ldmlab.store.checkpoint import load_tensors
 from ldmlab.terminal import number
@@ -42,11 +42,14 @@ class RegressionStage(Stage):
         return fit
 
     def own(self) -> dict[str, Any]:
-        fit = plain(self._fit())
-        fit.pop("keep_state")
         cond = conditioning(self.cfg)
         cond.pop("drop", None)
-        return {"network": deciding(self.cfg.ldm.network), "fit": fit, "cond": cond, "seed": self.cfg.ldm.seed}
+        return {
+            "network": deciding(self.cfg.ldm.network),
+            "fit": trained(self._fit()),
+            "cond": cond,
+            "seed": self.cfg.ldm.seed,
+        }
 
     def upstream(self) -> dict[str, Stage | str]:
         return learnt_from(self.plan)
