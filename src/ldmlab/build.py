@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from ldmlab.autoencoders.autoencoder import Autoencoder
 from ldmlab.conditioning.base import Conditioner, Facts, built
+from ldmlab.conditioning.compose import Compose
 from ldmlab.conditioning.one_hot import OneHot
 from ldmlab.data.base import ImageDataset
 from ldmlab.data.fields import Field
@@ -91,6 +93,16 @@ def dataset(cfg: DictConfig, split: str, cache: Path | None) -> ImageDataset:
     return cast(ImageDataset, part(cfg.data, split=split, cache=cache))
 
 
+def with_fields(cfg: DictConfig, split: str, cache: Path | None, fields: Sequence[str]) -> ImageDataset:
+    """The run's data as it is, not mirrored, with these fields where it can give them: shapes can give all of theirs."""
+    own = editable(cfg.data)
+    if "flip" in own:
+        own.flip = False
+    if own["_target_"] == SHAPES:
+        own.fields = list(fields)
+    return cast(ImageDataset, part(own, split=split, cache=cache))
+
+
 def shapes(cfg: DictConfig, split: str, cache: Path | None) -> ImageDataset:
     """The generated shapes that an extractor is trained on, with the fields that it learns: at the run's resolution, the run's own
     ones where it uses them, else the default set."""
@@ -159,7 +171,31 @@ def conditioner(cfg: DictConfig, data: ImageDataset, ae: Autoencoder | None = No
         latent_shape=ae.latent_shape(data.resolution), first_stage=encode,
         vocabulary={field.name: field.values for field in data.declared},
     )  # fmt: skip
-    return cast(Conditioner, built(_made(cfg.cond.conditioner, _partial_=True), facts))
+    node = conditioners(cfg)
+    made: Any = _made(node, _partial_=True) if "_target_" in node else None
+    if made is None:
+        made = partial(Compose, parts=[_made(part_node, _partial_=True) for part_node in node.values()])
+    return cast(Conditioner, built(made, facts))
+
+
+def conditioners(cfg: DictConfig) -> DictConfig:
+    """The one conditioner's node, or of several {name: node}."""
+    if cfg.cond.parts is None:
+        return cast(DictConfig, cfg.cond.conditioner)
+    return OmegaConf.create({name: part_node.conditioner for name, part_node in cfg.cond.parts.items()})
+
+
+def kinds_of_condition(cfg: DictConfig) -> list[str]:
+    """Their class names."""
+    node = conditioners(cfg)
+    return [str(each["_target_"]).rpartition(".")[2] for each in ([node] if "_target_" in node else node.values())]
+
+
+def drop(cfg: DictConfig) -> float | list[float]:
+    """How often an example is trained without its conditions: together, or each by itself."""
+    if not cfg.cond.apart:
+        return float(cfg.cond.drop)
+    return [float(part_node.drop) for part_node in cfg.cond.parts.values()]
 
 
 def frozen_encode(ae: Autoencoder) -> Callable[[Tensor], Tensor]:

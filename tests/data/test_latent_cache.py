@@ -126,3 +126,18 @@ def test_a_worker_gets_its_own_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     cache, _ = make(tmp_path, monkeypatch)
     cache.__getitems__([0, 40])
     assert len(pickle.loads(pickle.dumps(cache))._blocks) == 0
+
+
+def test_an_image_comes_with_its_latent_in_the_same_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For conditions that are made from the image: of mirrored examples image, map and moments are mirrored alike."""
+    cache, ae = make(tmp_path, monkeypatch, "float32", fields=("segmentation",))
+    batches = Batches(LatentCache(tmp_path, cache.dataset, image=True), 16, 16, 9, torch.device("cpu"))
+    assert "image" not in Batches(cache, 16, 16, 9, torch.device("cpu")).step(0)[0]
+    (batch,) = batches.step(0)
+    with torch.no_grad():
+        torch.testing.assert_close(batch["moments"], ae.moments(batch["image"]), atol=1e-4, rtol=1e-4)
+    plain = np.stack([cache.dataset[i]["segmentation"] for i in (batches.order[n] for n in range(16))])
+    flipped = [not np.array_equal(own, there) for own, there in zip(plain, batch["segmentation"].numpy(), strict=True)]
+    assert 0 < sum(flipped) < 16
+    for own, there, mirrored in zip(plain, batch["segmentation"].numpy(), flipped, strict=True):
+        assert np.array_equal(own[:, ::-1] if mirrored else own, there)

@@ -97,7 +97,9 @@ def _works(cfg: DictConfig, data: Any, device: torch.device) -> Any:
         cached = reads_cache(cfg, ae)
         if cached:
             with torch.no_grad():
-                few["moments"] = ae.moments(few.pop("image"))
+                few["moments"] = ae.moments(few["image"])
+            if "image" not in denoiser.conditioner.needs:
+                few.pop("image")
         _prepare(cfg, denoiser, device, cfg.ldm.fit.precision)
         how = ", cached latents" if cached else ", encoding on the fly" if cfg.ae.fit is not None else ""
         name = f"denoiser's training step{how}"

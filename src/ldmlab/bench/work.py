@@ -107,7 +107,7 @@ def denoiser_step(
     cfg: DictConfig, denoiser: Denoiser, ae: Autoencoder, batch: dict[str, Any], accelerator: Any
 ) -> Work:
     """One step of the denoiser and its average; `batch` has cached moments, or images that are encoded on the way."""
-    stage = DiffusionLoss(denoiser, ae, build.objective(cfg), AnyNoise(0), cfg.cond.drop)
+    stage = DiffusionLoss(denoiser, ae, build.objective(cfg), AnyNoise(0), build.drop(cfg))
     # t and the dropped conditions are drawn by position, so the batch keeps real positions
     return _training(cfg.ldm.fit, stage, batch, accelerator, ae)
 

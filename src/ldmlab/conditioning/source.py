@@ -20,6 +20,7 @@ from ldmlab.errors import ConfigError
 from ldmlab.randomness import seed_of
 
 LabelMode = Literal["uniform", "random", "from_data"]
+POSITION = "position"  # number of the image in the run, which no data set has: what a conditioner draws at random is drawn by it
 
 
 class ConditionSource(Protocol):
@@ -33,7 +34,7 @@ class ConditionSource(Protocol):
 
     def batch(self, indices: list[int]) -> dict[str, Tensor | list[Any]]:
         """What a conditioner's `forward` reads, on the CPU: labels int64 [B], maps [B, H, W] or [B, H, W, C] and boxes as the
-        data set has them, "image" float32 [B, 3, H, W] in [-1, 1], texts as lists of B."""
+        data set has them, "image" float32 [B, 3, H, W] in [-1, 1], "position" the indices, texts as lists of B."""
         ...
 
     def describe(self, i: int) -> str:
@@ -103,7 +104,7 @@ class HeldOut:
 
     def __init__(self, dataset: ImageDataset, fields: Sequence[str], seed: int):
         for field in fields:
-            if field != "image" and field not in dataset.fields:
+            if field not in ("image", POSITION, *dataset.fields):
                 raise ConfigError(
                     f"the conditioning needs the field '{field}' of held-out examples, and this data set has "
                     f"{', '.join(dataset.fields) or 'no fields'} beside the image. Use cond=none, or data with '{field}'."
@@ -117,7 +118,12 @@ class HeldOut:
         return int(self.index_N[i % len(self.index_N)])
 
     def batch(self, indices: list[int]) -> dict[str, Tensor | list[Any]]:
-        return _of_samples(self.dataset.__getitems__([self.row(i) for i in indices]), self.fields)
+        return _of_samples(self.dataset.__getitems__([self.row(i) for i in indices]), self.fields, indices)
+
+    def images(self, indices: list[int]) -> Tensor:
+        """The examples' own images, uint8 [B, H, W, C]: what samples of their conditions are compared with."""
+        image_BHWC: Tensor = to_batch(self.dataset.__getitems__([self.row(i) for i in indices]))["image"]
+        return image_BHWC
 
     def describe(self, i: int) -> str:
         said = _in_words(self.dataset.__getitems__([self.row(i)])[0], self.fields, self.dataset.class_names)
@@ -155,7 +161,7 @@ class GivenCondition:
 
     def __post_init__(self) -> None:
         for field in self.needs:
-            if field not in self.sample:
+            if field != POSITION and field not in self.sample:
                 raise ConfigError(
                     f"the conditioning needs '{field}', and the condition that was given has "
                     f"{', '.join(self.sample) or 'nothing'}. Give '{field}' too, or nothing: then held-out examples are used."
@@ -166,7 +172,7 @@ class GivenCondition:
         return self.needs
 
     def batch(self, indices: list[int]) -> dict[str, Tensor | list[Any]]:
-        return _of_samples([self.sample] * len(indices), self.fields)
+        return _of_samples([self.sample] * len(indices), self.fields, indices)
 
     def describe(self, i: int) -> str:
         return _in_words(self.sample, self.fields, self.dataset.class_names) or "given"
@@ -178,6 +184,8 @@ class GivenCondition:
         """Labels and texts n times, as other sources have them; of arrays their shape and sha256."""
         record: dict[str, Any] = {"fields": list(self.fields), "given": True}
         for name in self.fields:
+            if name == POSITION:
+                continue
             value = self.sample[name]
             if isinstance(value, np.ndarray):
                 content = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
@@ -242,8 +250,9 @@ def labels_for(
     return drawn
 
 
-def _of_samples(samples: list[Sample], fields: Sequence[str]) -> dict[str, Tensor | list[Any]]:
-    batch = to_batch([{name: sample[name] for name in fields} for sample in samples])
+def _of_samples(samples: list[Sample], fields: Sequence[str], indices: list[int]) -> dict[str, Tensor | list[Any]]:
+    own = [{POSITION: i, **sample} for i, sample in zip(indices, samples, strict=True)]
+    batch = to_batch([{name: sample[name] for name in fields} for sample in own])
     if "image" in batch:
         batch["image"] = to_float(batch["image"])
     return batch
@@ -251,7 +260,7 @@ def _of_samples(samples: list[Sample], fields: Sequence[str]) -> dict[str, Tenso
 
 def _in_words(sample: Sample, fields: Sequence[str], class_names: Sequence[str]) -> str:
     """The text of a sample, else its class; nothing where it has neither."""
-    texts = [sample[name] for name in fields if isinstance(sample[name], str)]
+    texts = [sample[name] for name in fields if isinstance(sample.get(name), str)]
     if texts:
         return " ".join(texts)
     return class_names[int(sample["label"])] if "label" in fields else ""

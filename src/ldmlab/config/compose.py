@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ldmlab.config import search
 from ldmlab.config.complete import Origin, complete, in_closed_form
+from ldmlab.config.conditions import check_parts, joined_conditions, of_parts, spread
 from ldmlab.config.messages import no_such_option, refuse_unknown, translate, unlisted_option, unresolved
 from ldmlab.config.rules import check_together
 from ldmlab.config.schema import GUIDANCE, STAGES, RunConfig
@@ -126,6 +127,7 @@ def _compose(words: Sequence[Word]) -> tuple[DictConfig, dict[str, str]]:
         choices = {
             k: str(v) for k, v in cfg.hydra.runtime.choices.items() if not k.startswith("hydra") and v is not None
         }
+        choices = joined_conditions(choices)
         OmegaConf.set_struct(cfg, False)
         del cfg["hydra"]
         return cfg, choices
@@ -133,6 +135,7 @@ def _compose(words: Sequence[Word]) -> tuple[DictConfig, dict[str, str]]:
 
 def _hydra(words: Sequence[Word]) -> DictConfig:
     """The composition with Hydra's own node. An option that a part takes though its yaml leaves it out may be typed as well."""
+    words = spread(words)
     try:
         return compose("config", overrides=[word.text for word in words], return_hydra_config=True)
     except Exception as error:  # Hydra and OmegaConf raise of every kind for what was typed
@@ -159,6 +162,7 @@ def finish(cfg: DictConfig, choices: dict[str, str], words: Sequence[Word]) -> C
     _type_guidance(plain, origin)
     _apply_presets(plain, origin.typed, "debug" in choices)
     plain.where_present = None
+    check_parts(plain, origin.typed)
     _leave_untrained(plain, origin.typed)
     _fill_metrics(plain, origin)
     _fill_seeds(plain)
@@ -200,11 +204,12 @@ def _apply_presets(plain: DictConfig, typed: frozenset[str], debug: bool, under:
     under debug=….
     """
     presets = plain.where_present or {}
+    parts = list(plain.cond.parts or {}) if isinstance(plain.cond, DictConfig) else []
     if not isinstance(presets, Mapping):
         raise ConfigError(
             f"where_present must be a mapping of option paths to values; got {say(presets)}. Leave it out."
         )
-    for path, value in presets.items():
+    for path, value in [(p, value) for preset, value in presets.items() for p in of_parts(preset, parts)]:
         said = any(word == path or word.startswith(f"{path}.") for word in typed)  # the path, a part of it, its group
         if (
             said

@@ -159,10 +159,15 @@ class Tune:
 
 @dataclass
 class Conditioning:
-    """The denoiser's condition; `label` is a condition at sampling time and not part of the trained network."""
+    """The denoiser's condition; `label` is a condition at sampling time and not part of the trained network.
 
-    conditioner: Node = MISSING
-    drop: Fraction = 0.0  # probability per example of training without the condition
+    Of several, `cond=[class_label,semantic]`, `parts` has each one's own options by its name and `conditioner` is null.
+    """
+
+    conditioner: MaybeNode = MISSING
+    drop: Fraction = 0.0  # probability per example of training without the condition; without all of them together
+    parts: Any = None
+    apart: bool = False  # each of `parts` is dropped by itself, with its own probability
     label: Any = None
 
 
@@ -246,6 +251,14 @@ class Eval:
     # images over which each scored snapshot is cooled down first, or a fraction of those it has seen; null: scored as it is
     cooldown: Annotated[float, Moment(above=0, at_most=1)] | None = None
     reconstructions: Counted = 1000  # val images for PSNR, SSIM, rFID, at most
+
+
+@dataclass
+class Segmenter:
+    """The network that judges maps and boxes in samples (metrics.segmenter), trained where a metric needs it."""
+
+    width: Annotated[int, Range(at_least=1, at_most=1_024)] = 24  # channels at full size
+    fit: Fit = field(default_factory=Fit)
 
 
 @dataclass
@@ -359,6 +372,7 @@ class RunConfig:
     tune: Tune | None = None
     stage: Any = None  # stages from outside the package: {name: part}
     eval: Eval = MISSING
+    segmenter: Segmenter = MISSING
     metric: dict[str, Any] = field(default_factory=dict)  # filled: the settings of each of eval.metrics
     latents: Latents = field(default_factory=Latents)
     runtime: Runtime = field(default_factory=Runtime)

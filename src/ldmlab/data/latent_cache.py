@@ -29,11 +29,12 @@ TOLERANCE = {"float16": 2e-3, "float32": 1e-4}
 class LatentCache:
     """A map-style data set of moments; every field comes, by index, from the data set that was encoded.
 
-    Labels come without looking at an image. Other fields are read with their image, which is not encoded again.
+    Labels come without looking at an image. Other fields are read with their image, which is not encoded again. `image`: the
+    image is handed out too, for conditions that are made from it.
     """
 
-    def __init__(self, folder: Path, dataset: ImageDataset):
-        self.folder, self.dataset = folder, dataset
+    def __init__(self, folder: Path, dataset: ImageDataset, image: bool = False):
+        self.folder, self.dataset, self.image = folder, dataset, image
         self.card: dict[str, Any] = read_json(folder / "latents.json")
         self.flip: bool = dataset.flip
         self.resolution, self.class_names = dataset.resolution, dataset.class_names
@@ -54,9 +55,9 @@ class LatentCache:
     def __getitems__(self, indices: list[int]) -> dict[str, Any]:
         """A whole batch: {"moments": B M C H W in the stored type} and the fields of the data set, not mirrored."""
         batch: dict[str, Any] = {"moments": self.moments(indices)}
-        if set(self.fields) - {"label"}:
+        if self.image or set(self.fields) - {"label"}:
             samples = to_batch(self.dataset.__getitems__(indices))
-            batch |= {field: samples[field] for field in self.fields}
+            batch |= {field: samples[field] for field in (*self.fields, *(["image"] if self.image else []))}
         elif self._labels is not None:
             batch["label"] = torch.from_numpy(self._labels[np.asarray(indices)])
         return batch

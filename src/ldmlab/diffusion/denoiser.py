@@ -34,10 +34,13 @@ class Denoiser(nn.Module):
 
     def forward(self, zt_BCHW: Tensor, t_B: Tensor, batch: dict[str, Any], drop_B: Tensor | None = None) -> Tensor:
         """The network's answer for z_t under the batch's condition; the null one where `drop_B` (bool) is true, as guidance
-        training needs (Ho & Salimans 2022).
+        training needs (Ho & Salimans 2022). [B, P]: of each of P conditions by itself.
 
         z_t and t as the objective shows them (`Objective.inputs`).
         """
+        if drop_B is not None and drop_B.ndim == 2:
+            dropped = self.conditioner.dropped(batch, drop_B, size_of(zt_BCHW))  # type: ignore[attr-defined]
+            return self.network(zt_BCHW, t_B, dropped)
         cond = self.condition(batch)
         if drop_B is not None:
             cond = cond.select(drop_B, self.null(len(drop_B), size_of(zt_BCHW), drop_B.device))

@@ -3,17 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from ldmlab.metrics.intervals import Score, check_bootstrap
 from ldmlab.metrics.metric import Inputs, Metric, check_names
 
 
 @dataclass(frozen=True)
 class Scores:
-    """`values` by score name, what a reader must know about them, and what each metric declares of itself."""
+    """`values` by score name, what a reader must know about them, what each metric declares of itself, and sets to look at."""
 
     values: dict[str, Score] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     metrics: dict[str, dict[str, object]] = field(default_factory=dict)
+    pictures: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Score:
         return self.values[name]
@@ -37,10 +40,13 @@ def evaluate(metrics: Sequence[Metric], inputs: Inputs) -> Scores:
     check_bootstrap(inputs.bootstrap)
     values: dict[str, Score] = {}
     warnings: list[str] = []
+    pictures: dict[str, np.ndarray] = {}
     for metric in metrics:
         found = metric.compute(inputs)
         if foreign := [name for name in found.scores if not name.startswith(metric.name)]:
             raise ValueError(f"the metric {metric.name!r} gave scores of another name: {', '.join(foreign)}")
         values |= {name: replace(score, covers=metric.covers) for name, score in found.scores.items()}
         warnings += found.warnings
-    return Scores(values, warnings, {name: said for metric in metrics for name, said in metric.declarations().items()})
+        pictures |= found.pictures
+    declared = {name: said for metric in metrics for name, said in metric.declarations().items()}
+    return Scores(values, warnings, declared, pictures)

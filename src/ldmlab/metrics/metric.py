@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldmlab.errors import ConfigError
 from ldmlab.metrics.features import FeatureSet
@@ -73,7 +73,9 @@ class Inputs:
     """What one scoring pass has. What it does not have is None, and no metric that needs it is computed.
 
     bootstrap: resamples behind each interval, seeded by `seed`. options: what decides the number of samples and of
-    reference images, for messages. stages: folders of the stage results that metrics asked for, by stage name.
+    reference images, for messages. stages: folders of the stage results that metrics asked for, by stage name. conditioner: of
+    the samples' denoiser, with shapes and no contents. features_of: batches of uint8 [B, H, W, C] → features by the extractor of
+    this pass. distance: a perceptual distance, two float batches [B, 3, H, W] in [-1, 1] → [B]. device: for networks.
     """
 
     bootstrap: int
@@ -88,6 +90,10 @@ class Inputs:
     classes_of_data: bool = False
     stages: Mapping[str, Path] = field(default_factory=dict)
     options: tuple[str, str] = OPTIONS
+    conditioner: Any = None
+    features_of: Callable[[Iterable[Tensor]], FeatureSet] | None = None
+    distance: nn.Module | None = None
+    device: Any = "cpu"
     shared: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def once(self, key: object, make: Callable[[], T]) -> T:
@@ -122,10 +128,11 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Computed:
-    """Scores by name, and what a reader must know about them."""
+    """Scores by name, and what a reader must know about them. pictures: title → the first images of a set, uint8 [N, H, W, 3]."""
 
     scores: dict[str, Score] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    pictures: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,18 @@
 
 from collections.abc import Iterable
 
+from ldmlab.metrics.depth import DepthCorrelation
 from ldmlab.metrics.fid_infinity import FIDInfinity
 from ldmlab.metrics.frechet import FID
 from ldmlab.metrics.inception_score import InceptionScore
+from ldmlab.metrics.inpainting import Inpainting
 from ldmlab.metrics.kid import KID
 from ldmlab.metrics.label_agreement import LabelAgreement
 from ldmlab.metrics.metric import Metric, check_names
 from ldmlab.metrics.precision_recall import Precision, Recall
 from ldmlab.metrics.rate_distortion import RateDistortion
+from ldmlab.metrics.semantic import MeanIoU
+from ldmlab.metrics.superresolution import SuperResolution
 
 STANDARD: dict[str, Metric] = {
     metric.name: metric
@@ -19,7 +23,9 @@ STANDARD: dict[str, Metric] = {
 }  # fmt: skip
 
 
-OF_A_RUN: dict[str, Metric] = {metric.name: metric for metric in (RateDistortion(),)}
+OF_A_RUN: dict[str, Metric] = {
+    metric.name: metric for metric in (RateDistortion(), MeanIoU(), DepthCorrelation(), SuperResolution(), Inpainting())
+}
 """Those that read the result of a stage, which a run alone has."""
 
 

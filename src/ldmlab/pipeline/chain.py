@@ -84,7 +84,7 @@ class ChainStage(SnapshotStage):
             indices, parts = spread(len(ctx.val), n), list[Chain]()
             progress = ctx.progress("chain", n)
             for rows in batched(n, ctx.cfg.eval.batch_size):
-                batch = to_batch(ctx.val.__getitems__([indices[i] for i in rows]))
+                batch = {**to_batch(ctx.val.__getitems__([indices[i] for i in rows])), "position": torch.tensor(rows)}
                 batch = {k: v.to(ctx.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
                 image8_BHWC: Tensor = batch["image"]
                 batch["image"] = to_float(image8_BHWC)

@@ -22,7 +22,7 @@ from ldmlab.pipeline.first_stage import FirstStage
 from ldmlab.pipeline.floor import write_floor
 from ldmlab.pipeline.latents import LatentsStage, learnt_from, load_learnt_from
 from ldmlab.pipeline.learning_rate import LearningRateStage
-from ldmlab.pipeline.stage import Row, Stage, deciding, plain, trained
+from ldmlab.pipeline.stage import Row, Stage, conditioning, deciding, plain, trained
 from ldmlab.randomness import Draws
 from ldmlab.store.checkpoint import load_tensors
 from ldmlab.terminal import number
@@ -62,20 +62,19 @@ class DenoiserStage(Stage):
         """`ldm`, `cond`, `objective` without what changes only memory or speed, and without `budget`, which became the width."""
         if self.cfg.ldm.weights is not None:
             return weights_denoiser.options(self.cfg)
-        ldm, cond, objective = (plain(self.cfg[group]) for group in ("ldm", "cond", "objective"))
+        ldm, objective = plain(self.cfg.ldm), plain(self.cfg.objective)
         ldm["network"] = deciding(self.cfg.ldm.network)
         for name in ("budget", "weights"):
             ldm.pop(name)
         if LearningRateStage.of(self.plan):
             ldm["fit"].pop("lr")  # the search that finds it is upstream
-        cond.pop("label")
         ldm["fit"] = trained(ldm["fit"])
         if ldm["network"].get("dropout"):
             ldm["fit"]["dropout_drawn"] = "by step"  # it was by process once, which no restart could repeat
         if objective.get("loss") != "huber":
             objective.pop("delta", None)  # Huber's alone
         tile = {} if LatentsStage.of(self.plan) else {"tile": self.cfg.ae.tile}
-        return {"ldm": ldm, "cond": cond, "objective": objective, **tile}
+        return {"ldm": ldm, "cond": conditioning(self.cfg), "objective": objective, **tile}
 
     def upstream(self) -> dict[str, Stage | str]:
         """An imported one learns nothing from this data."""
@@ -189,7 +188,7 @@ def train_denoiser(
     plan, cfg = stage.plan, ctx.cfg
     ae, objective = plan.stage(FirstStage).load(ctx), plan.resolved.objective
     model = build.denoiser(cfg, ae, ctx.data)
-    loss = DiffusionLoss(model, ae, objective, Draws(cfg.ldm.seed), cfg.cond.drop, fit.batch_size)
+    loss = DiffusionLoss(model, ae, objective, Draws(cfg.ldm.seed), build.drop(cfg), fit.batch_size)
     size = min(VALIDATION_IMAGES, len(ctx.val))
     probe = DiffusionLoss(model, ae, objective, Draws(cfg.ldm.seed + 1), 0.0, size)
     held = Batches(ctx.val, size, size, cfg.ldm.seed, ctx.device).step(0)[0]

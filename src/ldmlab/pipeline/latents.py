@@ -119,4 +119,4 @@ class LatentsStage(Stage):
         return folder
 
     def load(self, ctx: Context) -> latent_cache.LatentCache:
-        return latent_cache.LatentCache(self.make(ctx), ctx.data)
+        return latent_cache.LatentCache(self.make(ctx), ctx.data, "image" in self.plan.resolved.conditioner.needs)

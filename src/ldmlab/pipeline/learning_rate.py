@@ -21,7 +21,7 @@ from ldmlab.errors import ConfigError, TrainingError
 from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.first_stage import FirstStage
 from ldmlab.pipeline.latents import LatentsStage, learnt_from, load_learnt_from
-from ldmlab.pipeline.stage import Row, Stage, deciding, plain, trained
+from ldmlab.pipeline.stage import Row, Stage, conditioning, deciding, trained
 from ldmlab.randomness import Draws
 from ldmlab.store.checkpoint import load_tensors
 from ldmlab.store.files import read_json, write_json
@@ -72,9 +72,8 @@ class LearningRateStage(Stage):
 
     def own(self) -> dict[str, Any]:
         """Of `ldm`: the network and the fit of a short run; the run's seed is not part of it."""
-        fit, cond = trained(self.fit(self.rates[0])), plain(self.cfg.cond)
+        fit, cond = trained(self.fit(self.rates[0])), conditioning(self.cfg)
         fit.pop("lr")
-        cond.pop("label")
         tile = {} if LatentsStage.of(self.plan) else {"tile": self.cfg.ae.tile}
         return {
             "network": deciding(self.cfg.ldm.network), "fit": fit, "cond": cond, "objective": self.cfg.objective,
@@ -130,7 +129,7 @@ class LearningRateStage(Stage):
         ae = self.plan.stage(FirstStage).load(ctx)
         model = build.denoiser(with_values(ctx.cfg, {"ldm.seed": seed}), ae, ctx.data)
         objective = self.plan.resolved.objective
-        loss = DiffusionLoss(model, ae, objective, Draws(seed), ctx.cfg.cond.drop, fit.batch_size)
+        loss = DiffusionLoss(model, ae, objective, Draws(seed), build.drop(ctx.cfg), fit.batch_size)
         address = replace(self.address, options={**self.address.options, "rate": rate})
         found: dict[str, Any] = {"losses": None, "why": None, "seconds": 0.0}
         try:

@@ -17,9 +17,11 @@ from ldmlab import build
 from ldmlab.autoencoders.autoencoder import Autoencoder
 from ldmlab.autoencoders.whole_image import WITHOUT
 from ldmlab.conditioning.base import Conditioner
-from ldmlab.conditioning.source import ConditionSource, chosen
+from ldmlab.conditioning.compose import parts_of
+from ldmlab.conditioning.source import POSITION, ConditionSource, chosen
 from ldmlab.data.base import ImageDataset
 from ldmlab.data.fields import check_mirrors
+from ldmlab.data.shapes import FIELDS
 from ldmlab.diffusion.denoiser import Denoiser
 from ldmlab.diffusion.objectives import Objective
 from ldmlab.diffusion.schedules import Schedule
@@ -133,7 +135,7 @@ def resolve(cfg: DictConfig, choices: dict[str, str], data: ImageDataset, val: I
         check_first_stage(cfg, autoencoder, len(data))
         _, height, width = autoencoder.latent_shape(data.resolution)
         conditioner = build.conditioner(cfg, data, autoencoder)
-        check_fields(cfg, conditioner, data)
+        check_fields(cfg, conditioner, data, choices["cond"])
         denoiser = build.denoiser(cfg, autoencoder, data, conditioner)
     denoiser.network.check_latent(height, width)  # type: ignore[operator]
     objective = build.objective(cfg, height)
@@ -235,16 +237,17 @@ def check_first_stage(cfg: DictConfig, ae: Autoencoder, n_images: int) -> None:
         )
 
 
-def check_fields(cfg: DictConfig, conditioner: Conditioner, data: ImageDataset) -> None:
+def check_fields(cfg: DictConfig, conditioner: Conditioner, data: ImageDataset, choice: str) -> None:
     """The data has what the conditioning needs, and a mirrored image can keep its fields."""
     if data.flip:
         check_mirrors(data.fields, data.declared)
     for name in conditioner.needs:
-        if name not in ("image", *data.fields):
-            kind = str(cfg.cond.conditioner["_target_"]).rpartition(".")[2]
+        if name not in ("image", POSITION, *data.fields):
+            known = "fields" in cfg.data and name in FIELDS
+            way = f"data.fields=[{','.join([*data.fields, name])}]" if known else f"cond=none, or data with '{name}'"
             raise ConfigError(
-                f"cond={kind} needs the field '{name}', but the data has {', '.join(data.fields) or 'no fields'} "
-                f"beside the image. Use cond=none, or data with '{name}'."
+                f"cond={choice} needs the field '{name}', but the data has {', '.join(data.fields) or 'no fields'} "
+                f"beside the image. Use {way}."
             )
 
 
@@ -278,11 +281,17 @@ def check_sampling(found: Resolved) -> None:
         raise ConfigError(
             f"sampler.guidance={sampler.guidance} needs a condition to guide with, and cond has none. Use sampler.guidance=1."
         )
-    if found.cfg.cond.drop == 0:
+    if not knows_null(found.cfg):
         raise ConfigError(
             f"sampler.guidance={sampler.guidance} needs a denoiser that also knows the null condition, but cond.drop=0 "
             "never trains it. Use cond.drop=0.1, or sampler.guidance=1."
         )
+
+
+def knows_null(cfg: DictConfig) -> bool:
+    """Whether training ever shows the null condition of all conditions at once."""
+    drop = build.drop(cfg)
+    return drop > 0 if isinstance(drop, float) else all(share > 0 for share in drop)
 
 
 def check_guidance(found: Resolved) -> None:
@@ -321,9 +330,11 @@ def checked_metrics(found: Resolved) -> list[Metric]:
             )
         return []
     extractor = cast(Extractor, found.extractor)
+    shown = [name for part in parts_of(found.conditioner) for name in getattr(part, "shows", ())]
     offered = available(
-        logits=extractor.logit_dim > 0, classes_of_data=extractor.classes_of_data, conditions=found.condition_fields
-    )
+        logits=extractor.logit_dim > 0, classes_of_data=extractor.classes_of_data,
+        conditions=[*found.condition_fields, *shown], pairs=found.condition_fields not in ((), ("label",)),
+    )  # fmt: skip
     wanted = build.metrics(cfg)
     stages = {need for metric in wanted for need in metric.needs if need.startswith("stage:")}  # the plan's question
     metrics = check(wanted, offered | stages)

@@ -7,9 +7,10 @@ import numpy as np
 from torch import Tensor
 
 from ldmlab.autoencoders.autoencoder import Autoencoder
+from ldmlab.conditioning.compose import completed, pictured
 from ldmlab.conditioning.source import ConditionSource
 from ldmlab.guidance.base import Model, SampleCost
-from ldmlab.guidance.stack import Guided
+from ldmlab.guidance.stack import Bound, Guided
 from ldmlab.pipeline import noise_basis, sampling
 from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.cooldown import images_behind, load_scored, scored
@@ -114,7 +115,7 @@ class SamplesStage(SnapshotStage):
         results = RunResults(self.plan, ctx, ae)
         guided = Guided(Model(model, resolved.objective), tuple(kind.load(results) for kind in resolved.guidance))
         n, shape = cfg.eval.samples, resolved.latent_shape
-        source = resolved.conditions(n)
+        source = self._source()
         seeds = [sampling.image_seed(cfg.eval.seed, i) for i in range(n)]
 
         sampler: Any = model.sampler if model.closed_form else resolved.sampler
@@ -122,19 +123,33 @@ class SamplesStage(SnapshotStage):
 
         def draw(indices: list[int]) -> Tensor:
             batch = {k: v.to(ctx.device) if isinstance(v, Tensor) else v for k, v in source.batch(indices).items()}
-            bound = guided.bind(batch, len(indices), shape[1:], ctx.device)
+            bound = self._bound(guided, batch, len(indices), ctx.device)
             return sampling.draw(
-                sampler, bound.denoise, resolved.objective.schedule, ae.decode, bound.cond,
+                sampler, bound.denoise, resolved.objective.schedule,
+                lambda z_BCHW: completed(model.conditioner, ae.decode(z_BCHW), batch), bound.cond,
                 [seeds[i] for i in indices], shape, ctx.device, noise_of, self._speed,
             )  # fmt: skip
 
-        sampling.sample_all(draw, n, folder, cfg.eval.batch_size, ctx.ranks, f"samples {self._share}")
+        sampling.sample_all(draw, n, folder, cfg.eval.batch_size, ctx.ranks, f"{self.name} {self._share}")
         if ctx.main:
             self._write(folder, source, seeds)
 
     def facts(self) -> dict[str, Any]:
         """How fast this process drew: with the machine on the card, a measurement and part of no id."""
         return {"sampling": self._speed.record()}
+
+    def _source(self) -> ConditionSource:
+        """What the samples are drawn for."""
+        return self.plan.resolved.conditions(self.cfg.eval.samples)
+
+    def _bound(self, guided: Guided, batch: dict[str, Any], n: int, device: Any) -> Bound:
+        """The guided denoiser for n samples of these conditions."""
+        return guided.bind(batch, n, self.plan.resolved.latent_shape[1:], device)
+
+    def _picture(self, source: ConditionSource, i: int) -> np.ndarray | None:
+        """The condition of sample i as the conditioner sees it, else as the data has it."""
+        seen = pictured(self.plan.resolved.conditioner, source.batch([i])) if source.fields else None
+        return source.picture(i) if seen is None else seen[0].numpy()
 
     def _write(self, folder: Path, source: ConditionSource, seeds: list[int]) -> None:
         """What the images were drawn for, and a sheet of the first to look at."""
@@ -143,7 +158,7 @@ class SamplesStage(SnapshotStage):
         if source.fields and source.fields != ("label",):
             record["describe"] = [source.describe(i) for i in range(n)]
         write_json(folder / "conditions.json", record)
-        shown = [source.picture(i) for i in range(min(n, PICTURED))]
+        shown = [self._picture(source, i) for i in range(min(n, PICTURED))]
         if pictures := [picture for picture in shown if picture is not None]:
             with atomic(folder / "conditions-pictures.npy") as beside, beside.open("wb") as file:
                 np.save(file, np.stack(pictures))

@@ -5,24 +5,28 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from ldmlab import build
+from ldmlab.conditioning.source import HeldOut
+from ldmlab.metrics.beside import SETS
 from ldmlab.metrics.evaluate import evaluate
 from ldmlab.metrics.extraction import extract_all
-from ldmlab.metrics.features import FeatureSet
+from ldmlab.metrics.features import FeatureSet, extract
 from ldmlab.metrics.metric import Inputs
 from ldmlab.metrics.protocol import ProtocolCard
-from ldmlab.pipeline.context import Context
+from ldmlab.pipeline.context import Context, frozen
 from ldmlab.pipeline.cooldown import images_behind
 from ldmlab.pipeline.extractor import extractor_of, load_extractor
 from ldmlab.pipeline.reference import ReferenceStage
 from ldmlab.pipeline.samples import SamplesStage
 from ldmlab.pipeline.snapshots import said
 from ldmlab.pipeline.stage import Row, SnapshotStage, Stage, plain
-from ldmlab.store.files import read_array, write_json
+from ldmlab.store.files import atomic, read_array, write_json
 
 
 class ScoresStage(SnapshotStage):
-    """scores.json: each metric with its interval, the protocol card, what a reader must know; features.npz."""
+    """scores.json: each metric with its interval, the protocol card, what a reader must know; features.npz; sets.npz."""
 
     name: ClassVar[str] = "scores"
     version: ClassVar[int] = 2
@@ -68,6 +72,9 @@ class ScoresStage(SnapshotStage):
             card = self.card(extractor, len(reference))
             result = {"snapshot_images": images_behind(self.plan, self.images) or None, **scores.to_dict()}
             result["warnings"] = [*scores.warnings, *card.warnings()]
+            if scores.pictures:
+                with atomic(folder / SETS) as beside, beside.open("wb") as file:
+                    np.savez(file, allow_pickle=False, **scores.pictures)
             write_json(folder / "scores.json", {**result, "card": card.to_dict(), "card_short": card.short()})
         ctx.barrier()
 
@@ -83,12 +90,23 @@ class ScoresStage(SnapshotStage):
         """What the metrics are given."""
         cfg, resolved = ctx.cfg, self.plan.resolved
         real = self.plan.stage(ReferenceStage).images(ctx)
+        source = resolved.conditions(cfg.eval.samples) if resolved.condition_fields else None
+        distance = build.evaluation_distance(cfg, extractor)
+
+        def drawn(rows: list[int]) -> Tensor:
+            return torch.from_numpy(np.asarray(images[rows]))
+
+        def pairs(rows: list[int]) -> tuple[Tensor, Tensor]:
+            assert isinstance(source, HeldOut)
+            return drawn(rows), source.images(rows)
+
         return Inputs(
             cfg.eval.bootstrap, cfg.eval.seed, found, reference,
-            read_samples=lambda rows: torch.from_numpy(np.asarray(images[rows])), read_reference=real,
-            conditions=resolved.conditions(cfg.eval.samples) if resolved.condition_fields else None,
+            read_samples=drawn, read_reference=real, pairs=pairs if isinstance(source, HeldOut) else None, conditions=source,
             class_names=tuple(ctx.data.class_names), classes_of_data=extractor.classes_of_data,
-            stages=stages,
+            stages=stages, conditioner=resolved.conditioner, device=ctx.device,
+            features_of=lambda batches: extract((b.permute(0, 3, 1, 2) for b in batches), extractor, ctx.device),
+            distance=None if distance is None else frozen(distance, ctx.device),
         )  # fmt: skip
 
     def card(self, extractor: Any, reference_images: int) -> ProtocolCard:

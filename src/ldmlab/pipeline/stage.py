@@ -149,6 +149,18 @@ def trained(fit: Any) -> dict[str, Any]:
     return found
 
 
+def conditioning(cfg: DictConfig) -> dict[str, Any]:
+    """What of `cond` decides a trained denoiser: its options without what only samples know, one condition or several."""
+    found: dict[str, Any] = plain(cfg.cond)
+    parts, apart = found.pop("parts"), found.pop("apart")
+    found.pop("label")
+    if parts is None:
+        return found
+    if not apart:
+        return {"parts": {name: part["conditioner"] for name, part in parts.items()}, "drop": found["drop"]}
+    return {"parts": parts}
+
+
 class SnapshotStage(Stage):
     """A stage that the run has once for each scored snapshot of the denoiser.
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ldmlab import build
 from ldmlab.data.base import to_batch
+from ldmlab.data.batches import to_float
 from ldmlab.errors import ConfigError
 from ldmlab.pipeline.costs import parameters_of
 from ldmlab.pipeline.memory import free
@@ -112,7 +113,7 @@ def _described(timed: Timed, data: Any) -> dict[str, Any]:
     cfg = timed.cfg
     fit = {name: cfg.ldm.fit[name] for name in ("batch_size", "precision")} | {"average": cfg.ldm.fit.ema is not None}
     shape = list(timed.latents.latent_shape(data.resolution))
-    return {"network": plain(cfg.ldm.network), "cond": plain(cfg.cond.conditioner), "latent": shape, "fit": fit}
+    return {"network": plain(cfg.ldm.network), "cond": plain(build.conditioners(cfg)), "latent": shape, "fit": fit}
 
 
 def _measure(cell: Timed, reference: Timed, data: Any, device: torch.device) -> dict[str, Any]:
@@ -167,13 +168,11 @@ class Step:
         self.model = build.denoiser(cfg, latents, data).to(device)
         shape = latents.latent_shape(data.resolution)
         self.loss = DiffusionLoss(
-            self.model, latents, build.objective(cfg, shape[1]), Draws(0), cfg.cond.drop, self.images
+            self.model, latents, build.objective(cfg, shape[1]), Draws(0), build.drop(cfg), self.images
         )
-        fields = {
-            k: v
-            for k, v in to_batch(data.__getitems__([i % len(data) for i in range(self.images)])).items()
-            if k != "image"
-        }
+        fields = to_batch(data.__getitems__([i % len(data) for i in range(self.images)]))
+        image_BHWC = fields.pop("image")
+        fields |= {"image": to_float(image_BHWC)} if "image" in self.model.conditioner.needs else {}
         self.batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in fields.items()}
         self.batch |= {
             "moments": torch.randn(self.images, *shape, device=device),

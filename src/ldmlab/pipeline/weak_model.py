@@ -184,10 +184,11 @@ def check_other(plan: "Plan", other: DictConfig, where: str) -> None:
         raise ConfigError(
             f"{where} has another objective.schedule: its times are other noise levels. Choose a run with the same one."
         )
-    if cfg.cond.conditioner["_target_"] != other.cond.conditioner["_target_"]:
+    own_kinds, other_kinds = (" and ".join(build.kinds_of_condition(c)) for c in (cfg, other))
+    if own_kinds != other_kinds:
         raise ConfigError(
-            f"{where} was trained with another condition ({other.cond.conditioner['_target_'].rpartition('.')[2]}) than this "
-            f"run ({cfg.cond.conditioner['_target_'].rpartition('.')[2]}). Choose a run with the same cond=."
+            f"{where} was trained with another condition ({other_kinds}) than this run ({own_kinds}). Choose a run with the same "
+            "cond=."
         )
     if cfg.sampler.guidance != 1 and plan.resolved.conditioner.needs and other.cond.drop == 0:
         raise ConfigError(

@@ -193,7 +193,7 @@ def install(cfg: DictConfig, model: Denoiser, folder: Path) -> None:
 
 def options(cfg: DictConfig) -> dict[str, Any]:
     """What an imported denoiser is a function of beside its first stage, for its id."""
-    cond, objective = (OmegaConf.to_container(node) for node in (cfg.cond.conditioner, cfg.objective))
+    cond, objective = (OmegaConf.to_container(node) for node in (build.conditioners(cfg), cfg.objective))
     assert isinstance(objective, dict)
     read = {name: objective[name] for name in ("target", "schedule")}  # the rest of it matters in training alone
     return {

@@ -86,7 +86,9 @@ def metrics_of(records: list[StageRecord]) -> list[MetricDeclaration]:
     """What somebody measured: known names in their order, then the others."""
     declared = {key: said for record in records for key, said in record.declared.items()}
     measured = {key: score.covers for record in records for key, score in record.scores.items()}
-    found = [declaration(key, declared) for key in sorted(measured, key=list({**KNOWN, **measured}).index)]
+    order = list({**KNOWN, **measured})
+    own = [key for key in measured if not declared.get(key, {}).get("beside")]  # the others: reports.beside
+    found = [declaration(key, declared) for key in sorted(own, key=order.index)]
     return [
         metric._replace(interval=Metric.interval, covers=measured[metric.key])
         if measured[metric.key] and metric.key not in declared

@@ -130,6 +130,7 @@ def interval(score: Estimate) -> str:
 
 def headline(folder: Path) -> str:
     """A run's scores with intervals, in a few lines."""
+    from ldmlab.reports import beside
     from ldmlab.reports.collect import read_run
     from ldmlab.reports.numbers import by_words, metrics_of
 
@@ -147,6 +148,7 @@ def headline(folder: Path) -> str:
             f"{m.label} {interval(score)}{m.raw_unit}" for m, score in scores if score.low is not None or score.method
         ]
         lines.append(f"   {label:<24}{'   '.join(said)}")
+        lines += [f"   {'':<24}{line}" for line in beside.lines(record)]
     if words := by_words(metrics_of(scored), "interval"):
         lines.append(f"   {'95 % intervals':<24}{words}")
     if scored and scored[-1].card_short:

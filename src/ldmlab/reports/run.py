@@ -5,8 +5,8 @@ from pathlib import Path
 from statistics import median
 
 from ldmlab.errors import DataError
+from ldmlab.reports import beside, explore, figures, numbers, pictures, sizes, tables
 from ldmlab.reports import document as doc
-from ldmlab.reports import explore, figures, numbers, pictures, sizes, tables
 from ldmlab.reports.chain_figures import chain_figures
 from ldmlab.reports.collect import read_runs
 from ldmlab.reports.figures import Figure
@@ -68,6 +68,7 @@ def document(runs: list[Run], found: list[tables.ScoreTable], title: str | None)
         doc.Section("Scores", [*shown, doc.Text(READING, "small")], "scores") if shown else None,
         samples(runs, drawn),
         doc.Section("Reconstructions", rebuilt, "reconstructions") if rebuilt and (drawn or not one) else None,
+        *beside.sections(runs),
         chain(runs),
         *own_sections(runs),
         training(runs, lead if first != lead[:1] else lead[1:], [f for f in scores if f not in first], others),

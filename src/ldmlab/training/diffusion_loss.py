@@ -3,7 +3,7 @@
 Shape letters: B batch, C channels, H W space.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -36,7 +36,8 @@ class DiffusionLoss:
         autoencoder: frozen here, and put in eval mode.
         objective: target, schedule, distance, weight and distribution of t.
         draws: random numbers by position; purposes "posterior", "t", "eps" and "drop".
-        drop: probability, per example, of training without its condition (`cond.drop`).
+        drop: probability, per example, of training without its condition (`cond.drop`); of each of several conditions by
+            itself, a list (`cond.apart`).
         batch_size: images of one optimiser step, over which a stratified objective spreads its times.
 
     Raises ConfigError for a probability outside [0, 1].
@@ -50,10 +51,11 @@ class DiffusionLoss:
         autoencoder: FrozenAutoencoder,
         objective: Objective,
         draws: Draws,
-        drop: float = 0.0,
+        drop: float | Sequence[float] = 0.0,
         batch_size: int = 1,
     ):
-        if not 0 <= drop <= 1:
+        chances = [drop] if isinstance(drop, float | int) else list(drop)
+        if not all(0 <= chance <= 1 for chance in chances):
             raise ConfigError(f"cond.drop must be from 0 to 1; got {drop}.")
         autoencoder.eval()
         autoencoder.requires_grad_(False)
@@ -61,7 +63,7 @@ class DiffusionLoss:
         self.autoencoder = autoencoder
         self.objective = objective
         self.draws = draws
-        self.drop = drop
+        self.drop_P, self.apart = torch.tensor(chances), not isinstance(drop, float | int)
         self.batch_size = batch_size
 
     def active(self, player: str, images_seen: int) -> bool:
@@ -86,15 +88,21 @@ class DiffusionLoss:
         u_B = self.objective.u(self.draws, position_B, self.batch_size)
         t_B = self.objective.t(u_B).to(device, non_blocking=True)
         eps_BCHW = self.draws.randn("eps", position_B, z0_BCHW.shape[1:], device)
-        drop_B = None
-        if self.drop > 0:
-            drop_B = (self.draws.rand("drop", position_B, (), "cpu") < self.drop).to(device, non_blocking=True)
+        drop_B = self.dropped(position_B, device)
         zt_BCHW = self.objective.schedule.zt(z0_BCHW, eps_BCHW, t_B)
         shown_BCHW, time_B = self.objective.inputs(zt_BCHW, t_B)
         out_BCHW = self.modules[player](shown_BCHW, time_B, batch, drop_B)
         loss_B = self.objective.loss(out_BCHW, z0_BCHW, eps_BCHW, t_B)
         loss = loss_B.mean()
         return loss, {"loss": loss.detach(), **by_time("loss", loss_B.detach(), u_B)}
+
+    def dropped(self, position_B: Tensor, device: torch.device) -> Tensor | None:
+        """Which examples lose their condition, bool [B], or apart [B, P]; None where none ever does."""
+        if not bool((self.drop_P > 0).any()):
+            return None
+        shape = self.drop_P.shape if self.apart else ()
+        drop_B = self.draws.rand("drop", position_B, shape, "cpu") < (self.drop_P if self.apart else self.drop_P[0])
+        return drop_B.to(device, non_blocking=True)
 
     def latents(self, batch: dict[str, Any]) -> Tensor:
         """Standardised latents [B, c, H/f, W/f], float32: one sample of each posterior."""
