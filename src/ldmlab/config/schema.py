@@ -159,11 +159,12 @@ class Tune:
 
 @dataclass
 class Conditioning:
-    """The denoiser's condition; `label` is a condition at sampling time and not part of the trained network."""
+    """The denoiser's condition; `label` and `prompt` are conditions at sampling time and not part of the trained network."""
 
     conditioner: Node = MISSING
     drop: Fraction = 0.0  # probability per example of training without the condition
     label: Any = None
+    prompt: str | None = None  # of all samples, of a denoiser that reads texts; null: captions of val images
 
 
 @dataclass

@@ -68,5 +68,15 @@ class Guided:
         return Bound(stacked(self.model.denoise, [kind.bind(binding) for kind in self.kinds]), _paired(alone))
 
 
+    def unconditional(self, n: int, size: tuple[int, int], device: torch.device | str) -> Bound:
+        """`bind` for the null condition, asked of nothing: guidance that reads a condition, or compares with the null one, is silent."""
+        kinds = [kind for kind in self.kinds if not kind.reads_null and not kind.fields]
+        models = [self.model, *(model for kind in kinds for model in kind.models)]
+        null = [m.denoiser.null(n, size, device) for m in models]
+        alone = [m.denoiser.prepared(z) for m, z in zip(models, null, strict=True)]
+        binding = Binding({}, null[0], None, self.model.objective.schedule)
+        return Bound(stacked(self.model.denoise, [kind.bind(binding) for kind in kinds]), _paired(alone))
+
+
 def _paired(conditions: list[Any]) -> Any:
     return conditions[0] if len(conditions) == 1 else ModelPair(*conditions)

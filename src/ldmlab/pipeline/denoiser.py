@@ -22,7 +22,8 @@ from ldmlab.pipeline.first_stage import FirstStage
 from ldmlab.pipeline.floor import write_floor
 from ldmlab.pipeline.latents import LatentsStage, learnt_from, load_learnt_from
 from ldmlab.pipeline.learning_rate import LearningRateStage
-from ldmlab.pipeline.stage import Row, Stage, deciding, plain, trained
+from ldmlab.pipeline.stage import Row, Stage, deciding, plain, trained, trained_condition
+from ldmlab.pipeline.tokenizer import tokenizer_of, trained_tokenizer
 from ldmlab.randomness import Draws
 from ldmlab.store.checkpoint import load_tensors
 from ldmlab.terminal import number
@@ -62,13 +63,13 @@ class DenoiserStage(Stage):
         """`ldm`, `cond`, `objective` without what changes only memory or speed, and without `budget`, which became the width."""
         if self.cfg.ldm.weights is not None:
             return weights_denoiser.options(self.cfg)
-        ldm, cond, objective = (plain(self.cfg[group]) for group in ("ldm", "cond", "objective"))
+        ldm, objective = (plain(self.cfg[group]) for group in ("ldm", "objective"))
+        cond = trained_condition(self.cfg.cond, self.plan.resolved.conditioner)
         ldm["network"] = deciding(self.cfg.ldm.network)
         for name in ("budget", "weights"):
             ldm.pop(name)
         if LearningRateStage.of(self.plan):
             ldm["fit"].pop("lr")  # the search that finds it is upstream
-        cond.pop("label")
         ldm["fit"] = trained(ldm["fit"])
         if ldm["network"].get("dropout"):
             ldm["fit"]["dropout_drawn"] = "by step"  # it was by process once, which no restart could repeat
@@ -80,9 +81,9 @@ class DenoiserStage(Stage):
     def upstream(self) -> dict[str, Stage | str]:
         """An imported one learns nothing from this data."""
         if self.cfg.ldm.weights is not None:
-            return {"autoencoder": self.plan.stage(FirstStage)}
+            return {"autoencoder": self.plan.stage(FirstStage), **tokenizer_of(self.plan)}
         tuned = LearningRateStage.of(self.plan)
-        return learnt_from(self.plan) | ({"learning_rate": tuned[0]} if tuned else {})
+        return learnt_from(self.plan) | tokenizer_of(self.plan) | ({"learning_rate": tuned[0]} if tuned else {})
 
     def facts(self) -> dict[str, Any]:
         """What its budget chose, and what is unequal then; the learning rate that was found."""
@@ -96,7 +97,7 @@ class DenoiserStage(Stage):
     def row(self) -> Row:
         model, costs, fit = self.plan.resolved.denoiser, self.plan.resolved.costs, self.cfg.ldm.fit
         images = 0 if fit is None else total_steps(fit) * fit.batch_size
-        gigaflops = f" · {3 * costs.forward / 1e9:.3g} GFLOP/img" if costs.forward and fit is not None else ""
+        gigaflops = f" · {costs.training / 1e9:.3g} GFLOP/img" if costs.forward and fit is not None else ""
         origin = (
             f"imported from {Path(self.cfg.ldm.weights).name}"
             if fit is None
@@ -109,7 +110,7 @@ class DenoiserStage(Stage):
             if fit is None
             else snapshots.megabytes(fit, parameters_of(model), self.averages)
         )
-        return Row(what, images, 3 * costs.forward + encode, left)
+        return Row(what, images, costs.training + encode, left)
 
     @property
     def averages(self) -> int:
@@ -123,7 +124,8 @@ class DenoiserStage(Stage):
 
     def work(self, ctx: Context, folder: Path) -> float | None:
         if ctx.cfg.ldm.weights is not None:
-            model = build.denoiser(ctx.cfg, self.plan.stage(FirstStage).load(ctx), ctx.data)
+            ae = self.plan.stage(FirstStage).load(ctx)
+            model = build.denoiser(ctx.cfg, ae, ctx.data, tokenizer=trained_tokenizer(self.plan, ctx))
             if ctx.main:
                 weights_denoiser.install(ctx.cfg, model, folder)
             return None
@@ -188,7 +190,7 @@ def train_denoiser(
     """
     plan, cfg = stage.plan, ctx.cfg
     ae, objective = plan.stage(FirstStage).load(ctx), plan.resolved.objective
-    model = build.denoiser(cfg, ae, ctx.data)
+    model = build.denoiser(cfg, ae, ctx.data, tokenizer=trained_tokenizer(plan, ctx))
     loss = DiffusionLoss(model, ae, objective, Draws(cfg.ldm.seed), cfg.cond.drop, fit.batch_size)
     size = min(VALIDATION_IMAGES, len(ctx.val))
     probe = DiffusionLoss(model, ae, objective, Draws(cfg.ldm.seed + 1), 0.0, size)
@@ -211,7 +213,8 @@ def train_denoiser(
 
 def load_denoiser(plan: "Plan", ctx: Context, folder: Path, averaged: dict[str, Tensor] | None = None) -> Denoiser:
     """Frozen, with the weights of `folder` that `eval.weights` names, or with `averaged`."""
-    model = build.denoiser(ctx.cfg, plan.stage(FirstStage).load(ctx), ctx.data)
+    ae, tokenizer = plan.stage(FirstStage).load(ctx), trained_tokenizer(plan, ctx)
+    model = build.denoiser(ctx.cfg, ae, ctx.data, tokenizer=tokenizer)
     name = "ema" if ctx.cfg.eval.weights == "ema" else "weights"
     weights_denoiser.load_into(model, averaged or load_tensors(folder / f"{name}.safetensors"))
     return frozen(model, ctx.device)  # type: ignore[return-value]

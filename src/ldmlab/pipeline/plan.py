@@ -18,20 +18,23 @@ from ldmlab.pipeline.latents import LatentsStage
 from ldmlab.pipeline.learning_rate import LearningRateStage
 from ldmlab.pipeline.noise_basis import NoiseBasisStage
 from ldmlab.pipeline.noisy_classifier import NoisyClassifierStage
+from ldmlab.pipeline.null_samples import NullSamplesStage
 from ldmlab.pipeline.reconstructions import ReconstructionsStage
 from ldmlab.pipeline.reference import ReferenceStage
 from ldmlab.pipeline.resolved import Resolved
 from ldmlab.pipeline.samples import SamplesStage
 from ldmlab.pipeline.scores import ScoresStage
 from ldmlab.pipeline.stage import Row, SnapshotStage, Stage
+from ldmlab.pipeline.tokenizer import TokenizerStage
 from ldmlab.pipeline.weak_model import WeakModel
 from ldmlab.store.checkpoint import Checkpoints
 from ldmlab.store.store import Address, Store
 from ldmlab.terminal import clock
 
 KINDS: tuple[type[Stage], ...] = (
-    DataStage, ExtractorStage, FirstStage, DecoderStage, ReconstructionsStage, LatentsStage, LearningRateStage, DenoiserStage,
-    CooldownStage, GaussianStage, NoisyClassifierStage, WeakModel, NoiseBasisStage, SamplesStage, ReferenceStage, ChainStage, ScoresStage,
+    DataStage, TokenizerStage, ExtractorStage, FirstStage, DecoderStage, ReconstructionsStage, LatentsStage, LearningRateStage,
+    DenoiserStage, CooldownStage, GaussianStage, NoisyClassifierStage, WeakModel, NoiseBasisStage, SamplesStage, NullSamplesStage,
+    ReferenceStage, ChainStage, ScoresStage,
 )  # fmt: skip
 """The stages of the package. Where two could come first, the earlier here does; order is otherwise by what each stands on."""
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from ldmlab.autoencoders.autoencoder import Autoencoder
 from ldmlab.conditioning.source import ConditionSource
 from ldmlab.guidance.base import Model, SampleCost
-from ldmlab.guidance.stack import Guided
+from ldmlab.guidance.stack import Bound, Guided
 from ldmlab.pipeline import noise_basis, sampling
 from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.cooldown import images_behind, load_scored, scored
@@ -52,7 +52,7 @@ class SamplesStage(SnapshotStage):
         cfg = self.cfg
         found = {
             "label_mode": cfg.eval.label_mode, "label": cfg.cond.label, "n": cfg.eval.samples, "seed": cfg.eval.seed,
-            "tile": cfg.ae.tile,
+            "tile": cfg.ae.tile, **({} if cfg.cond.prompt is None else {"prompt": cfg.cond.prompt}),
         }  # fmt: skip
         if self.closed_form:
             return found
@@ -106,7 +106,7 @@ class SamplesStage(SnapshotStage):
         )  # fmt: skip
         for kind in resolved.guidance:
             kind.cost(cost)
-        return cost.total
+        return cost.total + resolved.costs.condition
 
     def work(self, ctx: Context, folder: Path) -> None:
         cfg, resolved = ctx.cfg, self.plan.resolved
@@ -114,7 +114,7 @@ class SamplesStage(SnapshotStage):
         results = RunResults(self.plan, ctx, ae)
         guided = Guided(Model(model, resolved.objective), tuple(kind.load(results) for kind in resolved.guidance))
         n, shape = cfg.eval.samples, resolved.latent_shape
-        source = resolved.conditions(n)
+        source = self._source()
         seeds = [sampling.image_seed(cfg.eval.seed, i) for i in range(n)]
 
         sampler: Any = model.sampler if model.closed_form else resolved.sampler
@@ -122,7 +122,7 @@ class SamplesStage(SnapshotStage):
 
         def draw(indices: list[int]) -> Tensor:
             batch = {k: v.to(ctx.device) if isinstance(v, Tensor) else v for k, v in source.batch(indices).items()}
-            bound = guided.bind(batch, len(indices), shape[1:], ctx.device)
+            bound = self._bound(guided, batch, len(indices), ctx.device)
             return sampling.draw(
                 sampler, bound.denoise, resolved.objective.schedule, ae.decode, bound.cond,
                 [seeds[i] for i in indices], shape, ctx.device, noise_of, self._speed,
@@ -135,6 +135,14 @@ class SamplesStage(SnapshotStage):
     def facts(self) -> dict[str, Any]:
         """How fast this process drew: with the machine on the card, a measurement and part of no id."""
         return {"sampling": self._speed.record()}
+
+    def _source(self) -> ConditionSource:
+        """What the samples are drawn for."""
+        return self.plan.resolved.conditions(self.cfg.eval.samples)
+
+    def _bound(self, guided: Guided, batch: dict[str, Any], n: int, device: Any) -> Bound:
+        """The guided denoiser for n samples of these conditions."""
+        return guided.bind(batch, n, self.plan.resolved.latent_shape[1:], device)
 
     def _write(self, folder: Path, source: ConditionSource, seeds: list[int]) -> None:
         """What the images were drawn for, and a sheet of the first to look at."""

@@ -88,7 +88,7 @@ class ScoresStage(SnapshotStage):
             read_samples=lambda rows: torch.from_numpy(np.asarray(images[rows])), read_reference=real,
             conditions=resolved.conditions(cfg.eval.samples) if resolved.condition_fields else None,
             class_names=tuple(ctx.data.class_names), classes_of_data=extractor.classes_of_data,
-            stages=stages,
+            answers=getattr(extractor, "answers", None), stages=stages,
         )  # fmt: skip
 
     def card(self, extractor: Any, reference_images: int) -> ProtocolCard:
@@ -96,6 +96,7 @@ class ScoresStage(SnapshotStage):
         cfg, resolved = self.cfg, self.plan.resolved
         labelled = "label" in resolved.condition_fields
         mode = (f"label {cfg.cond.label}" if cfg.cond.label is not None else cfg.eval.label_mode) if labelled else None
+        mode = mode if cfg.cond.prompt is None else f"prompt {cfg.cond.prompt!r}"
         return ProtocolCard(
             reference=self.plan.stage(ReferenceStage).address.id, reference_split=cfg.eval.reference.split,
             reference_images=reference_images, resolution=resolved.resolution, samples=cfg.eval.samples, label_mode=mode,

@@ -149,6 +149,23 @@ def trained(fit: Any) -> dict[str, Any]:
     return found
 
 
+def trained_condition(cond: DictConfig, made: Any) -> dict[str, Any]:
+    """What of `cond` decides a trained denoiser: all but what is chosen at sampling. `made`: its conditioner."""
+    found: dict[str, Any] = plain(cond)
+    for name in ("label", "prompt"):
+        found.pop(name)
+    return {**found, "conditioner": with_contents(found["conditioner"], made)}
+
+
+def with_contents(conditioner: dict[str, Any], made: Any) -> dict[str, Any]:
+    """A conditioner's options with the hash of what it reads (`files`) in the place of the path of a file or folder."""
+    parts = getattr(made, "parts", None)
+    if parts is not None and "parts" in conditioner:
+        pairs = zip(conditioner["parts"], parts, strict=True)
+        return {**conditioner, "parts": [with_contents(*pair) for pair in pairs]}
+    return {**conditioner, **getattr(made, "files", {})}
+
+
 class SnapshotStage(Stage):
     """A stage that the run has once for each scored snapshot of the denoiser.
 

@@ -1,0 +1,70 @@
+"""Samples under the null condition: what the denoiser draws when nothing is asked of it, for scores of how well a condition is met."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+
+from ldmlab.conditioning.source import ConditionSource, Unconditional
+from ldmlab.guidance.stack import Bound, Guided
+from ldmlab.metrics.extraction import extract_all
+from ldmlab.pipeline.context import Context
+from ldmlab.pipeline.extractor import extractor_of, load_extractor
+from ldmlab.pipeline.samples import SamplesStage
+from ldmlab.pipeline.stage import Row, Stage
+from ldmlab.store.files import read_array
+from ldmlab.terminal import number
+
+if TYPE_CHECKING:
+    from ldmlab.pipeline.plan import Plan
+
+ASKED = ("label_mode", "label", "prompt")  # options of samples that say what is asked
+SCALES = ("guidance", "guidance_interval", "guidance_rescale")  # of a sampler: they compare with the null condition
+
+
+class NullSamplesStage(SamplesStage):
+    """As many samples, from the same noise as those of the run, with the null condition; and their features (features.npz).
+
+    Only where a metric needs them (`stage:null_samples`).
+    """
+
+    name: ClassVar[str] = "null_samples"
+    version: ClassVar[int] = 1
+    due: ClassVar[str | None] = None
+
+    @classmethod
+    def of(cls, plan: "Plan") -> list[Stage]:
+        return super().of(plan) if plan.resolved.conditioner.needs else []
+
+    def own(self) -> dict[str, Any]:
+        """Without what makes no difference here."""
+        found = {name: value for name, value in super().own().items() if name not in ASKED}
+        if self.closed_form:
+            return found
+        kinds = [kind for kind in self.plan.resolved.guidance if not kind.reads_null and not kind.fields]
+        found["guidance"] = {kind.name: kind.options() for kind in kinds if kind.options()}
+        return found | {"sampler": {name: value for name, value in found["sampler"].items() if name not in SCALES}}
+
+    def upstream(self) -> dict[str, Stage | str]:
+        return {**super().upstream(), "extractor": extractor_of(self.plan)}
+
+    def row(self) -> Row:
+        resolved, n = self.plan.resolved, self.cfg.eval.samples
+        costs, size = resolved.costs, resolved.resolution
+        each = resolved.sampler.evaluations * costs.forward + costs.decode
+        return Row(f"{number(n)} samples · the null condition", n, each, n * size * size * 3 / 1e6)
+
+    def work(self, ctx: Context, folder: Path) -> None:
+        super().work(ctx, folder)
+        images = read_array(folder / "images.npy")
+        extract_all(
+            lambda rows: torch.from_numpy(np.asarray(images[rows])), len(images), load_extractor(self.plan, ctx), folder,
+            ctx.cfg.eval.batch_size, ctx.device, ctx.ranks, title="null features",
+        )  # fmt: skip
+
+    def _source(self) -> ConditionSource:
+        return Unconditional()
+
+    def _bound(self, guided: Guided, batch: dict[str, Any], n: int, device: Any) -> Bound:
+        return guided.unconditional(n, self.plan.resolved.latent_shape[1:], device)
