@@ -91,6 +91,16 @@ def dataset(cfg: DictConfig, split: str, cache: Path | None) -> ImageDataset:
     return cast(ImageDataset, part(cfg.data, split=split, cache=cache))
 
 
+def with_fields(cfg: DictConfig, split: str, cache: Path | None, fields: Sequence[str]) -> ImageDataset:
+    """The run's data as it is, not mirrored, with these fields where it can give them: shapes can give all of theirs."""
+    own = editable(cfg.data)
+    if "flip" in own:
+        own.flip = False
+    if own["_target_"] == SHAPES:
+        own.fields = list(fields)
+    return cast(ImageDataset, part(own, split=split, cache=cache))
+
+
 def shapes(cfg: DictConfig, split: str, cache: Path | None) -> ImageDataset:
     """The generated shapes that an extractor is trained on, with the fields that it learns: at the run's resolution, the run's own
     ones where it uses them, else the default set."""

@@ -250,6 +250,14 @@ class Eval:
 
 
 @dataclass
+class Segmenter:
+    """The network that judges maps and boxes in samples (metrics.segmenter), trained where a metric needs it."""
+
+    width: Annotated[int, Range(at_least=1, at_most=1_024)] = 24  # channels at full size
+    fit: Fit = field(default_factory=Fit)
+
+
+@dataclass
 class Runtime:
     """How a result is computed. Nothing here changes what is computed, nothing here is in an id."""
 
@@ -360,6 +368,7 @@ class RunConfig:
     tune: Tune | None = None
     stage: Any = None  # stages from outside the package: {name: part}
     eval: Eval = MISSING
+    segmenter: Segmenter = MISSING
     metric: dict[str, Any] = field(default_factory=dict)  # filled: the settings of each of eval.metrics
     latents: Latents = field(default_factory=Latents)
     runtime: Runtime = field(default_factory=Runtime)

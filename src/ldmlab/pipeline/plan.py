@@ -24,6 +24,7 @@ from ldmlab.pipeline.reference import ReferenceStage
 from ldmlab.pipeline.resolved import Resolved
 from ldmlab.pipeline.samples import SamplesStage
 from ldmlab.pipeline.scores import ScoresStage
+from ldmlab.pipeline.segmenter import SegmenterStage
 from ldmlab.pipeline.stage import Row, SnapshotStage, Stage
 from ldmlab.pipeline.tokenizer import TokenizerStage
 from ldmlab.pipeline.weak_model import WeakModel
@@ -34,7 +35,7 @@ from ldmlab.terminal import clock
 KINDS: tuple[type[Stage], ...] = (
     DataStage, TokenizerStage, ExtractorStage, FirstStage, DecoderStage, ReconstructionsStage, LatentsStage, LearningRateStage,
     DenoiserStage, CooldownStage, GaussianStage, NoisyClassifierStage, WeakModel, NoiseBasisStage, SamplesStage, NullSamplesStage,
-    ReferenceStage, ChainStage, ScoresStage,
+    ReferenceStage, ChainStage, SegmenterStage, ScoresStage,
 )  # fmt: skip
 """The stages of the package. Where two could come first, the earlier here does; order is otherwise by what each stands on."""
 
