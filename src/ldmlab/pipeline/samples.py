@@ -128,7 +128,7 @@ class SamplesStage(SnapshotStage):
                 [seeds[i] for i in indices], shape, ctx.device, noise_of, self._speed,
             )  # fmt: skip
 
-        sampling.sample_all(draw, n, folder, cfg.eval.batch_size, ctx.ranks, f"samples {self._share}")
+        sampling.sample_all(draw, n, folder, cfg.eval.batch_size, ctx.ranks, f"{self.name} {self._share}")
         if ctx.main:
             self._write(folder, source, seeds)
 
