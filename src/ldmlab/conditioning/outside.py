@@ -4,6 +4,9 @@ import functools
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from ldmlab.errors import ConfigError
 
@@ -12,6 +15,73 @@ TOKENIZER = (
     "merges.txt", "spiece.model",
 )  # fmt: skip
 CONFIG = "config.json"
+
+
+def located(name: str, option: str) -> Path:
+    """A local folder, or that of a name on the hub: from its cache, else downloaded.
+
+    Raises ConfigError, naming `option` and what to put where, for a name that can be found neither here nor there, and for a folder
+    without a config.
+    """
+    local = Path(name).expanduser()
+    found = local if local.is_dir() else _from_hub(name, option)
+    if not (found / CONFIG).is_file():
+        raise ConfigError(f"{option}={name}: {found} holds no {CONFIG}. {_WANTED}")
+    return found
+
+
+_WANTED = (
+    f"A folder holds {CONFIG}, model.safetensors and the tokenizer's files (tokenizer.json and tokenizer_config.json), as "
+    "save_pretrained of transformers writes them."
+)
+_KEPT = ["*.json", "*.safetensors", "*.safetensors.index.json", "*.txt", "*.model"]  # of a repository on the hub; no pickles
+
+
+@functools.cache
+def _from_hub(name: str, option: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    if name.count("/") <= 1 and not name.startswith((".", "/", "~")):
+        for offline in (True, False):
+            try:
+                return Path(snapshot_download(name, local_files_only=offline, allow_patterns=_KEPT))
+            except Exception:  # of every kind: no network, no such name, no permission
+                continue
+    raise ConfigError(
+        f"{option}={name}: no such folder, and the hub could not give a model of this name (there is no network, or HF_HUB_OFFLINE is "
+        f"set, or the name is wrong). Put the model into a folder and give its path: {option}=/path/to/folder. {_WANTED}"
+    )
+
+
+def weights(where: Path, option: str) -> list[str]:
+    """The names of the folder's weight files. ConfigError when there are none that load without executing code."""
+    found = sorted(file.name for file in where.glob("*.safetensors"))
+    if not found:
+        raise ConfigError(f"{option}: {where} holds no *.safetensors. {_WANTED} Other formats are not read: they may execute code.")
+    return found
+
+
+def model(config: Any, kind: Any, where: Path, shapes_only: bool, option: str) -> nn.Module:
+    """A model of `transformers` from its folder. ConfigError where the weights do not fit."""
+    if shapes_only:
+        import torch
+
+        with torch.device("meta"):
+            made: nn.Module = kind(config.from_pretrained(str(where), local_files_only=True))
+        return made
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # else it lists the weights of the half that is not wanted
+    logging.disable_progress_bar()
+    try:
+        made, report = kind.from_pretrained(
+            str(where), local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"{option}: {where} cannot be read ({' '.join(str(error).split())[:160]}). {_WANTED}") from None
+    if missing := sorted(report["missing_keys"]):
+        raise ConfigError(f"{option}: {where} lacks weights of {kind.__name__}: {', '.join(missing[:3])} … {_WANTED}")
+    return made
 
 
 def folder(path: str, option: str) -> Path:

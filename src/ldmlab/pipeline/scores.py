@@ -37,7 +37,10 @@ class ScoresStage(SnapshotStage):
         return self.plan.stage(SamplesStage, self.images)
 
     def own(self) -> dict[str, Any]:
-        return {"metrics": self.cfg.metric, "bootstrap": self.cfg.eval.bootstrap}
+        metrics = plain(self.cfg.metric)
+        for metric in self.plan.resolved.metrics:
+            metrics[metric.name] |= getattr(metric, "files", {})  # what a file holds decides a score, not where it lies
+        return {"metrics": metrics, "bootstrap": self.cfg.eval.bootstrap}
 
     def upstream(self) -> dict[str, Stage | str]:
         reference = self.plan.stage(ReferenceStage)
