@@ -54,11 +54,19 @@ def _from_hub(name: str, option: str) -> Path:
 
 
 def weights(where: Path, option: str) -> list[str]:
-    """The names of the folder's weight files. ConfigError when there are none that load without executing code."""
-    found = sorted(file.name for file in where.glob("*.safetensors"))
+    """The names of the folder's weight files. ConfigError when there are none that load without executing code, and for a damaged one."""
+    from safetensors import SafetensorError, safe_open
+
+    found = sorted(where.glob("*.safetensors"))
     if not found:
         raise ConfigError(f"{option}: {where} holds no *.safetensors. {_WANTED} Other formats are not read: they may execute code.")
-    return found
+    for file in found:
+        try:
+            with safe_open(file, framework="pt"):  # its header says how long it is
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ConfigError(f"{option}: {file} is damaged ({error}). Get it again.") from None
+    return [file.name for file in found]
 
 
 def model(config: Any, kind: Any, where: Path, shapes_only: bool, option: str) -> nn.Module:
