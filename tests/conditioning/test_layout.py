@@ -61,7 +61,10 @@ def test_objects_come_in_an_order_that_is_a_function_of_the_position() -> None:
     torch.manual_seed(0)
     layout = Layout({"boxes": 10}, dim=16, depth=1, heads=1, objects=3, vocab_size=100)
     known = torch.tensor([[[1.0, 0.1, 0.1, 0.4, 0.4], [2.0, 0.5, 0.5, 0.9, 0.9], UNUSED]]).expand(8, -1, -1)
-    plain, visits = layout({"boxes": known}).tokens_BLD, layout({"boxes": known, "position": torch.arange(8)}).tokens_BLD
+    plain, visits = (
+        layout({"boxes": known}).tokens_BLD,
+        layout({"boxes": known, "position": torch.arange(8)}).tokens_BLD,
+    )
     same = [bool(torch.equal(a, b)) for a, b in zip(plain, visits, strict=True)]
     assert True in same and False in same
     still = Layout({"boxes": 10}, dim=16, depth=1, heads=1, objects=3, vocab_size=100, shuffle=False)

@@ -100,14 +100,27 @@ def test_null_is_the_empty_prompt_and_examples_are_dropped_each_for_itself(folde
     torch.testing.assert_close(null.tokens_BLD, empty.tokens_BLD)
     asked = text({"caption": CAPTIONS[:3]})
     some = asked.select(torch.tensor([False, True, False]), null)
-    assert torch.equal(some.tokens_BLD[1], null.tokens_BLD[1]) and torch.equal(some.tokens_BLD[::2], asked.tokens_BLD[::2])
-    assert Text(None, length=12, **SIZES).null(2, (4, 4), "meta").tokens_BLD.shape == (2, 12, 32)  # a plan has no tokenizer
+    assert torch.equal(some.tokens_BLD[1], null.tokens_BLD[1]) and torch.equal(
+        some.tokens_BLD[::2], asked.tokens_BLD[::2]
+    )
+    assert Text(None, length=12, **SIZES).null(2, (4, 4), "meta").tokens_BLD.shape == (
+        2,
+        12,
+        32,
+    )  # a plan has no tokenizer
 
 
 def networks() -> Sequence[torch.nn.Module]:
     torch.manual_seed(1)
     unet = UNet(
-        width=32, multipliers=[1, 2], blocks=1, attention_factors=[2], heads=2, in_channels=3, out_channels=3, context_dim=32
+        width=32,
+        multipliers=[1, 2],
+        blocks=1,
+        attention_factors=[2],
+        heads=2,
+        in_channels=3,
+        out_channels=3,
+        context_dim=32,
     )
     dit = DiT(width=32, blocks=2, heads=2, patch=2, in_channels=3, out_channels=3, context_dim=32, latent_size=4)
     for net in (unet, dit):
@@ -145,7 +158,9 @@ def test_masks_of_composed_conditions(folder: Path) -> None:
     cond, null = both(batch), both.null(2, (4, 4), "cpu")
     assert cond.seen_BL is not None and cond.seen_BL.sum(dim=1).tolist() == [5 + 5, 2 + 5]
     assert cond.cat(null).seen_BL.shape == (4, 13) and cond.repeat(2).seen_BL.shape == (4, 13)
-    assert torch.equal(cond.select(torch.tensor([True, False]), null).seen_BL, torch.stack([null.seen_BL[0], cond.seen_BL[1]]))
+    assert torch.equal(
+        cond.select(torch.tensor([True, False]), null).seen_BL, torch.stack([null.seen_BL[0], cond.seen_BL[1]])
+    )
     with pytest.raises(ValueError, match="a token mask"):
         cond.cat(Cond(tokens_BLD=cond.tokens_BLD))
 
@@ -171,5 +186,7 @@ def test_a_bert_tokenizer_from_a_folder(tmp_path: Path) -> None:
         file.write("blue\n")
     assert Text(tokenizer=str(tmp_path / "two"), length=8, **SIZES).files != text.files
     (tmp_path / "one" / "vocab.txt").write_text("\n".join([*words, *(f"w{i}" for i in range(400))]))
-    with pytest.raises(ConfigError, match=r"has 409 tokens, and cond\.conditioner\.vocab_size=400 rows. Set .*vocab_size=409"):
+    with pytest.raises(
+        ConfigError, match=r"has 409 tokens, and cond\.conditioner\.vocab_size=400 rows. Set .*vocab_size=409"
+    ):
         Text(tokenizer=str(tmp_path / "one"), length=8, **SIZES)

@@ -48,8 +48,14 @@ class FrozenText(nn.Module):
         self.config = _text_config(self.folder, model, self.kinds)
         most = self.config.get("max_position_embeddings")
         if most is not None and length > most:
-            raise ConfigError(f"cond.conditioner.length={length}: {model} takes {most} tokens at most. Set {most} or fewer.")
-        self.files = {"model": outside.digest(self.folder, (*outside.TOKENIZER, outside.CONFIG, *outside.weights(self.folder, OPTION)))}
+            raise ConfigError(
+                f"cond.conditioner.length={length}: {model} takes {most} tokens at most. Set {most} or fewer."
+            )
+        self.files = {
+            "model": outside.digest(
+                self.folder, (*outside.TOKENIZER, outside.CONFIG, *outside.weights(self.folder, OPTION))
+            )
+        }
         self.context_dim: int | None = int(self.config[self.width])
         self.register_buffer("_here", torch.empty(0), persistent=False)  # says the device
         self._tokenizer: FromFolder | None = None

@@ -54,7 +54,13 @@ class Layout(nn.Module):
                 f"cond.conditioner.vocab_size={vocab_size}: the data has {classes} classes, a token each, and one more token means "
                 f"no object. Set {classes + 1} or more."
             )
-        self.needs, self.field, self.objects, self.vocab_size, self.shuffle = (field,), field, objects, vocab_size, shuffle
+        self.needs, self.field, self.objects, self.vocab_size, self.shuffle = (
+            (field,),
+            field,
+            objects,
+            vocab_size,
+            shuffle,
+        )
         self.context_dim: int | None = dim
         self.length = 3 * objects + 2
         self.transformer = TokenTransformer(vocab_size, self.length, dim, depth, heads)

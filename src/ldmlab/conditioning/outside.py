@@ -34,7 +34,13 @@ _WANTED = (
     f"A folder holds {CONFIG}, model.safetensors and the tokenizer's files (tokenizer.json and tokenizer_config.json), as "
     "save_pretrained of transformers writes them."
 )
-_KEPT = ["*.json", "*.safetensors", "*.safetensors.index.json", "*.txt", "*.model"]  # of a repository on the hub; no pickles
+_KEPT = [
+    "*.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.txt",
+    "*.model",
+]  # of a repository on the hub; no pickles
 
 
 @functools.cache
@@ -59,7 +65,9 @@ def weights(where: Path, option: str) -> list[str]:
 
     found = sorted(where.glob("*.safetensors"))
     if not found:
-        raise ConfigError(f"{option}: {where} holds no *.safetensors. {_WANTED} Other formats are not read: they may execute code.")
+        raise ConfigError(
+            f"{option}: {where} holds no *.safetensors. {_WANTED} Other formats are not read: they may execute code."
+        )
     for file in found:
         try:
             with safe_open(file, framework="pt"):  # its header says how long it is
@@ -86,7 +94,9 @@ def model(config: Any, kind: Any, where: Path, shapes_only: bool, option: str) -
             str(where), local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"{option}: {where} cannot be read ({' '.join(str(error).split())[:160]}). {_WANTED}") from None
+        raise ConfigError(
+            f"{option}: {where} cannot be read ({' '.join(str(error).split())[:160]}). {_WANTED}"
+        ) from None
     if missing := sorted(report["missing_keys"]):
         raise ConfigError(f"{option}: {where} lacks weights of {kind.__name__}: {', '.join(missing[:3])} … {_WANTED}")
     return made

@@ -233,7 +233,9 @@ def _prompted(prompt: str, label: int | str | None, needs: tuple[str, ...], data
             f"cond.prompt={prompt!r} asks for a text, but this denoiser takes none. Use cond=text, or cond.prompt=null."
         )
     sample: Sample = {name: prompt for name in texts}
-    return GivenCondition(sample if label is None else sample | {"label": class_index(label, data.class_names)}, needs, data)
+    return GivenCondition(
+        sample if label is None else sample | {"label": class_index(label, data.class_names)}, needs, data
+    )
 
 
 def labels_for(

@@ -24,8 +24,8 @@ Length = Annotated[int, Range(at_least=2, at_most=4_096)]  # the two are start a
 class Text(nn.Module):
     """A text field → [B, length, dim]. Its null condition is the empty prompt.
 
-    Published (BERTEmbedder of ldm/modules/encoders/modules.py, docs/paper.md#text-and-layout): 77 tokens of 1280 features, depth 32, 8 heads,
-    the tokenizer of bert-base-uncased with 30 522 tokens; shorter texts are padded and nothing hides the padding.
+    Published (BERTEmbedder of ldm/modules/encoders/modules.py, docs/paper.md#text-and-layout): 77 tokens of 1280 features, depth 32,
+    8 heads, the tokenizer of bert-base-uncased with 30 522 tokens; shorter texts are padded and nothing hides the padding.
 
     Args:
         trained_tokenizer: given by the assembly.
@@ -58,7 +58,10 @@ class Text(nn.Module):
         self.files: dict[str, str] = {}  # option → what its file holds, for ids
         if tokenizer is not None:
             folder = outside.folder(tokenizer, OPTION)
-            self.tokenizer, self.files = FromFolder(folder, length, OPTION), {"tokenizer": outside.digest(folder, outside.TOKENIZER)}
+            self.tokenizer, self.files = (
+                FromFolder(folder, length, OPTION),
+                {"tokenizer": outside.digest(folder, outside.TOKENIZER)},
+            )
             if self.tokenizer.size > vocab_size:
                 raise ConfigError(
                     f"{OPTION}={tokenizer} has {self.tokenizer.size} tokens, and cond.conditioner.vocab_size={vocab_size} rows. "
@@ -80,7 +83,9 @@ class Text(nn.Module):
     def null(self, batch_size: int, size: Size, device: torch.device | str) -> Cond:
         """The empty prompt, read once for all examples."""
         if torch.device(device).type == "meta":  # shapes and costs, where no tokenizer is needed
-            cond = self._cond(Ids(torch.zeros(1, self.length, dtype=torch.int64), torch.ones(1, self.length, dtype=torch.bool)))
+            cond = self._cond(
+                Ids(torch.zeros(1, self.length, dtype=torch.int64), torch.ones(1, self.length, dtype=torch.bool))
+            )
         else:
             cond = self._cond(self._ids([""]))
         return cond.repeat(batch_size)

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from ldmlab.errors import ConfigError, DataError
 
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a batch of captions takes a millisecond; loader processes may fork
+os.environ.setdefault(
+    "TOKENIZERS_PARALLELISM", "false"
+)  # a batch of captions takes a millisecond; loader processes may fork
 
 FILE = "tokenizer.json"
 PAD, START, END = "<pad>", "<start>", "<end>"  # numbers 0, 1, 2 of a trained tokenizer
@@ -106,7 +108,9 @@ class FromFolder:
                 "tokenizer_config.json, or BERT's vocab.txt, or CLIP's vocab.json and merges.txt."
             ) from None
         if self._tokenizer.pad_token is None:
-            raise ConfigError(f"{option}={folder}: this tokenizer has no padding token. Give one that has, as BERT's, CLIP's and T5's.")
+            raise ConfigError(
+                f"{option}={folder}: this tokenizer has no padding token. Give one that has, as BERT's, CLIP's and T5's."
+            )
 
     @property
     def size(self) -> int:

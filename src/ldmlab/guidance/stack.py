@@ -67,7 +67,6 @@ class Guided:
         binding = Binding(batch, null[0], both, self.model.objective.schedule)
         return Bound(stacked(self.model.denoise, [kind.bind(binding) for kind in self.kinds]), _paired(alone))
 
-
     def unconditional(self, n: int, size: tuple[int, int], device: torch.device | str) -> Bound:
         """`bind` for the null condition, asked of nothing: guidance that reads a condition, or compares with the null one, is silent."""
         kinds = [kind for kind in self.kinds if not kind.reads_null and not kind.fields]

@@ -71,7 +71,9 @@ class Boxes(Metric):
 
     def declarations(self) -> dict[str, dict[str, object]]:
         words = {"": "", "_commonest": ", always the commonest", "_null": ", empty layout"}
-        return {f"{self.name}{end}": {**self.declaration(), "label": f"{self.label}{said}"} for end, said in words.items()}
+        return {
+            f"{self.name}{end}": {**self.declaration(), "label": f"{self.label}{said}"} for end, said in words.items()
+        }
 
 
 def boxes_seen(net: Segmenter, image_BHWC: torch.Tensor) -> list[dict[int, np.ndarray]]:

@@ -111,7 +111,10 @@ class Caption(Metric):
     def declarations(self) -> dict[str, dict[str, object]]:
         words = {"": "", "_commonest": ", always the commonest", "_null": ", empty prompt"}
         return {
-            f"{self.name}_{attribute.name}{end}": {**self.declaration(), "label": f"{attribute.name} as in the caption{said}"}
+            f"{self.name}_{attribute.name}{end}": {
+                **self.declaration(),
+                "label": f"{attribute.name} as in the caption{said}",
+            }
             for attribute in ATTRIBUTES
             for end, said in words.items()
         }

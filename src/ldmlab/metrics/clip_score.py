@@ -48,7 +48,9 @@ class ClipScore(Metric):
     def folder(self) -> Path:
         """ConfigError where there is none."""
         if self.model is None:
-            raise ConfigError(f"{OPTION} is not set: CLIP score needs a CLIP model. Give a local folder, or a name on the hub.")
+            raise ConfigError(
+                f"{OPTION} is not set: CLIP score needs a CLIP model. Give a local folder, or a name on the hub."
+            )
         return outside.located(self.model, OPTION)
 
     @property
@@ -81,7 +83,9 @@ class ClipScore(Metric):
 
     def declarations(self) -> dict[str, dict[str, object]]:
         words = {"": "", "_other": ", another's caption", "_null": ", empty prompt"}
-        return {f"{self.name}{end}": {**self.declaration(), "label": f"{self.label}{said}"} for end, said in words.items()}
+        return {
+            f"{self.name}{end}": {**self.declaration(), "label": f"{self.label}{said}"} for end, said in words.items()
+        }
 
 
 class Clip:

@@ -75,8 +75,9 @@ class Least(NamedTuple):
 class Inputs:
     """What one scoring pass has. What it does not have is None, and no metric that needs it is computed.
 
-    bootstrap: resamples behind each interval, seeded by `seed`. answers: what the extractor says of fields of the data. options: what decides the number of samples and of
-    reference images, for messages. stages: folders of the stage results that metrics asked for, by stage name.
+    bootstrap: resamples behind each interval, seeded by `seed`. answers: what the extractor says of fields of the data. options:
+    what decides the number of samples and of reference images, for messages. stages: folders of the stage results that
+    metrics asked for, by stage name.
     """
 
     bootstrap: int

@@ -7,7 +7,6 @@ that would predict tokens (`to_logits`) is in those files and computes nothing t
 Shape letters: B batch, L tokens, N heads, D features.
 """
 
-import torch
 from torch import Tensor, nn
 
 from ldmlab.networks.attention import attend

@@ -4,11 +4,11 @@ import functools
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldmlab import build
 from ldmlab.data.batches import Batches
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ldmlab.pipeline.plan import Plan
 
 VALIDATION_IMAGES = 128  # whose loss is measured during training
+LARGE = 0.05  # a conditioner with so large a share of the network's parameters has its own in the plan
 LOOSE = 0.1  # relative error of an average's profile that is worth a note
 
 
@@ -103,7 +104,9 @@ class DenoiserStage(Stage):
             if fit is None
             else f"{number(images)} img{snapshots.words(fit)}"
         )
-        what = f"{type(model.network).__name__} {millions(parameters_of(model.network))}{gigaflops} · {origin}"
+        network, reader = parameters_of(model.network), parameters_of(cast(nn.Module, model.conditioner))
+        beside = f" + {type(model.conditioner).__name__} {millions(reader)}" if reader >= LARGE * network else ""
+        what = f"{type(model.network).__name__} {millions(network)}{beside}{gigaflops} · {origin}"
         encode = 0.0 if LatentsStage.of(self.plan) else costs.encode
         left = (
             4 * parameters_of(model) / 1e6

@@ -260,11 +260,10 @@ def check_fields(cfg: DictConfig, conditioner: Conditioner, data: ImageDataset) 
 
 def check_label(found: Resolved) -> None:
     """`cond.label` and `cond.prompt`, of all samples, are conditions that this denoiser takes."""
-    if found.cfg.cond.label is not None:
-        if "label" not in found.condition_fields:
-            raise ConfigError(
-                "cond.label asks for a class, but this denoiser takes no label. Use cond=class_label, or guidance=classifier."
-            )
+    if found.cfg.cond.label is not None and "label" not in found.condition_fields:
+        raise ConfigError(
+            "cond.label asks for a class, but this denoiser takes no label. Use cond=class_label, or guidance=classifier."
+        )
     if found.cfg.cond.label is not None or found.cfg.cond.prompt is not None:
         found.conditions(1)
 

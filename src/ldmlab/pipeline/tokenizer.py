@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ldmlab.conditioning.text import Text
 from ldmlab.conditioning.tokenizer import FILE, train
 from ldmlab.data.base import ImageDataset
+from ldmlab.errors import ConfigError
 from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.data import DataStage
 from ldmlab.pipeline.stage import Row, Stage
@@ -43,6 +44,14 @@ class TokenizerStage(Stage):
     def upstream(self) -> dict[str, Stage | str]:
         return {"data": self.plan.stage(DataStage)}
 
+    def check(self) -> None:
+        """Conditioners of one run share a tokenizer."""
+        if len({(part.field, part.vocab_size) for part in _learning(self.plan)}) > 1:
+            raise ConfigError(
+                "cond has several text conditioners whose tokenizers would be trained differently. Give them the same field and "
+                "vocab_size, or a tokenizer folder."
+            )
+
     def row(self) -> Row:
         images = min(len(self.plan.resolved.data), MOST)
         return Row(f"at most {number(self._text.vocab_size)} tokens, from {number(images)} captions")
@@ -55,7 +64,9 @@ class TokenizerStage(Stage):
             made.save(str(beside))
         lengths = [len(row.ids) for part in _parts(ctx.data, self._text.field) for row in made.encode_batch(part)]
         cut = sum(length > self._text.length for length in lengths) / len(lengths)
-        write_json(folder / "tokens.json", {"tokens": made.get_vocab_size(), "captions": len(lengths), "longest": max(lengths)})
+        write_json(
+            folder / "tokens.json", {"tokens": made.get_vocab_size(), "captions": len(lengths), "longest": max(lengths)}
+        )
         ctx.say(f" tokenizer: {made.get_vocab_size()} tokens; the longest caption has {max(lengths)}")
         if cut:
             ctx.say(
@@ -71,7 +82,7 @@ def trained_tokenizer(plan: "Plan", ctx: Context) -> Path | None:
 
 def tokenizer_of(plan: "Plan") -> dict[str, Stage | str]:
     """Role → the tokenizer that a denoiser stands on."""
-    return {"tokenizer": stage for stage in TokenizerStage.of(plan)}
+    return {"tokenizer": plan.stage(TokenizerStage)} if _learning(plan) else {}
 
 
 def _learning(plan: "Plan") -> list[Text]:
