@@ -79,7 +79,7 @@ class FrozenText(nn.Module):
     def _cond(self, texts: list[str]) -> Cond:
         if self._tokenizer is None:
             self._tokenizer = FromFolder(self.folder, self.length, OPTION)
-        return self._read(self._tokenizer(texts), self._here.device)  # type: ignore[arg-type,union-attr]
+        return self._read(self._tokenizer(texts), self._here.device)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def _read(self, ids: Ids, device: torch.device) -> Cond:

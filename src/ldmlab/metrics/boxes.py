@@ -2,7 +2,7 @@
 
 A segmenter that was trained on images of the data says which class each pixel of a sample shows. An asked box is found as well as the
 best of its class: the boxes around connected pixels of that class, and the one around all of them (an object may be cut in two by one
-in front).
+in front). `boxes_place` asks the same of objects of any class: whether something stands there.
 
 Shape letters: N images, K boxes, H W pixels.
 """
@@ -15,6 +15,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 
+from ldmlab.metrics.caption import beside
 from ldmlab.metrics.intervals import Score, mean_score
 from ldmlab.metrics.metric import PART, Computed, Inputs, Metric
 from ldmlab.metrics.segmenter import Segmenter, load_segmenter
@@ -22,11 +23,12 @@ from ldmlab.store.files import read_array
 
 NULL = "null_samples"
 AT_ONCE = 250  # images that the segmenter looks at
+ANY = -1  # the class of all objects together
 
 
 @dataclass(frozen=True)
 class Boxes(Metric):
-    """Mean intersection over union of asked and found boxes, over an image's boxes and over images; a class that is not seen counts 0.
+    """Mean intersection over union of asked and found boxes, over an image's boxes and over images; what is not seen counts 0.
     Beside it the same when every sample had one object, of the commonest class in the mean box, and of samples of the empty layout.
     """
 
@@ -50,30 +52,35 @@ class Boxes(Metric):
         if not len(kept_M):
             return Computed({}, ["no layout has an object, so no box agreement"])
         asked = [boxes_K5[boxes_K5[:, 0] >= 0] for boxes_K5 in asked_NK5[kept_M]]
+        places = [np.concatenate([np.full_like(boxes_K5[:, :1], ANY), boxes_K5[:, 1:]], axis=1) for boxes_K5 in asked]
 
         def seen(images: Callable[[list[int]], torch.Tensor]) -> list[dict[int, np.ndarray]]:
             rows = [kept_M[i : i + AT_ONCE].tolist() for i in range(0, len(kept_M), AT_ONCE)]
             return [found for part in rows for found in boxes_seen(net, images(part))]
 
-        def score(found: list[dict[int, np.ndarray]], method: str) -> Score:
-            values_M = np.array([agreement(*pair) for pair in zip(asked, found, strict=True)])
+        def score(wanted: list[np.ndarray], found: list[dict[int, np.ndarray]], method: str) -> Score:
+            values_M = np.array([agreement(*pair) for pair in zip(wanted, found, strict=True)])
             return mean_score(values_M, inputs.bootstrap, inputs.seed, method)
 
         every = np.concatenate(asked)
-        commonest = {int(np.bincount(every[:, 0].astype(np.int64)).argmax()): every[None, :, 1:].mean(axis=1)}
-        return Computed({
-            self.name: score(seen(read), "best box of the class, by the segmenter"),
-            f"{self.name}_commonest": score([commonest] * len(asked), "the mean box, of the commonest class"),
-            f"{self.name}_null": score(
-                seen(lambda rows: torch.from_numpy(np.asarray(null[rows]))), "samples of the empty layout, by the segmenter"
+        kind, box_14 = int(np.bincount(every[:, 0].astype(np.int64)).argmax()), every[None, :, 1:].mean(axis=1)
+        answers = {
+            "": (seen(read), "best box, by the segmenter"),
+            "_commonest": ([{kind: box_14, ANY: box_14}] * len(asked), "the mean box, of the commonest class"),
+            "_null": (
+                seen(lambda rows: torch.from_numpy(np.asarray(null[rows]))),
+                "samples of the empty layout, by the segmenter",
             ),
-        })  # fmt: skip
+        }
+        of_class = {f"{self.name}{end}": score(asked, *answer) for end, answer in answers.items()}
+        return Computed(
+            of_class | {f"{self.name}_place{end}": score(places, *answer) for end, answer in answers.items()}
+        )
 
     def declarations(self) -> dict[str, dict[str, object]]:
-        words = {"": "", "_commonest": ", always the commonest", "_null": ", empty layout"}
-        return {
-            f"{self.name}{end}": {**self.declaration(), "label": f"{self.label}{said}"} for end, said in words.items()
-        }
+        rows = {"commonest": "always the commonest", "null": "empty layout"}
+        own = beside(self, self.name, self.label, rows)
+        return own | beside(self, f"{self.name}_place", f"{self.label} of any class", rows)
 
 
 def boxes_seen(net: Segmenter, image_BHWC: torch.Tensor) -> list[dict[int, np.ndarray]]:
@@ -83,16 +90,20 @@ def boxes_seen(net: Segmenter, image_BHWC: torch.Tensor) -> list[dict[int, np.nd
 
 
 def boxes_of(class_HW: np.ndarray) -> dict[int, np.ndarray]:
-    """Of a class map whose 0 is background and 1 + k class k: class k → boxes around connected pixels (8 neighbours), then the one
-    around all of them."""
+    """Of a class map whose 0 is background and 1 + k class k: class k, and `ANY`, → boxes around connected pixels (8 neighbours), then
+    the one around all of them."""
+    masks = {int(number) - 1: class_HW == number for number in np.unique(class_HW[class_HW > 0])}
+    return {kind: _around(mask_HW) for kind, mask_HW in {**masks, ANY: class_HW > 0}.items() if mask_HW.any()}
+
+
+def _around(mask_HW: np.ndarray) -> np.ndarray:
+    """[M, 4]: boxes of the connected pieces, and of the whole."""
     from scipy.ndimage import find_objects, label
 
-    found, (h, w) = {}, class_HW.shape
-    for number in np.unique(class_HW[class_HW > 0]):
-        pieces_HW, _ = label(class_HW == number, structure=np.ones((3, 3)))
-        spans = [*find_objects(pieces_HW), *find_objects((class_HW == number).astype(np.int64))]
-        found[int(number) - 1] = np.array([[x.start / w, y.start / h, x.stop / w, y.stop / h] for y, x in spans])
-    return found
+    pieces_HW, _ = label(mask_HW, structure=np.ones((3, 3)))
+    h, w = mask_HW.shape
+    spans = [*find_objects(pieces_HW), *find_objects(mask_HW.astype(np.int64))]
+    return np.array([[x.start / w, y.start / h, x.stop / w, y.stop / h] for y, x in spans])
 
 
 def agreement(asked_K5: np.ndarray, found: dict[int, np.ndarray]) -> float:

@@ -7,7 +7,7 @@ Shape letters: N images, K values.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
@@ -109,15 +109,20 @@ class Caption(Metric):
         }
 
     def declarations(self) -> dict[str, dict[str, object]]:
-        words = {"": "", "_commonest": ", always the commonest", "_null": ", empty prompt"}
-        return {
-            f"{self.name}_{attribute.name}{end}": {
-                **self.declaration(),
-                "label": f"{attribute.name} as in the caption{said}",
-            }
-            for attribute in ATTRIBUTES
-            for end, said in words.items()
-        }
+        rows = {"commonest": "always the commonest", "null": "empty prompt"}
+        found: dict[str, dict[str, object]] = {}
+        for attribute in ATTRIBUTES:
+            found |= beside(self, f"{self.name}_{attribute.name}", f"{attribute.name} as in the caption", rows)
+        return found
+
+
+def beside(metric: Metric, key: str, label: str, rows: Mapping[str, str]) -> dict[str, dict[str, object]]:
+    """Declarations of a score and of the same number of other images, `key`_<row>: row → what those are."""
+    own = {**metric.declaration(), "label": label}
+    return {key: own} | {
+        f"{key}_{row}": {**own, "label": f"{label}, {said}", "beside": said, "measure": key}
+        for row, said in rows.items()
+    }
 
 
 def captions(inputs: Inputs) -> Sequence[str]:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ldmlab.conditioning import outside
 from ldmlab.conditioning.tokenizer import FromFolder
 from ldmlab.errors import ConfigError
-from ldmlab.metrics.caption import captions
+from ldmlab.metrics.caption import beside, captions
 from ldmlab.metrics.intervals import Score, mean_score
 from ldmlab.metrics.metric import Computed, Inputs, Metric
 from ldmlab.ranges import File
@@ -82,10 +82,7 @@ class ClipScore(Metric):
         })  # fmt: skip
 
     def declarations(self) -> dict[str, dict[str, object]]:
-        words = {"": "", "_other": ", another's caption", "_null": ", empty prompt"}
-        return {
-            f"{self.name}{end}": {**self.declaration(), "label": f"{self.label}{said}"} for end, said in words.items()
-        }
+        return beside(self, self.name, self.label, {"other": "another's caption", "null": "empty prompt"})
 
 
 class Clip:

@@ -7,6 +7,9 @@ that would predict tokens (`to_logits`) is in those files and computes nothing t
 Shape letters: B batch, L tokens, N heads, D features.
 """
 
+from collections.abc import Iterable
+from typing import cast
+
 from torch import Tensor, nn
 
 from ldmlab.networks.attention import attend
@@ -62,7 +65,8 @@ class Layers(nn.Module):
         self.layers = nn.ModuleList(nn.ModuleList([TokenNorm(dim), block]) for block in blocks)
 
     def forward(self, h_BLD: Tensor, seen_BL: Tensor | None) -> Tensor:
-        for norm, block in self.layers:  # type: ignore[misc]
+        for pair in self.layers:
+            norm, block = cast(Iterable[nn.Module], pair)
             h_BLD = h_BLD + block(norm(h_BLD), seen_BL)
         return h_BLD
 
