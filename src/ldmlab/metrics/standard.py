@@ -2,6 +2,9 @@
 
 from collections.abc import Iterable
 
+from ldmlab.metrics.boxes import Boxes
+from ldmlab.metrics.caption import Caption
+from ldmlab.metrics.clip_score import ClipScore
 from ldmlab.metrics.fid_infinity import FIDInfinity
 from ldmlab.metrics.frechet import FID
 from ldmlab.metrics.inception_score import InceptionScore
@@ -19,7 +22,9 @@ STANDARD: dict[str, Metric] = {
 }  # fmt: skip
 
 
-OF_A_RUN: dict[str, Metric] = {metric.name: metric for metric in (RateDistortion(),)}
+OF_A_RUN: dict[str, Metric] = {
+    metric.name: metric for metric in (RateDistortion(), Caption(required=False), Boxes(required=False), ClipScore())
+}
 """Those that read the result of a stage, which a run alone has."""
 
 
