@@ -21,7 +21,7 @@ from ldmlab.errors import ConfigError, TrainingError
 from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.first_stage import FirstStage
 from ldmlab.pipeline.latents import LatentsStage, learnt_from, load_learnt_from
-from ldmlab.pipeline.stage import Row, Stage, deciding, plain, trained, trained_condition
+from ldmlab.pipeline.stage import Row, Stage, deciding, trained, trained_condition
 from ldmlab.pipeline.tokenizer import tokenizer_of, trained_tokenizer
 from ldmlab.randomness import Draws
 from ldmlab.store.checkpoint import load_tensors
