@@ -157,10 +157,13 @@ def evaluation_distance(cfg: DictConfig, extractor: nn.Module | None) -> nn.Modu
     return cast(nn.Module, part(cfg.ae.loss.perceptual)) if own else None
 
 
-def conditioner(cfg: DictConfig, data: ImageDataset, ae: Autoencoder | None = None) -> Conditioner:
+def conditioner(
+    cfg: DictConfig, data: ImageDataset, ae: Autoencoder | None = None, tokenizer: Path | None = None
+) -> Conditioner:
     """`cond.conditioner` and the parts in it, each with the facts that its constructor names.
 
     `ae`: the first stage. Without it a conditioner cannot ask it anything, and its latent shape is that of the options.
+    `tokenizer`: folder of the tokenizer that was trained on the data (`pipeline.tokenizer`).
     """
     encode = None if ae is None else frozen_encode(ae)
     if ae is None:
@@ -169,7 +172,7 @@ def conditioner(cfg: DictConfig, data: ImageDataset, ae: Autoencoder | None = No
     facts = Facts(
         n_classes=len(data.class_names), class_names=tuple(data.class_names), resolution=data.resolution,
         latent_shape=ae.latent_shape(data.resolution), first_stage=encode,
-        vocabulary={field.name: field.values for field in data.declared},
+        vocabulary={field.name: field.values for field in data.declared}, trained_tokenizer=tokenizer,
     )  # fmt: skip
     node = conditioners(cfg)
     made: Any = _made(node, _partial_=True) if "_target_" in node else None
@@ -206,10 +209,16 @@ def frozen_encode(ae: Autoencoder) -> Callable[[Tensor], Tensor]:
     return torch.no_grad()(lambda image_BCHW: ae.encode(image_BCHW))
 
 
-def denoiser(cfg: DictConfig, ae: Autoencoder, data: ImageDataset, conditions: Conditioner | None = None) -> Denoiser:
-    """Network and conditioner; `conditions`: a conditioner that is already made."""
+def denoiser(
+    cfg: DictConfig,
+    ae: Autoencoder,
+    data: ImageDataset,
+    conditions: Conditioner | None = None,
+    tokenizer: Path | None = None,
+) -> Denoiser:
+    """Network and conditioner; `conditions`: a conditioner that is already made. `tokenizer`: as of `conditioner`."""
     with seeded(cfg.ldm.seed, "denoiser"):
-        conditions = conditioner(cfg, data, ae) if conditions is None else conditions
+        conditions = conditioner(cfg, data, ae, tokenizer) if conditions is None else conditions
         closed = closed_form(cfg)
         if closed:
             conditions = cast(Conditioner, class_means(conditions, len(data.class_names)))

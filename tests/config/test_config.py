@@ -1,8 +1,11 @@
 """The three nets: what is mistyped is said in one line with the path, what is allowed and the nearest name, before anything is built."""
 
+import functools
+import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
+from safetensors.torch import save_file
 
 from ldmlab import build
 from ldmlab.config.compose import CONF, ROOT, group_options, groups, load, misfit
@@ -114,6 +118,17 @@ def options() -> list[list[str]]:
     return found
 
 
+@functools.cache
+def text_encoder(kind: str) -> Path:
+    """A folder that says what an encoder's would: its width; a file of weights that nobody reads."""
+    folder = Path(tempfile.mkdtemp(prefix=kind))
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": {"clip": "clip_text_model"}.get(kind, kind), "hidden_size": 32, "d_model": 32})
+    )
+    save_file({"weight": torch.zeros(1)}, folder / "model.safetensors")
+    return folder
+
+
 def with_files(words: list[str]) -> list[str]:
     """Options that a file must be given to."""
     more = [root for option, root in PICTURES.items() if option in words]
@@ -131,6 +146,9 @@ def with_files(words: list[str]) -> list[str]:
             more.append("eval.extractor.weights=/nowhere.pth")
     if "guidance=image" in words:
         more.append("guidance.image.file=/nowhere.png")
+    for word in words:
+        if word in ("cond=text_clip", "cond=text_t5"):
+            more.append(f"cond.conditioner.model={text_encoder(word.removeprefix('cond=text_'))}")
     if "ae/regulariser=none" in words:
         return ["ae=identity", "ae/regulariser=none"]
     channels = {

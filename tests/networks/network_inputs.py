@@ -20,7 +20,7 @@ def stirred(net: Net) -> Net:
 
 
 def cond(tokens: Tensor | None = None, concat: Tensor | None = None, vector: Tensor | None = None) -> SimpleNamespace:
-    return SimpleNamespace(tokens_BLD=tokens, concat_BCHW=concat, vector_BD=vector)
+    return SimpleNamespace(tokens_BLD=tokens, concat_BCHW=concat, vector_BD=vector, seen_BL=None)
 
 
 def inputs(b: int = 3, c: int = 4, size: int = 8) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -18,12 +19,13 @@ class Cond:
     """A batch of conditions in the three forms a network understands; each may be None.
 
     tokens_BLD: for cross-attention. concat_BCHW: extra input channels, at the latent's size. vector_BD: added to the
-    time embedding.
+    time embedding. seen_BL: bool, the tokens that cross-attention may look at, at least one an example; None: all of them.
     """
 
     tokens_BLD: Tensor | None = None
     concat_BCHW: Tensor | None = None
     vector_BD: Tensor | None = None
+    seen_BL: Tensor | None = None
 
     @property
     def empty(self) -> bool:
@@ -52,14 +54,22 @@ class Cond:
             _both(self.tokens_BLD, other.tokens_BLD, lambda a, b: torch.cat([a, b], dim=1)),
             _both(self.concat_BCHW, other.concat_BCHW, lambda a, b: torch.cat([a, b], dim=1)),
             _both(self.vector_BD, other.vector_BD, torch.add),
+            self._both_seen(other),
         )
 
-    def _parts(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        return self.tokens_BLD, self.concat_BCHW, self.vector_BD
+    def _both_seen(self, other: "Cond") -> Tensor | None:
+        """Of the tokens of both, where one of them hides any."""
+        if self.seen_BL is None and other.seen_BL is None:
+            return None
+        seen = [part.seen_BL if part.seen_BL is not None else _all(part.tokens_BLD) for part in (self, other)]
+        return torch.cat([seen_BL for seen_BL in seen if seen_BL is not None], dim=1)
+
+    def _parts(self) -> tuple[Tensor | None, ...]:
+        return self.tokens_BLD, self.concat_BCHW, self.vector_BD, self.seen_BL
 
     def _with(self, other: "Cond", combine: Callable[[Tensor, Tensor], Tensor]) -> "Cond":
         mine, theirs = self._parts(), other._parts()
-        names = ("tokens", "concat", "vector")
+        names = ("tokens", "concat", "vector", "a token mask")
         differing = [n for n, a, b in zip(names, mine, theirs, strict=True) if (a is None) != (b is None)]
         if differing:
             raise ValueError(f"two conditions of different kinds: only one of them has {', '.join(differing)}")
@@ -70,6 +80,10 @@ def _both(mine: Tensor | None, theirs: Tensor | None, combine: Callable[[Tensor,
     if mine is None or theirs is None:
         return theirs if mine is None else mine
     return combine(mine, theirs)
+
+
+def _all(tokens_BLD: Tensor | None) -> Tensor | None:
+    return None if tokens_BLD is None else torch.ones(tokens_BLD.shape[:2], dtype=torch.bool, device=tokens_BLD.device)
 
 
 Size = tuple[int, int]
@@ -106,7 +120,8 @@ class Facts:
 
     vocabulary: per field of the data set, how many numbers a label, class map or box class can be; None for fields without
     such numbers. first_stage: image [B, 3, H, W] in [-1, 1] → standardised latents [B, c, h, w], without gradients;
-    None where there is no trained first stage (plans, costs).
+    None where there is no trained first stage (plans, costs). trained_tokenizer: folder of the tokenizer that was trained on the
+    captions; None where there is none yet (plans, costs).
     """
 
     n_classes: int
@@ -115,6 +130,7 @@ class Facts:
     resolution: int
     vocabulary: dict[str, int | None]
     first_stage: Callable[[Tensor], Tensor] | None = None
+    trained_tokenizer: Path | None = None
 
 
 FACTS = tuple(field.name for field in fields(Facts))

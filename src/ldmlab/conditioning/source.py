@@ -204,17 +204,20 @@ def chosen(
     seed: int,
     label: int | str | None = None,
     given: Sample | None = None,
+    prompt: str | None = None,
 ) -> ConditionSource:
     """The conditions of n samples.
 
     mode: `eval.label_mode`, for conditionings of the label alone; all others are sampled from held-out examples. needs: of
     the conditioner. data: trained on, whose labels and classes count; held_out: val. label: `cond.label`, one class for all.
-    given: what a person gave instead.
+    prompt: `cond.prompt`, one text for all. given: what a person gave instead.
 
     Raises ConfigError where one class, or what was given, is not enough for the conditioner.
     """
     if given is not None:
         return GivenCondition(given, needs, data)
+    if prompt is not None:
+        return _prompted(prompt, label, needs, data)
     if not needs:
         return Unconditional()
     if needs == ("label",):
@@ -228,6 +231,19 @@ def chosen(
             "held-out example as its label. Set cond.label=null."
         )
     return HeldOut(held_out, needs, seed)
+
+
+def _prompted(prompt: str, label: int | str | None, needs: tuple[str, ...], data: ImageDataset) -> GivenCondition:
+    """The text for every image, with the class of `cond.label` where the conditioner needs one too."""
+    texts = [field.name for field in data.declared if field.kind == "text" and field.name in needs]
+    if not texts:
+        raise ConfigError(
+            f"cond.prompt={prompt!r} asks for a text, but this denoiser takes none. Use cond=text, or cond.prompt=null."
+        )
+    sample: Sample = {name: prompt for name in texts}
+    return GivenCondition(
+        sample if label is None else sample | {"label": class_index(label, data.class_names)}, needs, data
+    )
 
 
 def labels_for(

@@ -83,7 +83,7 @@ def of_parts(path: str, names: Sequence[str]) -> list[str]:
 
 
 def check_parts(plain: DictConfig, typed: frozenset[str]) -> None:
-    """Which options of `cond` belong together; takes the parts' own `label` away, for samples have one. Raises ConfigError."""
+    """Which options of `cond` belong together; takes the parts' own `label` and `prompt` away, for samples have one. Raises ConfigError."""
     cond = plain.cond
     if cond.parts is None:
         if cond.conditioner is None:
@@ -100,6 +100,8 @@ def check_parts(plain: DictConfig, typed: frozenset[str]) -> None:
     for name, part in ((str(name), part) for name, part in cond.parts.items()):
         if f"{PLACE}.{name}.label" in typed:
             raise ConfigError(f"{PLACE}.{name}.label: one class is asked of the whole sample. Use cond.label=…")
+        if f"{PLACE}.{name}.prompt" in typed:
+            raise ConfigError(f"{PLACE}.{name}.prompt: one text is asked of the whole sample. Use cond.prompt=…")
         if not cond.apart and f"{PLACE}.{name}.drop" in typed:
             raise ConfigError(
                 f"{PLACE}.{name}.drop={part.drop}: conditions are dropped together, with cond.drop={cond.drop}. Set cond.drop, or "

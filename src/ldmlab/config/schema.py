@@ -159,7 +159,7 @@ class Tune:
 
 @dataclass
 class Conditioning:
-    """The denoiser's condition; `label` is a condition at sampling time and not part of the trained network.
+    """The denoiser's condition; `label` and `prompt` are conditions at sampling time and not part of the trained network.
 
     Of several, `cond=[class_label,semantic]`, `parts` has each one's own options by its name and `conditioner` is null.
     """
@@ -169,6 +169,7 @@ class Conditioning:
     parts: Any = None
     apart: bool = False  # each of `parts` is dropped by itself, with its own probability
     label: Any = None
+    prompt: str | None = None  # of all samples, of a denoiser that reads texts; null: captions of val images
 
 
 @dataclass

@@ -19,6 +19,7 @@ VERSION = 1
 
 KINDS = ("disc", "ring", "square", "triangle", "star", "cross", "heart", "crescent", "pill", "hourglass")
 FILLS = ("plain", "striped", "speckled")
+SIZES = ("small", "medium", "large")  # `size_of`
 OBJECTS = 4  # at most, in one image
 
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -191,14 +192,18 @@ def _colours(background_B: np.ndarray, u_BK: np.ndarray) -> np.ndarray:
     return np.argsort(rank_BK, axis=1, kind="stable")[:, :OBJECTS]
 
 
+def size_of(side: float) -> str:
+    """The word for an object whose side is this fraction of the image's."""
+    return "large" if side >= 0.62 else "medium" if side >= 0.3 else "small"
+
+
 def caption(scene: Scenes, b: int) -> str:
     """E.g. "a large red star and a small striped blue disc on a navy background"; the largest object comes first."""
     names, grounds = list(COLOURS), list(BACKGROUNDS)
     things = []
     for m in range(OBJECTS):
         if scene.present_BM[b, m]:
-            side = 2 * scene.radius_BM[b, m]
-            size = "large" if side >= 0.62 else "medium" if side >= 0.3 else "small"
+            size = size_of(2 * scene.radius_BM[b, m])
             fill = FILLS[scene.fill_BM[b, m]]
             words = [
                 "a",

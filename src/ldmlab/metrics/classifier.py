@@ -15,6 +15,7 @@ Shape letters: B batch, C channels, H W space, D features, E early channels, K c
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,7 +23,7 @@ from torch.nn import functional as F
 from ldmlab.data.fields import Field
 from ldmlab.errors import ConfigError
 from ldmlab.metrics.corruptions import LUMA
-from ldmlab.metrics.features import Features, hash_of
+from ldmlab.metrics.features import Features, FeatureSet, hash_of
 from ldmlab.ranges import Given, Items, Width
 
 CHANGES = 5  # numbers that say how an image was changed (`training.changes`)
@@ -149,6 +150,13 @@ class Classifier(nn.Module):
         """Features are (raw - mean) / deviation from now on; a deviation of 0 (a feature that says nothing) counts as 1."""
         self.mean_D = mean_D.float().clone()
         self.deviation_D = torch.where(deviation_D > 0, deviation_D, torch.ones_like(deviation_D)).float()
+
+    @torch.no_grad()
+    def answers(self, features: FeatureSet) -> dict[str, np.ndarray]:
+        """What it says of images from their (standardised) features: field → logits [N, K], or the numbers of a vector [N, D]."""
+        feature_ND = torch.from_numpy(features.features).to(self.mean_D)
+        raw_ND = feature_ND * self.deviation_D + self.mean_D
+        return {name: head(raw_ND).float().cpu().numpy() for name, head in self.heads.items()}
 
     def feature_maps(self, image_BCHW: Tensor) -> list[Tensor]:
         """Maps at 1, 1/2, 1/4 and 1/8 of the side, for float images in [-1, 1]; differentiable in the image."""

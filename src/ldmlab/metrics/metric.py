@@ -3,7 +3,8 @@
 A metric is a dataclass of its settings, one file and one yaml in `conf/metric`. Everything else it declares on the class:
 
     name      its word in eval.metrics and in scores.json           label   what a table calls it
-    needs     what a pass must have: features, logits, classes, pixels, pairs, conditions, conditions:<field>, text, stage:<name>
+    needs     what a pass must have: features, logits, classes, pixels, pairs, conditions, conditions:<field>, text, stage:<name>,
+              answers:<field> (what the extractor says of a field of the data)
     better    lower, higher or None                                 unit    that tables show it in, or ""
     interval  what its 95 % interval is over, in a few words        covers  the same as one sentence
     required  where False, a pass that cannot give what it needs leaves it out and says so
@@ -35,16 +36,18 @@ NEEDS = (
     "pairs",
     "conditions",
     "text",
-)  # and conditions:<field>, stage:<name>
+)  # and conditions:<field>, stage:<name>, answers:<field>
 WAYS_OUT = {
     "features": "choose an eval.extractor",
     "logits": "choose an eval.extractor that gives class logits, such as eval=inception",
     "classes": "choose an eval.extractor whose classes are the data's own, such as eval=shapes",
     "conditions": "choose a cond other than none",
     "text": "choose data with captions and cond=text",
+    "answers": "choose an eval.extractor that learns it, such as eval=shapes",
 }
 
 Read = Callable[[list[int]], Tensor]  # rows → uint8 BHWC
+Answers = Callable[[FeatureSet], Mapping[str, np.ndarray]]  # features → field: logits [N, K], or numbers [N, D]
 Pairs = Callable[[list[int]], tuple[Tensor, Tensor]]  # rows → generated and true images of the same rows, uint8 BHWC
 PART = 256  # samples whose conditions are read at a time
 T = TypeVar("T")
@@ -73,9 +76,10 @@ class Inputs:
     """What one scoring pass has. What it does not have is None, and no metric that needs it is computed.
 
     bootstrap: resamples behind each interval, seeded by `seed`. options: what decides the number of samples and of
-    reference images, for messages. stages: folders of the stage results that metrics asked for, by stage name. conditioner: of
-    the samples' denoiser, with shapes and no contents. features_of: batches of uint8 [B, H, W, C] → features by the extractor of
-    this pass. distance: a perceptual distance, two float batches [B, 3, H, W] in [-1, 1] → [B]. device: for networks.
+    reference images, for messages. stages: folders of the stage results that metrics asked for, by stage name. answers: what the
+    extractor says of fields of the data. conditioner: of the samples' denoiser, with shapes and no contents. features_of: batches
+    of uint8 [B, H, W, C] → features by the extractor of this pass. distance: a perceptual distance, two float batches
+    [B, 3, H, W] in [-1, 1] → [B]. device: for networks.
     """
 
     bootstrap: int
@@ -88,6 +92,7 @@ class Inputs:
     conditions: Conditions | None = None
     class_names: tuple[str, ...] = ()
     classes_of_data: bool = False
+    answers: Answers | None = None
     stages: Mapping[str, Path] = field(default_factory=dict)
     options: tuple[str, str] = OPTIONS
     conditioner: Any = None
@@ -179,11 +184,14 @@ def available(
     logits: bool,
     classes_of_data: bool,
     conditions: Collection[str] = (),
+    answers: Collection[str] = (),
     pixels: bool = True,
     pairs: bool = False,
     stages: Iterable[str] = (),
 ) -> set[str]:
-    """What a composition offers its metrics. conditions: names of the fields that its samples are conditioned on."""
+    """What a composition offers its metrics. conditions: names of the fields that its samples are conditioned on.
+    answers: names of the fields that the extractor has learnt.
+    """
     found = {
         "features",
         *(["logits"] if logits else []),
@@ -192,6 +200,7 @@ def available(
     }
     found |= {"classes"} if logits and classes_of_data else set()
     found |= {"conditions", *(f"conditions:{name}" for name in conditions)} if conditions else set()
+    found |= {f"answers:{name}" for name in answers}
     found |= {"text"} if "caption" in conditions else set()
     return found | {f"stage:{name}" for name in stages}
 
@@ -205,9 +214,9 @@ def check(metrics: Sequence[Metric], available: Collection[str], option: str = "
     kept = []
     for metric in metrics:
         for need in metric.needs:
-            if need.partition(":")[0] not in (*NEEDS, "stage"):
+            if need.partition(":")[0] not in (*NEEDS, "stage", "answers"):
                 raise ConfigError(
-                    f"{option}: {metric.name!r} needs {need!r}. A need is one of: {', '.join(NEEDS)}, stage:<name>."
+                    f"{option}: {metric.name!r} needs {need!r}. A need is one of: {', '.join(NEEDS)}, stage:<name>, answers:<field>."
                 )
         missing = [need for need in metric.needs if need not in available]
         if not missing:
@@ -224,6 +233,7 @@ def _missing(name: str, need: str) -> str:
         "classes": "an extractor whose classes are the data's, which this eval.extractor is not",
         "conditions": f"samples conditioned on {what or 'something'}, which these are not",
         "pairs": "a true image for each sample, which this scoring pass does not have",
+        "answers": f"an extractor that has learnt the field {what!r}, which this eval.extractor has not",
         "stage": f"the result of the stage {what!r}, which this run does not make",
     }
     way = WAYS_OUT.get(kind)

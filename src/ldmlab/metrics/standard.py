@@ -2,6 +2,9 @@
 
 from collections.abc import Iterable
 
+from ldmlab.metrics.boxes import Boxes
+from ldmlab.metrics.caption import Caption
+from ldmlab.metrics.clip_score import ClipScore
 from ldmlab.metrics.depth import DepthCorrelation
 from ldmlab.metrics.fid_infinity import FIDInfinity
 from ldmlab.metrics.frechet import FID
@@ -24,7 +27,17 @@ STANDARD: dict[str, Metric] = {
 
 
 OF_A_RUN: dict[str, Metric] = {
-    metric.name: metric for metric in (RateDistortion(), MeanIoU(), DepthCorrelation(), SuperResolution(), Inpainting())
+    metric.name: metric
+    for metric in (
+        RateDistortion(),
+        MeanIoU(),
+        DepthCorrelation(),
+        SuperResolution(),
+        Inpainting(),
+        Caption(required=False),
+        Boxes(required=False),
+        ClipScore(),
+    )
 }
 """Those that read the result of a stage, which a run alone has."""
 

@@ -12,14 +12,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ldmlab.networks.blocks import OFFICIAL, Grouping, Norm, TokenNorm, zeroed
-from ldmlab.networks.kv_cache import Condition, KVCache, Prepared
+from ldmlab.networks.kv_cache import Condition, KVCache, MaskedTokens, Prepared, Tokens
 
 FEW = 64  # positions up to which the fused kernel is the faster one in any precision
 MANY = 32  # positions for each feature of a head, from which on the products cost less than writing their result
 
 
-def attend(q_BNLD: Tensor, k_BNLD: Tensor, v_BNLD: Tensor) -> Tensor:
+def attend(q_BNLD: Tensor, k_BNLD: Tensor, v_BNLD: Tensor, seen_BL: Tensor | None = None) -> Tensor:
     """softmax(q kᵀ / √D) v per head, [B, N, L, D]; the kernel is chosen by device, dtype, length and head size.
+
+    seen_BL: bool, the keys that count, at least one an example; None: all.
 
     PyTorch's fused kernel everywhere except for low precision on a CPU and more than a few positions, where two matrix
     products are up to 3.7 times as fast, 2.5 in training (`bench.py compare=attention`; where there are far more positions
@@ -27,6 +29,8 @@ def attend(q_BNLD: Tensor, k_BNLD: Tensor, v_BNLD: Tensor) -> Tensor:
     on a CPU would gain 4 to 14 % by two products too and pay with L² numbers a head: not taken. Neither way keeps the L²
     weights for the backward pass; both sum the softmax in float32 or wider.
     """
+    if seen_BL is not None:
+        return F.scaled_dot_product_attention(q_BNLD, k_BNLD, v_BNLD, attn_mask=seen_BL[:, None, None, :])
     low = q_BNLD.device.type == "cpu" and q_BNLD.dtype in (torch.bfloat16, torch.float16)
     if not low or k_BNLD.shape[2] <= FEW:
         return F.scaled_dot_product_attention(q_BNLD, k_BNLD, v_BNLD)
@@ -97,10 +101,10 @@ class CrossAttention(nn.Module):
             return self.to_out(self.to_v(source_BLD)).expand(b, length, dim)
         return self.read(x_BLD, self._split(self.to_k(source_BLD)), self._split(self.to_v(source_BLD)))
 
-    def read(self, x_BLD: Tensor, k_BNLD: Tensor, v_BNLD: Tensor) -> Tensor:
-        """The answer to `x_BLD` from ready keys and values."""
+    def read(self, x_BLD: Tensor, k_BNLD: Tensor, v_BNLD: Tensor, seen_BL: Tensor | None = None) -> Tensor:
+        """The answer to `x_BLD` from ready keys and values; seen_BL: those that count."""
         q_BNLD = self._split(self.to_q(x_BLD))
-        return self.to_out(attend(q_BNLD, k_BNLD, v_BNLD).transpose(1, 2).reshape(x_BLD.shape))
+        return self.to_out(attend(q_BNLD, k_BNLD, v_BNLD, seen_BL).transpose(1, 2).reshape(x_BLD.shape))
 
     def _split(self, x_BLD: Tensor) -> Tensor:
         return x_BLD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -109,12 +113,16 @@ class CrossAttention(nn.Module):
 class TokenAttention(CrossAttention):
     """Cross-attention to the tokens of a condition, which may have been read before (`prepared`)."""
 
-    def forward(self, x_BLD: Tensor, context_BLD: Tensor | KVCache | None = None) -> Tensor:
+    def forward(self, x_BLD: Tensor, context_BLD: Tokens | None = None) -> Tensor:
         """[B, L, dim] and tokens [B, M, context_dim], or their keys, → [B, L, dim]."""
+        if isinstance(context_BLD, MaskedTokens):
+            tokens_BLD = context_BLD.tokens_BLD
+            k_BNLD, v_BNLD = self._split(self.to_k(tokens_BLD)), self._split(self.to_v(tokens_BLD))
+            return self.read(x_BLD, k_BNLD, v_BNLD, context_BLD.seen_BL)
         if not isinstance(context_BLD, KVCache):
             return super().forward(x_BLD, context_BLD)
         kept = context_BLD.of[self]
-        return kept.expand(x_BLD.shape) if isinstance(kept, Tensor) else self.read(x_BLD, *kept)
+        return kept.expand(x_BLD.shape) if isinstance(kept, Tensor) else self.read(x_BLD, *kept, context_BLD.seen_BL)
 
     def keep(self, tokens_BLD: Tensor) -> tuple[Tensor, Tensor] | Tensor:
         """What `KVCache` holds for this attention."""
@@ -132,7 +140,8 @@ def prepared(network: nn.Module, cond: Condition) -> Condition:
     if tokens_BLD is None or isinstance(tokens_BLD, KVCache):
         return cond
     readers = [module for module in network.modules() if isinstance(module, TokenAttention)]
-    return Prepared(KVCache({reader: reader.keep(tokens_BLD) for reader in readers}), cond.concat_BCHW, cond.vector_BD)
+    kept = KVCache({reader: reader.keep(tokens_BLD) for reader in readers}, cond.seen_BL)
+    return Prepared(kept, cond.concat_BCHW, cond.vector_BD)
 
 
 class GEGLU(nn.Module):
@@ -175,7 +184,7 @@ class TransformerBlock(nn.Module):
         self.norm2 = TokenNorm(dim)
         self.norm3 = TokenNorm(dim)
 
-    def forward(self, x_BLD: Tensor, tokens_BLD: Tensor | KVCache) -> Tensor:
+    def forward(self, x_BLD: Tensor, tokens_BLD: Tokens) -> Tensor:
         """[B, L, dim] and tokens [B, M, context_dim], or their keys, → [B, L, dim]."""
         x_BLD = x_BLD + self.attn1(self.norm1(x_BLD))
         x_BLD = x_BLD + self.attn2(self.norm2(x_BLD), tokens_BLD)
@@ -195,7 +204,7 @@ class SpatialTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList(TransformerBlock(channels, heads, context_dim) for _ in range(depth))
         self.proj_out = zeroed(nn.Conv2d(channels, channels, 1))
 
-    def forward(self, h_BCHW: Tensor, emb_BD: Tensor, tokens_BLD: Tensor | KVCache | None) -> Tensor:
+    def forward(self, h_BCHW: Tensor, emb_BD: Tensor, tokens_BLD: Tokens | None) -> Tensor:
         """h + proj_out(blocks(proj_in(norm(h)), tokens)); the embedding is not used.
 
         Raises ValueError without tokens: falling back to self-attention, as the official code does, would hide a lost

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ldmlab.networks.kv_cache import KVCache
+from ldmlab.networks.kv_cache import Tokens
 
 GROUPS = 32  # of every GroupNorm, as in ADM
 
@@ -193,7 +193,7 @@ class Pieces(nn.Sequential):
 
     recompute: bool = False
 
-    def forward(self, h_BCHW: Tensor, emb_BD: Tensor, tokens_BLD: Tensor | KVCache | None) -> Tensor:  # type: ignore[override]
+    def forward(self, h_BCHW: Tensor, emb_BD: Tensor, tokens_BLD: Tokens | None) -> Tensor:  # type: ignore[override]
         """The last piece's output."""
         for piece in self:
             if self.recompute and torch.is_grad_enabled():

@@ -18,7 +18,7 @@ from ldmlab.errors import ConfigError
 from ldmlab.networks.attention import TokenAttention, attend, prepared
 from ldmlab.networks.blocks import TokenNorm, no_autocast, zeroed
 from ldmlab.networks.embeddings import sincos_positions, sinusoidal
-from ldmlab.networks.kv_cache import Condition, KVCache
+from ldmlab.networks.kv_cache import Condition, Tokens, tokens_of
 from ldmlab.networks.sizes import any_depth, multiples
 from ldmlab.networks.unet import mlp
 from ldmlab.ranges import Depth, Given, Pixels, Width
@@ -89,13 +89,13 @@ class DiT(nn.Module):
             assert self.vector_embed is not None, "this network was built without vector_dim"
             emb_BD = emb_BD + self.vector_embed(cond.vector_BD)
         h_BCHW = z_BCHW if cond.concat_BCHW is None else torch.cat([z_BCHW, cond.concat_BCHW], dim=1)
-        x_BLD = self.x_embedder(h_BCHW)
+        x_BLD, tokens = self.x_embedder(h_BCHW), tokens_of(cond)
         x_BLD = x_BLD + sincos_positions(height, width, x_BLD.shape[-1], x_BLD.device).to(x_BLD.dtype)
         for block in self.blocks:
             if self.checkpointing and torch.is_grad_enabled():
-                x_BLD = checkpoint(block, x_BLD, emb_BD, cond.tokens_BLD, use_reentrant=False)
+                x_BLD = checkpoint(block, x_BLD, emb_BD, tokens, use_reentrant=False)
             else:
-                x_BLD = block(x_BLD, emb_BD, cond.tokens_BLD)
+                x_BLD = block(x_BLD, emb_BD, tokens)
         return unpatchify(self.final_layer(x_BLD, emb_BD), height, width, self.patch)
 
     def prepared(self, cond: Condition) -> Condition:
@@ -172,7 +172,7 @@ class Block(nn.Module):
         self.mlp = MLP(width)
         self.adaLN_modulation = modulation(width, 6)
 
-    def forward(self, x_BLD: Tensor, emb_BD: Tensor, tokens_BLD: Tensor | KVCache | None) -> Tensor:
+    def forward(self, x_BLD: Tensor, emb_BD: Tensor, tokens_BLD: Tokens | None) -> Tensor:
         """[B, L, width] → [B, L, width]. Raises ValueError when it was built for tokens and gets none."""
         shift1_B1D, scale1_B1D, gate1_B1D, shift2_B1D, scale2_B1D, gate2_B1D = (
             self.adaLN_modulation(emb_BD).unsqueeze(1).chunk(6, dim=-1)
@@ -221,7 +221,7 @@ class TokenReader(nn.Module):
         self.attn = TokenAttention(width, heads, context_dim)
         zeroed(self.attn.to_out)
 
-    def forward(self, x_BLD: Tensor, tokens_BLD: Tensor | KVCache | None) -> Tensor:
+    def forward(self, x_BLD: Tensor, tokens_BLD: Tokens | None) -> Tensor:
         """[B, L, width] and tokens [B, M, context_dim], or their keys, → [B, L, width]."""
         if tokens_BLD is None:
             raise ValueError("this network was built for tokens (context_dim), but the condition has none")

@@ -18,6 +18,18 @@ class KVCache:
     of a single token, its whole output [B, 1, D], which then does not depend on the position."""
 
     of: dict[nn.Module, tuple[Tensor, Tensor] | Tensor]
+    seen_BL: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class MaskedTokens:
+    """In the place of tokens [B, L, D]: the tokens, and which of them may be looked at (bool [B, L])."""
+
+    tokens_BLD: Tensor
+    seen_BL: Tensor
+
+
+Tokens = Tensor | MaskedTokens | KVCache
 
 
 class Condition(Protocol):
@@ -29,6 +41,14 @@ class Condition(Protocol):
     def concat_BCHW(self) -> Tensor | None: ...
     @property
     def vector_BD(self) -> Tensor | None: ...
+    @property
+    def seen_BL(self) -> Tensor | None: ...
+
+
+def tokens_of(cond: Condition) -> Tokens | None:
+    """What the cross-attentions of a network are given of a condition; None without tokens."""
+    tokens, seen_BL = cond.tokens_BLD, cond.seen_BL
+    return tokens if seen_BL is None or not isinstance(tokens, Tensor) else MaskedTokens(tokens, seen_BL)
 
 
 @dataclass(frozen=True)
@@ -38,3 +58,4 @@ class Prepared:
     tokens_BLD: KVCache
     concat_BCHW: Tensor | None
     vector_BD: Tensor | None
+    seen_BL: None = None  # the cache says it

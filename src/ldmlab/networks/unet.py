@@ -28,7 +28,7 @@ from ldmlab.networks.blocks import (
     zeroed,
 )
 from ldmlab.networks.embeddings import sinusoidal
-from ldmlab.networks.kv_cache import Condition
+from ldmlab.networks.kv_cache import Condition, tokens_of
 from ldmlab.networks.sizes import any_depth, multiples
 from ldmlab.ranges import Channels, Depth, Given, Multipliers, Share, Sizes, Width
 
@@ -144,13 +144,13 @@ class UNet(nn.Module):
         if cond.vector_BD is not None:
             emb_BD = emb_BD + self.vector_embed(cond.vector_BD)
         h_BCHW = z_BCHW if cond.concat_BCHW is None else torch.cat([z_BCHW, cond.concat_BCHW], dim=1)
-        skips = []
+        tokens, skips = tokens_of(cond), []
         for pieces in self.input_blocks:
-            h_BCHW = pieces(h_BCHW, emb_BD, cond.tokens_BLD)
+            h_BCHW = pieces(h_BCHW, emb_BD, tokens)
             skips.append(h_BCHW)
-        h_BCHW = self.middle_block(h_BCHW, emb_BD, cond.tokens_BLD)
+        h_BCHW = self.middle_block(h_BCHW, emb_BD, tokens)
         for pieces in self.output_blocks:
-            h_BCHW = pieces(torch.cat([h_BCHW, skips.pop()], dim=1), emb_BD, cond.tokens_BLD)
+            h_BCHW = pieces(torch.cat([h_BCHW, skips.pop()], dim=1), emb_BD, tokens)
         return self.out(h_BCHW)
 
     def prepared(self, cond: Condition) -> Condition:

@@ -355,7 +355,7 @@ def totals(resolved: "Resolved") -> dict[str, float]:
     """Operations of a run's trainings: denoiser; first_stage; encoding, of the images that the denoiser learns from."""
     costs, cfg, data = resolved.costs, resolved.cfg, resolved.data
     before = before_denoiser(cfg, resolved.autoencoder, len(data) * (2 if data.flip else 1), costs.encode, costs.decode)
-    return {"denoiser": 3 * costs.forward * _images(cfg.ldm.fit), **before}
+    return {"denoiser": costs.training * _images(cfg.ldm.fit), **before}
 
 
 def before_denoiser(cfg: DictConfig, ae: Any, images: int, encode: float, decode: float) -> dict[str, float]:

@@ -4,11 +4,11 @@ import functools
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldmlab import build
 from ldmlab.data.batches import Batches
@@ -23,6 +23,7 @@ from ldmlab.pipeline.floor import write_floor
 from ldmlab.pipeline.latents import LatentsStage, learnt_from, load_learnt_from
 from ldmlab.pipeline.learning_rate import LearningRateStage
 from ldmlab.pipeline.stage import Row, Stage, conditioning, deciding, plain, trained
+from ldmlab.pipeline.tokenizer import tokenizer_of, trained_tokenizer
 from ldmlab.randomness import Draws
 from ldmlab.store.checkpoint import load_tensors
 from ldmlab.terminal import number
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from ldmlab.pipeline.plan import Plan
 
 VALIDATION_IMAGES = 128  # whose loss is measured during training
+LARGE = 0.05  # a conditioner with so large a share of the network's parameters has its own in the plan
 LOOSE = 0.1  # relative error of an average's profile that is worth a note
 
 
@@ -74,14 +76,19 @@ class DenoiserStage(Stage):
         if objective.get("loss") != "huber":
             objective.pop("delta", None)  # Huber's alone
         tile = {} if LatentsStage.of(self.plan) else {"tile": self.cfg.ae.tile}
-        return {"ldm": ldm, "cond": conditioning(self.cfg), "objective": objective, **tile}
+        return {
+            "ldm": ldm,
+            "cond": conditioning(self.cfg, self.plan.resolved.conditioner),
+            "objective": objective,
+            **tile,
+        }
 
     def upstream(self) -> dict[str, Stage | str]:
         """An imported one learns nothing from this data."""
         if self.cfg.ldm.weights is not None:
-            return {"autoencoder": self.plan.stage(FirstStage)}
+            return {"autoencoder": self.plan.stage(FirstStage), **tokenizer_of(self.plan)}
         tuned = LearningRateStage.of(self.plan)
-        return learnt_from(self.plan) | ({"learning_rate": tuned[0]} if tuned else {})
+        return learnt_from(self.plan) | tokenizer_of(self.plan) | ({"learning_rate": tuned[0]} if tuned else {})
 
     def facts(self) -> dict[str, Any]:
         """What its budget chose, and what is unequal then; the learning rate that was found."""
@@ -95,20 +102,22 @@ class DenoiserStage(Stage):
     def row(self) -> Row:
         model, costs, fit = self.plan.resolved.denoiser, self.plan.resolved.costs, self.cfg.ldm.fit
         images = 0 if fit is None else total_steps(fit) * fit.batch_size
-        gigaflops = f" · {3 * costs.forward / 1e9:.3g} GFLOP/img" if costs.forward and fit is not None else ""
+        gigaflops = f" · {costs.training / 1e9:.3g} GFLOP/img" if costs.forward and fit is not None else ""
         origin = (
             f"imported from {Path(self.cfg.ldm.weights).name}"
             if fit is None
             else f"{number(images)} img{snapshots.words(fit)}"
         )
-        what = f"{type(model.network).__name__} {millions(parameters_of(model.network))}{gigaflops} · {origin}"
+        network, reader = parameters_of(model.network), parameters_of(cast(nn.Module, model.conditioner))
+        beside = f" + {type(model.conditioner).__name__} {millions(reader)}" if reader >= LARGE * network else ""
+        what = f"{type(model.network).__name__} {millions(network)}{beside}{gigaflops} · {origin}"
         encode = 0.0 if LatentsStage.of(self.plan) else costs.encode
         left = (
             4 * parameters_of(model) / 1e6
             if fit is None
             else snapshots.megabytes(fit, parameters_of(model), self.averages)
         )
-        return Row(what, images, 3 * costs.forward + encode, left)
+        return Row(what, images, costs.training + encode, left)
 
     @property
     def averages(self) -> int:
@@ -122,7 +131,8 @@ class DenoiserStage(Stage):
 
     def work(self, ctx: Context, folder: Path) -> float | None:
         if ctx.cfg.ldm.weights is not None:
-            model = build.denoiser(ctx.cfg, self.plan.stage(FirstStage).load(ctx), ctx.data)
+            ae = self.plan.stage(FirstStage).load(ctx)
+            model = build.denoiser(ctx.cfg, ae, ctx.data, tokenizer=trained_tokenizer(self.plan, ctx))
             if ctx.main:
                 weights_denoiser.install(ctx.cfg, model, folder)
             return None
@@ -187,7 +197,7 @@ def train_denoiser(
     """
     plan, cfg = stage.plan, ctx.cfg
     ae, objective = plan.stage(FirstStage).load(ctx), plan.resolved.objective
-    model = build.denoiser(cfg, ae, ctx.data)
+    model = build.denoiser(cfg, ae, ctx.data, tokenizer=trained_tokenizer(plan, ctx))
     loss = DiffusionLoss(model, ae, objective, Draws(cfg.ldm.seed), build.drop(cfg), fit.batch_size)
     size = min(VALIDATION_IMAGES, len(ctx.val))
     probe = DiffusionLoss(model, ae, objective, Draws(cfg.ldm.seed + 1), 0.0, size)
@@ -210,7 +220,8 @@ def train_denoiser(
 
 def load_denoiser(plan: "Plan", ctx: Context, folder: Path, averaged: dict[str, Tensor] | None = None) -> Denoiser:
     """Frozen, with the weights of `folder` that `eval.weights` names, or with `averaged`."""
-    model = build.denoiser(ctx.cfg, plan.stage(FirstStage).load(ctx), ctx.data)
+    ae, tokenizer = plan.stage(FirstStage).load(ctx), trained_tokenizer(plan, ctx)
+    model = build.denoiser(ctx.cfg, ae, ctx.data, tokenizer=tokenizer)
     name = "ema" if ctx.cfg.eval.weights == "ema" else "weights"
     weights_denoiser.load_into(model, averaged or load_tensors(folder / f"{name}.safetensors"))
     return frozen(model, ctx.device)  # type: ignore[return-value]

@@ -22,6 +22,7 @@ from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.first_stage import FirstStage
 from ldmlab.pipeline.latents import LatentsStage, learnt_from, load_learnt_from
 from ldmlab.pipeline.stage import Row, Stage, conditioning, deciding, trained
+from ldmlab.pipeline.tokenizer import tokenizer_of, trained_tokenizer
 from ldmlab.randomness import Draws
 from ldmlab.store.checkpoint import load_tensors
 from ldmlab.store.files import read_json, write_json
@@ -72,7 +73,7 @@ class LearningRateStage(Stage):
 
     def own(self) -> dict[str, Any]:
         """Of `ldm`: the network and the fit of a short run; the run's seed is not part of it."""
-        fit, cond = trained(self.fit(self.rates[0])), conditioning(self.cfg)
+        fit, cond = trained(self.fit(self.rates[0])), conditioning(self.cfg, self.plan.resolved.conditioner)
         fit.pop("lr")
         tile = {} if LatentsStage.of(self.plan) else {"tile": self.cfg.ae.tile}
         return {
@@ -81,7 +82,7 @@ class LearningRateStage(Stage):
         }  # fmt: skip
 
     def upstream(self) -> dict[str, Stage | str]:
-        return learnt_from(self.plan)
+        return learnt_from(self.plan) | tokenizer_of(self.plan)
 
     def check(self) -> None:
         cfg = self.cfg
@@ -96,7 +97,7 @@ class LearningRateStage(Stage):
         images = total_steps(fit) * fit.batch_size
         encode = 0.0 if LatentsStage.of(self.plan) else costs.encode
         rates = " ".join(f"{rate:g}" for rate in self.rates)
-        return Row(f"of {rates} · {number(images)} img each", len(self.rates) * images, 3 * costs.forward + encode)
+        return Row(f"of {rates} · {number(images)} img each", len(self.rates) * images, costs.training + encode)
 
     def work(self, ctx: Context, folder: Path) -> float:
         seconds = sum(self._try(ctx, folder / "runs" / f"{rate:g}", rate) for rate in self.rates)
@@ -127,7 +128,9 @@ class LearningRateStage(Stage):
         folder.mkdir(parents=True, exist_ok=True)
         fit, seed = self.fit(rate), self.cfg.tune.seed
         ae = self.plan.stage(FirstStage).load(ctx)
-        model = build.denoiser(with_values(ctx.cfg, {"ldm.seed": seed}), ae, ctx.data)
+        model = build.denoiser(
+            with_values(ctx.cfg, {"ldm.seed": seed}), ae, ctx.data, tokenizer=trained_tokenizer(self.plan, ctx)
+        )
         objective = self.plan.resolved.objective
         loss = DiffusionLoss(model, ae, objective, Draws(seed), build.drop(ctx.cfg), fit.batch_size)
         address = replace(self.address, options={**self.address.options, "rate": rate})

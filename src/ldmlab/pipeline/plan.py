@@ -27,15 +27,16 @@ from ldmlab.pipeline.samples import SamplesStage
 from ldmlab.pipeline.scores import ScoresStage
 from ldmlab.pipeline.segmenter import SegmenterStage
 from ldmlab.pipeline.stage import Row, SnapshotStage, Stage
+from ldmlab.pipeline.tokenizer import TokenizerStage
 from ldmlab.pipeline.weak_model import WeakModel
 from ldmlab.store.checkpoint import Checkpoints
 from ldmlab.store.store import Address, Store
 from ldmlab.terminal import clock
 
 KINDS: tuple[type[Stage], ...] = (
-    DataStage, ExtractorStage, FirstStage, DecoderStage, ReconstructionsStage, LatentsStage, LearningRateStage, DenoiserStage,
-    CooldownStage, GaussianStage, NoisyClassifierStage, WeakModel, NoiseBasisStage, SamplesStage, ReferenceStage, ChainStage,
-    SegmenterStage, NullSamplesStage, RegressionStage, RegressedStage, ScoresStage,
+    DataStage, TokenizerStage, ExtractorStage, FirstStage, DecoderStage, ReconstructionsStage, LatentsStage, LearningRateStage,
+    DenoiserStage, CooldownStage, GaussianStage, NoisyClassifierStage, WeakModel, NoiseBasisStage, SamplesStage, ReferenceStage,
+    ChainStage, SegmenterStage, NullSamplesStage, RegressionStage, RegressedStage, ScoresStage,
 )  # fmt: skip
 """The stages of the package. Where two could come first, the earlier here does; order is otherwise by what each stands on."""
 

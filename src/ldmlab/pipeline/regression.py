@@ -19,6 +19,7 @@ from ldmlab.pipeline.decoder import decoding, load_decoding
 from ldmlab.pipeline.first_stage import FirstStage
 from ldmlab.pipeline.latents import learnt_from, load_learnt_from
 from ldmlab.pipeline.stage import Row, Stage, conditioning, deciding, trained
+from ldmlab.pipeline.tokenizer import tokenizer_of, trained_tokenizer
 from ldmlab.randomness import Draws
 from ldmlab.store.checkpoint import load_tensors
 from ldmlab.terminal import number
@@ -42,7 +43,7 @@ class RegressionStage(Stage):
         return fit
 
     def own(self) -> dict[str, Any]:
-        cond = conditioning(self.cfg)
+        cond = conditioning(self.cfg, self.plan.resolved.conditioner)
         cond.pop("drop", None)
         return {
             "network": deciding(self.cfg.ldm.network),
@@ -52,7 +53,7 @@ class RegressionStage(Stage):
         }
 
     def upstream(self) -> dict[str, Stage | str]:
-        return learnt_from(self.plan)
+        return learnt_from(self.plan) | tokenizer_of(self.plan)
 
     @property
     def trains(self) -> bool:
@@ -68,13 +69,16 @@ class RegressionStage(Stage):
 
     def work(self, ctx: Context, folder: Path) -> float:
         ae = self.plan.stage(FirstStage).load(ctx)
-        loss = RegressionLoss(build.denoiser(ctx.cfg, ae, ctx.data), ae, Draws(ctx.cfg.ldm.seed))
+        loss = RegressionLoss(self._network(ctx, ae), ae, Draws(ctx.cfg.ldm.seed))
         data = load_learnt_from(self.plan, ctx)
         return ctx.train(self.address, folder, loss, data, self._fit(), seed=ctx.cfg.ldm.seed).seconds
 
+    def _network(self, ctx: Context, ae: Any) -> Denoiser:
+        return build.denoiser(ctx.cfg, ae, ctx.data, tokenizer=trained_tokenizer(self.plan, ctx))
+
     def load(self, ctx: Context) -> Denoiser:
         name = "weights" if ctx.cfg.ldm.fit.ema is None else "ema"
-        model, folder = build.denoiser(ctx.cfg, self.plan.stage(FirstStage).load(ctx), ctx.data), self.make(ctx)
+        model, folder = self._network(ctx, self.plan.stage(FirstStage).load(ctx)), self.make(ctx)
         model.load_state_dict(load_tensors(folder / f"{name}.safetensors"))
         return frozen(model, ctx.device)  # type: ignore[return-value]
 
@@ -96,7 +100,7 @@ class RegressedStage(Stage):
             "label": cfg.cond.label,
             "seed": cfg.eval.seed,
             "tile": cfg.ae.tile,
-        }
+        } | ({} if cfg.cond.prompt is None else {"prompt": cfg.cond.prompt})
 
     def upstream(self) -> dict[str, Stage | str]:
         return {"regression": self.plan.stage(RegressionStage), **decoding(self.plan)}

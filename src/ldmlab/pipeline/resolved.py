@@ -90,8 +90,9 @@ class Resolved:
 
     def conditions(self, n: int) -> ConditionSource:
         """What n samples are drawn for."""
-        eval_, label = self.cfg.eval, self.cfg.cond.label
-        return chosen(eval_.label_mode, self.condition_fields, self.data, self.val, n, eval_.seed, label)
+        eval_, cond = self.cfg.eval, self.cfg.cond
+        wanted = {"label": cond.label, "prompt": cond.prompt}
+        return chosen(eval_.label_mode, self.condition_fields, self.data, self.val, n, eval_.seed, **wanted)
 
     @functools.cached_property
     def costs(self) -> "Costs":
@@ -104,6 +105,8 @@ class Resolved:
             flops_of(lambda: self.autoencoder.moments(image)),
             flops_of(lambda: self.autoencoder.decode(z)),
             0.0 if self.denoiser.closed_form else forward_flops(self.denoiser, self.latent_shape),
+            flops_of(lambda: self.denoiser.null(1, self.latent_shape[1:], "meta")),
+            any(weight.requires_grad for weight in cast(nn.Module, self.conditioner).parameters()),
         )
 
 
@@ -114,6 +117,13 @@ class Costs:
     encode: float = 0.0
     decode: float = 0.0
     forward: float = 0.0
+    condition: float = 0.0  # reading one condition: a text's transformer; counted on the null condition
+    condition_learns: bool = False  # then training needs two more of them for the backward pass
+
+    @property
+    def training(self) -> float:
+        """Of a training image behind the first stage: forward and backward through network and conditioner."""
+        return 3 * self.forward + self.condition * (3 if self.condition_learns else 1)
 
 
 def forward_flops(denoiser: Denoiser, latent_shape: tuple[int, int, int]) -> float:
@@ -252,12 +262,12 @@ def check_fields(cfg: DictConfig, conditioner: Conditioner, data: ImageDataset, 
 
 
 def check_label(found: Resolved) -> None:
-    """`cond.label`, the class of all samples, is a class of the data."""
-    if found.cfg.cond.label is not None:
-        if "label" not in found.condition_fields:
-            raise ConfigError(
-                "cond.label asks for a class, but this denoiser takes no label. Use cond=class_label, or guidance=classifier."
-            )
+    """`cond.label` and `cond.prompt`, of all samples, are conditions that this denoiser takes."""
+    if found.cfg.cond.label is not None and "label" not in found.condition_fields:
+        raise ConfigError(
+            "cond.label asks for a class, but this denoiser takes no label. Use cond=class_label, or guidance=classifier."
+        )
+    if found.cfg.cond.label is not None or found.cfg.cond.prompt is not None:
         found.conditions(1)
 
 
@@ -334,6 +344,7 @@ def checked_metrics(found: Resolved) -> list[Metric]:
     offered = available(
         logits=extractor.logit_dim > 0, classes_of_data=extractor.classes_of_data,
         conditions=[*found.condition_fields, *shown], pairs=found.condition_fields not in ((), ("label",)),
+        answers=getattr(extractor, "values", ()),
     )  # fmt: skip
     wanted = build.metrics(cfg)
     stages = {need for metric in wanted for need in metric.needs if need.startswith("stage:")}  # the plan's question

@@ -53,7 +53,7 @@ class SamplesStage(SnapshotStage):
         cfg = self.cfg
         found = {
             "label_mode": cfg.eval.label_mode, "label": cfg.cond.label, "n": cfg.eval.samples, "seed": cfg.eval.seed,
-            "tile": cfg.ae.tile,
+            "tile": cfg.ae.tile, **({} if cfg.cond.prompt is None else {"prompt": cfg.cond.prompt}),
         }  # fmt: skip
         if self.closed_form:
             return found
@@ -107,7 +107,7 @@ class SamplesStage(SnapshotStage):
         )  # fmt: skip
         for kind in resolved.guidance:
             kind.cost(cost)
-        return cost.total
+        return cost.total + resolved.costs.condition
 
     def work(self, ctx: Context, folder: Path) -> None:
         cfg, resolved = ctx.cfg, self.plan.resolved

@@ -41,7 +41,10 @@ class ScoresStage(SnapshotStage):
         return self.plan.stage(SamplesStage, self.images)
 
     def own(self) -> dict[str, Any]:
-        return {"metrics": self.cfg.metric, "bootstrap": self.cfg.eval.bootstrap}
+        metrics = plain(self.cfg.metric)
+        for metric in self.plan.resolved.metrics:
+            metrics[metric.name] |= getattr(metric, "files", {})  # what a file holds decides a score, not where it lies
+        return {"metrics": metrics, "bootstrap": self.cfg.eval.bootstrap}
 
     def upstream(self) -> dict[str, Stage | str]:
         reference = self.plan.stage(ReferenceStage)
@@ -106,7 +109,7 @@ class ScoresStage(SnapshotStage):
             class_names=tuple(ctx.data.class_names), classes_of_data=extractor.classes_of_data,
             stages=stages, conditioner=resolved.conditioner, device=ctx.device,
             features_of=lambda batches: extract((b.permute(0, 3, 1, 2) for b in batches), extractor, ctx.device),
-            distance=None if distance is None else frozen(distance, ctx.device),
+            distance=None if distance is None else frozen(distance, ctx.device), answers=getattr(extractor, "answers", None),
         )  # fmt: skip
 
     def card(self, extractor: Any, reference_images: int) -> ProtocolCard:
@@ -114,6 +117,7 @@ class ScoresStage(SnapshotStage):
         cfg, resolved = self.cfg, self.plan.resolved
         labelled = "label" in resolved.condition_fields
         mode = (f"label {cfg.cond.label}" if cfg.cond.label is not None else cfg.eval.label_mode) if labelled else None
+        mode = mode if cfg.cond.prompt is None else f"prompt {cfg.cond.prompt!r}"
         return ProtocolCard(
             reference=self.plan.stage(ReferenceStage).address.id, reference_split=cfg.eval.reference.split,
             reference_images=reference_images, resolution=resolved.resolution, samples=cfg.eval.samples, label_mode=mode,

@@ -149,16 +149,31 @@ def trained(fit: Any) -> dict[str, Any]:
     return found
 
 
-def conditioning(cfg: DictConfig) -> dict[str, Any]:
-    """What of `cond` decides a trained denoiser: its options without what only samples know, one condition or several."""
+def conditioning(cfg: DictConfig, made: Any) -> dict[str, Any]:
+    """What of `cond` decides a trained denoiser: its options without what only samples know, one condition or several.
+
+    made: the conditioner, or the composition of several, which knows the contents of files that it reads.
+    """
     found: dict[str, Any] = plain(cfg.cond)
     parts, apart = found.pop("parts"), found.pop("apart")
-    found.pop("label")
+    for name in ("label", "prompt"):
+        found.pop(name)
     if parts is None:
-        return found
+        return {**found, "conditioner": with_contents(found["conditioner"], made)}
+    for part, of_part in zip(parts.values(), made.parts, strict=True):
+        part["conditioner"] = with_contents(part["conditioner"], of_part)
     if not apart:
         return {"parts": {name: part["conditioner"] for name, part in parts.items()}, "drop": found["drop"]}
     return {"parts": parts}
+
+
+def with_contents(conditioner: dict[str, Any], made: Any) -> dict[str, Any]:
+    """A conditioner's options with the hash of what it reads (`files`) in the place of the path of a file or folder."""
+    parts = getattr(made, "parts", None)
+    if parts is not None and "parts" in conditioner:
+        pairs = zip(conditioner["parts"], parts, strict=True)
+        return {**conditioner, "parts": [with_contents(*pair) for pair in pairs]}
+    return {**conditioner, **getattr(made, "files", {})}
 
 
 class SnapshotStage(Stage):

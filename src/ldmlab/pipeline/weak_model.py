@@ -17,6 +17,7 @@ from ldmlab.pipeline.first_stage import FirstStage
 from ldmlab.pipeline.resolved import forward_flops
 from ldmlab.pipeline.snapshots import kept, said, scored
 from ldmlab.pipeline.stage import Stage
+from ldmlab.pipeline.tokenizer import trained_tokenizer
 from ldmlab.store.checkpoint import load_tensors
 from ldmlab.store.files import read_json
 from ldmlab.terminal import number
@@ -95,7 +96,8 @@ class WeakModel(Stage):
         if self.other is None:
             return Model(self.plan.stage(DenoiserStage).load(ctx, self.images), self.plan.resolved.objective)
         resolved, cfg = self.plan.resolved, self.other.cfg
-        model = build.denoiser(cfg, self.plan.stage(FirstStage).load(ctx), ctx.data)
+        ae, tokenizer = self.plan.stage(FirstStage).load(ctx), trained_tokenizer(self.plan, ctx)
+        model = build.denoiser(cfg, ae, ctx.data, tokenizer=tokenizer)
         name = "ema" if ctx.cfg.eval.weights == "ema" else "weights"
         weights_denoiser.load_into(model, load_tensors(self.make(ctx) / f"{name}.safetensors"))
         objective = build.objective(cfg, resolved.latent_shape[1])

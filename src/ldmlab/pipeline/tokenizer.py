@@ -1,0 +1,101 @@
+"""The tokenizer of the data's captions, for a conditioning that reads texts and has none from elsewhere."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ldmlab.conditioning.text import Text
+from ldmlab.conditioning.tokenizer import FILE, train
+from ldmlab.data.base import ImageDataset
+from ldmlab.errors import ConfigError
+from ldmlab.pipeline.context import Context
+from ldmlab.pipeline.data import DataStage
+from ldmlab.pipeline.stage import Row, Stage
+from ldmlab.store.files import atomic, write_json
+from ldmlab.terminal import number
+
+if TYPE_CHECKING:
+    from ldmlab.pipeline.plan import Plan
+
+READ = 1024  # images whose captions are read at once
+MOST = 200_000  # training images whose captions are read; a tokenizer of so many is not much different with more
+
+
+class TokenizerStage(Stage):
+    """tokenizer.json, as the library `tokenizers` has it; tokens.json with how long the captions are."""
+
+    name: ClassVar[str] = "tokenizer"
+
+    @classmethod
+    def of(cls, plan: "Plan") -> list[Stage]:
+        return [plan.stage(cls)] if _learning(plan) else []
+
+    @property
+    def _text(self) -> Text:
+        return _learning(self.plan)[0]
+
+    @property
+    def label(self) -> str:
+        return self.plan.resolved.choices["data"]
+
+    def own(self) -> dict[str, Any]:
+        return {"field": self._text.field, "vocab_size": self._text.vocab_size, "captions": MOST}
+
+    def upstream(self) -> dict[str, Stage | str]:
+        return {"data": self.plan.stage(DataStage)}
+
+    def check(self) -> None:
+        """Conditioners of one run share a tokenizer."""
+        if len({(part.field, part.vocab_size) for part in _learning(self.plan)}) > 1:
+            raise ConfigError(
+                "cond has several text conditioners whose tokenizers would be trained differently. Give them the same field and "
+                "vocab_size, or a tokenizer folder."
+            )
+
+    def row(self) -> Row:
+        images = min(len(self.plan.resolved.data), MOST)
+        return Row(f"at most {number(self._text.vocab_size)} tokens, from {number(images)} captions")
+
+    def work(self, ctx: Context, folder: Path) -> None:
+        if not ctx.main:
+            return
+        made = train(_texts(ctx.data, self._text.field), self._text.vocab_size)
+        with atomic(folder / FILE) as beside:
+            made.save(str(beside))
+        lengths = [len(row.ids) for part in _parts(ctx.data, self._text.field) for row in made.encode_batch(part)]
+        cut = sum(length > self._text.length for length in lengths) / len(lengths)
+        write_json(
+            folder / "tokens.json", {"tokens": made.get_vocab_size(), "captions": len(lengths), "longest": max(lengths)}
+        )
+        ctx.say(f" tokenizer: {made.get_vocab_size()} tokens; the longest caption has {max(lengths)}")
+        if cut:
+            ctx.say(
+                f" note: {cut:.1%} of the captions are longer than cond.conditioner.length={self._text.length} tokens, and are cut"
+            )
+
+
+def trained_tokenizer(plan: "Plan", ctx: Context) -> Path | None:
+    """The folder of the run's own tokenizer, trained first where it is missing; None for a run without one."""
+    found = TokenizerStage.of(plan)
+    return found[0].make(ctx) if found else None
+
+
+def tokenizer_of(plan: "Plan") -> dict[str, Stage | str]:
+    """Role → the tokenizer that a denoiser stands on."""
+    return {"tokenizer": plan.stage(TokenizerStage)} if _learning(plan) else {}
+
+
+def _learning(plan: "Plan") -> list[Text]:
+    """The conditioners that read texts with a tokenizer of the data's own."""
+    return [part for part in plan.resolved.denoiser.modules() if isinstance(part, Text) and part.learns_tokens]
+
+
+def _parts(data: ImageDataset, field: str) -> Iterator[list[str]]:
+    count = min(len(data), MOST)
+    for begin in range(0, count, READ):
+        yield [sample[field] for sample in data.__getitems__(list(range(begin, min(begin + READ, count))))]
+
+
+def _texts(data: ImageDataset, field: str) -> Iterator[str]:
+    for part in _parts(data, field):
+        yield from part
