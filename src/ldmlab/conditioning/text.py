@@ -92,7 +92,10 @@ class Text(nn.Module):
 
     def _ids(self, texts: Sequence[str]) -> Ids:
         if self.tokenizer is None:
-            raise RuntimeError("this text conditioner was built for a plan, without its tokenizer")
+            raise ConfigError(
+                "cond: a run trains this tokenizer on the captions, and this command runs the network without a run. Give "
+                "cond.conditioner.tokenizer=<folder of a tokenizer>; in the place of fair=time, fair=flops."
+            )
         return self.tokenizer(texts)
 
     def _cond(self, ids: Ids) -> Cond:
