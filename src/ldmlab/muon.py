@@ -1,8 +1,8 @@
 """Muon: steps along the orthogonalised momentum for weights between hidden layers, AdamW for all other parameters.
 
 Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; the length of a step is that of Liu et
-al. 2025 (arXiv 2502.16982, eq. 4), so that one learning rate and one weight decay suit both rules. torch.optim.Muon takes matrices alone and no other parameters; most
-weights of a UNet are convolutions.
+al. 2025 (arXiv 2502.16982, eq. 4), so that one learning rate and one weight decay suit both rules.
+torch.optim.Muon takes matrices alone and no other parameters; most weights of a UNet are convolutions.
 
 Letters: O outputs, I inputs of a layer (of a convolution: input channels times kernel positions).
 """
