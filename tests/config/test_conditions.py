@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from ldmlab import build
 from ldmlab.conditioning.base import Cond
 from ldmlab.conditioning.class_label import ClassLabel
 from ldmlab.conditioning.compose import Compose
@@ -35,7 +36,10 @@ def plan_of(root: Path, *words: str) -> Plan:
 
 def deciding(*words: str) -> dict[str, Any]:
     """What of the condition is in a denoiser's id."""
-    return conditioning(load(words).cfg)
+    cfg = load(words).cfg
+    with build.shapes_only():
+        made = build.conditioner(cfg, build.dataset(cfg, "train", None))
+    return conditioning(cfg, made)
 
 
 def test_each_has_its_own_options_and_one_denoiser_takes_both(tmp_path: Path) -> None:
