@@ -48,9 +48,10 @@ def rows(study: Study, table: CellTable) -> list[Row]:
     by_denoiser = {cell.denoiser: cell.arm for cell in table.cells}
     last, found = table.at(table.shares[-1]), []
     for arm in table.arms:
-        cell = next(c for c in study.cells if c.denoiser is not None and by_denoiser.get(c.denoiser.id) == arm)
-        record = cell.run.stage("reconstructions")
-        if record is None or not record.done:
+        own = (c for c in study.cells if c.denoiser is not None and by_denoiser.get(c.denoiser.id) == arm)
+        cell = next(own, None)  # none where another arm has the same denoiser, drawn under other options of sampling
+        record = None if cell is None else cell.run.stage("reconstructions")
+        if cell is None or record is None or not record.done:
             continue
         interval = arm_interval(last, arm)
         fids = _of_val(cell, record)

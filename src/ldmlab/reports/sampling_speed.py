@@ -18,7 +18,7 @@ WAYS: dict[str, tuple[str, Callable[[Speed], float]]] = {
     "sampler": ("sampler alone", lambda speed: speed.sampler),
 }
 NOTE = "From right to left more DDIM steps: {steps}. One denoiser a line; bands over images."
-UNTIMED = "{count} sets of samples were drawn before speeds were measured and are left out; a new store draws and measures them."
+UNTIMED = "Left out: sets of samples that were drawn before speeds were measured ({count}); a new store draws and measures them."
 
 
 def ladders(study: Study, table: CellTable) -> list[tuple[Arm, list[StudyCell]]]:
