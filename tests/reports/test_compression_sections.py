@@ -16,7 +16,7 @@ from reports.test_study import cell
 from ldmlab.metrics.frechet import fid_score
 from ldmlab.reports import compression_page, fid_sources, paper_figures, sampling_speed, training_curves
 from ldmlab.reports.collect import read_runs
-from ldmlab.reports.compression_cells import Work, read_table
+from ldmlab.reports.compression_cells import TrainingWork, read_table
 from ldmlab.reports.publish import advice, make_report
 from ldmlab.reports.study_cells import read_study
 
@@ -109,7 +109,7 @@ def of_other_steps(store: FakeStore, ae: str, fid: float, steps: int) -> Path:
     return folder
 
 
-WORK = Work(
+WORK = TrainingWork(
     {f"d{ae}-0{d}0": (10, 1e9 * f_of(ae)) for ae in AES for d in (0, 1)},
     {f"d{ae}-0{d}0": 2e12 for ae in AES for d in (0, 1)},
 )

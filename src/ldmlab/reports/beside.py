@@ -12,7 +12,7 @@ from ldmlab.store.files import read_arrays
 CEILING = "real images"  # what a judge makes of the true images: not to be beaten
 
 
-class Compared(NamedTuple):
+class MeasuredSets(NamedTuple):
     """One measure of the samples, and the same of each set beside them by its name."""
 
     metric: MetricDeclaration
@@ -30,14 +30,14 @@ class Compared(NamedTuple):
         return better, rest
 
 
-def compared(record: StageRecord) -> list[Compared]:
+def compared(record: StageRecord) -> list[MeasuredSets]:
     """The measures of a scores stage that have something beside them."""
     others: dict[str, dict[str, Estimate]] = {}
     for key, said in record.declared.items():
         if said.get("beside") and key in record.scores:
             others.setdefault(said["measure"], {})[str(said["beside"])] = record.scores[key]
     return [
-        Compared(numbers.declaration(key, record.declared), record.scores[key], found)
+        MeasuredSets(numbers.declaration(key, record.declared), record.scores[key], found)
         for key, found in others.items()
         if key in record.scores
     ]
@@ -65,7 +65,7 @@ def sections(runs: list[Run]) -> list[doc.Section]:
         rows += [[doc.Entry(name), *(_cell(c, name) for c in measures)] for name in names]
         title = "Beside the null condition and trivial answers"
         table = doc.Table(["", *(c.metric.head for c in measures)], rows, "" if len(runs) == 1 else run.label)
-        verdict = doc.Text(" ".join(_verdict(c) for c in measures), "small")
+        verdict = doc.Paragraph(" ".join(_verdict(c) for c in measures), "small")
         name = f"beside-{len(found)}" if len(runs) > 1 else "beside"
         shown = _sets(run, record, name)
         found.append(doc.Section(title, [table, verdict, *shown], f"beside-{record.id}"))
@@ -83,15 +83,15 @@ def _sets(run: Run, record: StageRecord, name: str) -> list[doc.Block]:
     seen = [samples.condition(i) for i in range(n)] if samples is not None else []
     rows = [("condition", "", seen, False)] if seen and all(picture is not None for picture in seen) else []
     rows += [(title, "", list(images), False) for title, images in sets.items()]
-    return [pictures.strips(name, rows, 72), doc.Text("Each column is one condition and one noise.", "small")]
+    return [pictures.strips(name, rows, 72), doc.Paragraph("Each column is one condition and one noise.", "small")]
 
 
-def _cell(compared: Compared, name: str) -> doc.Entry:
+def _cell(compared: MeasuredSets, name: str) -> doc.Entry:
     other = compared.others.get(name)
     return doc.Entry("–") if other is None else doc.Entry(*numbers.shown(other, compared.metric.factor))
 
 
-def _verdict(c: Compared) -> str:
+def _verdict(c: MeasuredSets) -> str:
     better, rest = c.apart()
     said = [
         f"better than {', '.join(better)} outside both intervals" if better else "",

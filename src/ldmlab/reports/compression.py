@@ -211,7 +211,7 @@ def claim_blocks(table: CellTable, study: str) -> list[doc.Block]:
     said = f"Ratio: of the FIDs that the claim compares, {COMBINED}; 1 is no difference. A claim is decided where its interval is."
     return [
         doc.Table(["claim", "verdict", "ratio", "why", "source"], doc.entries(rows), left=5),
-        doc.Text(said, "small"),
+        doc.Paragraph(said, "small"),
     ]
 
 
@@ -232,4 +232,4 @@ def component_blocks(table: CellTable) -> list[doc.Block]:
     ]
     rows.append(["images of one cell", f"{math.sqrt(nested.image_variance):.3f}", "bootstrap"])
     heads = ["level", "standard deviation of ln FID", "degrees of freedom"]
-    return [doc.Table(heads, doc.entries(rows)), doc.Text(HOW, "small")]
+    return [doc.Table(heads, doc.entries(rows)), doc.Paragraph(HOW, "small")]

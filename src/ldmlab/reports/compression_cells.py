@@ -21,7 +21,7 @@ FACTS = ("objects",)  # of the data's options: what a claim may compare
 PIXELS = "pixels"
 
 
-class Work(NamedTuple):
+class TrainingWork(NamedTuple):
     """Of each denoiser, by its id. training: (parameters, operations of training on an image); before: operations of its first stage's
     training and of encoding its images.
     """
@@ -30,7 +30,7 @@ class Work(NamedTuple):
     before: Mapping[str, float] = {}
 
 
-def read_table(study: Study, work: Work, key: str = KEY) -> CellTable:
+def read_table(study: Study, work: TrainingWork, key: str = KEY) -> CellTable:
     """The trained cells with this score under the protocol that most share (a sampling seed may differ). No cells where f is the same
     for all.
     """
@@ -78,7 +78,7 @@ def _names(cells: list[StudyCell], study: Study) -> dict[str, str]:
     return {id_: ae if alike[ae] == 1 or not text else text for id_, (ae, text) in keys.items()}
 
 
-def _cell(cell: StudyCell, arm: Arm, work: Work, key: str, measured: bool) -> Cell:
+def _cell(cell: StudyCell, arm: Arm, work: TrainingWork, key: str, measured: bool) -> Cell:
     config, denoiser = cell.run.config, cell.denoiser
     ae, ldm = config.get("ae") or {}, config.get("ldm") or {}
     points = tuple(
@@ -106,19 +106,19 @@ def _point(scores: StageRecord, images: int, ldm: dict[str, Any], key: str, deno
     return Point(round(images / end, 4), images, score.value, low, high, score.replicates, seconds, scores.place)
 
 
-class Speed(NamedTuple):
+class ImagesPerSecond(NamedTuple):
     """Images a second. sampler: without the decoder; both: with it."""
 
     sampler: float
     both: float
 
 
-def speed_of(samples: StageRecord) -> Speed | None:
+def speed_of(samples: StageRecord) -> ImagesPerSecond | None:
     """As the samples' card has it; None for samples from before it was measured."""
     found = samples.provenance.get("sampling") or {}
     if not found or not found["sampler_seconds"]:
         return None
-    return Speed(
+    return ImagesPerSecond(
         found["images"] / found["sampler_seconds"],
         found["images"] / (found["sampler_seconds"] + found["decoder_seconds"]),
     )
@@ -144,12 +144,12 @@ def csv_rows(table: CellTable) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def table_of(runs: list[Run], work: Work | None = None) -> CellTable:
+def table_of(runs: list[Run], work: TrainingWork | None = None) -> CellTable:
     """`read_table` from the runs themselves."""
     from ldmlab.reports.study_cells import read_study
 
     study = read_study(runs)
-    return read_table(study, work or Work()) if study.cells else CellTable(())
+    return read_table(study, work or TrainingWork()) if study.cells else CellTable(())
 
 
 def folder_table(folders: list[Path]) -> CellTable:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from ldmlab.reports import compression, fid_sources, latent_ranks, paper_figures, sampling_speed, training_curves
 from ldmlab.reports import document as doc
 from ldmlab.reports.chain_figures import chain_figures
-from ldmlab.reports.compression_cells import KEY, Work, read_table
+from ldmlab.reports.compression_cells import KEY, TrainingWork, read_table
 from ldmlab.reports.figures import Figure
 from ldmlab.reports.records import Run
 from ldmlab.reports.study_cells import Study
@@ -18,7 +18,7 @@ OfF = tuple[CellTable, list[doc.Block], list[doc.Section]]
 """The cells, what stands at the head of the page, sections below it."""
 
 
-def sections(study: Study, runs: list[Run], work: Work, name: str) -> OfF:
+def sections(study: Study, runs: list[Run], work: TrainingWork, name: str) -> OfF:
     """Nothing for a study that does not vary f."""
     table = read_table(study, work)
     head, judged = compression.blocks(table, name)

@@ -64,7 +64,7 @@ class Table:
     explained: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
-class Text(NamedTuple):
+class Paragraph(NamedTuple):
     text: str
     look: Literal["", "small", "lead", "muted"] = ""
 
@@ -131,7 +131,7 @@ class Section:
 
 
 Block = (
-    Text | Notes | Code | FactList | Anchors | Headlines | Table | Figures | Pictures | Picture | Columns | Section
+    Paragraph | Notes | Code | FactList | Anchors | Headlines | Table | Figures | Pictures | Picture | Columns | Section
 )  # fmt: skip
 
 
@@ -195,7 +195,7 @@ class Document:
 def markdown(block: Block, level: int = 2) -> list[str]:
     """The lines of a block. level: of a section's heading."""
     match block:
-        case Text(text):
+        case Paragraph(text):
             return [escape(text)]
         case Notes(notes):
             return [f"- {f'({note.mark}) ' if note.mark else ''}{escape(note.text)}" for note in notes]

@@ -34,7 +34,7 @@ SCATTER = (
 
 
 @dataclass(frozen=True)
-class Row:
+class FIDSource:
     """One first stage. rfid: of val images against their own reconstructions; the others against the study's reference."""
 
     arm: Arm
@@ -43,7 +43,7 @@ class Row:
     places: dict[str, str]  # where each is kept
 
 
-def rows(study: Study, table: CellTable) -> list[Row]:
+def rows(study: Study, table: CellTable) -> list[FIDSource]:
     """A row an arm. FIDs of val images and reconstructions are computed here from the features that lie in the store."""
     by_denoiser = {cell.denoiser: cell.arm for cell in table.cells}
     last, found = table.at(table.shares[-1]), []
@@ -61,7 +61,7 @@ def rows(study: Study, table: CellTable) -> list[Row]:
             fids["gaussian"], places["gaussian"] = gaussian.scores.scores[KEY], gaussian.scores.place
         fids["samples"] = Estimate(math.exp(interval.value), math.exp(interval.low), math.exp(interval.high))
         places["samples"] = sources(table, arm, table.shares[-1])
-        found.append(Row(arm, record.scores.get("rfid"), fids, places))
+        found.append(FIDSource(arm, record.scores.get("rfid"), fids, places))
     return found
 
 
@@ -115,7 +115,7 @@ def blocks(study: Study, table: CellTable) -> list[doc.Block]:
         else ""
     )
     drawn = [figure for figure in (over_f(found, table), scatter(found, table)) if figure is not None]
-    return [doc.Figures(drawn), doc.Table(heads, doc.entries(entries)), doc.Text(f"{NOTE}{unequal}", "small")]
+    return [doc.Figures(drawn), doc.Table(heads, doc.entries(entries)), doc.Paragraph(f"{NOTE}{unequal}", "small")]
 
 
 def _images(cell: StudyCell) -> int:
@@ -123,7 +123,7 @@ def _images(cell: StudyCell) -> int:
     return 0 if record is None else int(record.card.get("images") or 0)
 
 
-def over_f(found: list[Row], table: CellTable) -> Figure | None:
+def over_f(found: list[FIDSource], table: CellTable) -> Figure | None:
     """The four FIDs over f, along the curve."""
     curve = [row for row in found if row.arm in table.curve]
     series = []
@@ -156,7 +156,7 @@ def _end(score: Estimate, end: str) -> float:
     return score.value if end == "value" else score.bounds[0 if end == "low" else 1]
 
 
-def scatter(found: list[Row], table: CellTable) -> Figure | None:
+def scatter(found: list[FIDSource], table: CellTable) -> Figure | None:
     """FID of samples over rFID, a point a first stage."""
     known = [(row, row.rfid) for row in found if row.rfid is not None]
     families = list(dict.fromkeys(row.arm.family for row, _ in known))

@@ -137,14 +137,18 @@ def score_section(cells: list[FirstStageCell], scores: ScoreTable) -> doc.Sectio
     ties = [doc.Note("tie", numbers.tie(m, numbers.pair_names(pairs))) for m, pairs in all_indistinct(cells)]
     notes = doc.Notes([*ties, *limits(cells)])
     more = f"{READING} · [cells.csv](cells.csv), [paper.csv](paper.csv)"
-    blocks: list[doc.Block] = [replace(table, title=""), *([notes] if notes.notes else []), doc.Text(more, "small")]
+    blocks: list[doc.Block] = [
+        replace(table, title=""),
+        *([notes] if notes.notes else []),
+        doc.Paragraph(more, "small"),
+    ]
     for title, pairs in (
         ("From one f to the next", along_f(cells)),
         ("One regulariser against another at equal f", at_equal_f(cells)),
     ):
         if pairs:
             note = "Δ: second less first. Brackets: paired 95 % interval over the same images."
-            blocks.append(doc.Section(title, [pair_table(pairs), doc.Text(note, "small")]))
+            blocks.append(doc.Section(title, [pair_table(pairs), doc.Paragraph(note, "small")]))
     return doc.Section("Scores", [*blocks, paper_section(table_8())], "scores")
 
 
@@ -163,7 +167,10 @@ def paper_section(paper: Table8) -> doc.Section:
     for row in paper.rows:
         sizes = [numbers.count(row.c), numbers.count(row.codes)]
         rows.append([row.label, *sizes, *(row.printed[n] for n in SCORES), plain(row.bits_per_pixel)])
-    blocks = [doc.Text("Not comparable with the rows above: for its trend over f alone."), doc.Text(why, "small")]
+    blocks = [
+        doc.Paragraph("Not comparable with the rows above: for its trend over f alone."),
+        doc.Paragraph(why, "small"),
+    ]
     return doc.Section("The paper's Table 8, not comparable", [*blocks, doc.Table(heads, doc.entries(rows))])
 
 
@@ -208,7 +215,7 @@ def identity(cells: list[FirstStageCell]) -> doc.Section:
         rows.append([x.label, *size, *cost, plain(speed["encode"]), plain(speed["decode"])])
     note = f"Ratio of elements: 3 H W / (c h w). Ratio of bits: 24 / bits a pixel. {machine(cells)}"
     table = doc.Table(heads, doc.entries(rows))
-    return doc.Section("What each one is, and what it costs", [table, doc.Text(note, "small")], "cost")
+    return doc.Section("What each one is, and what it costs", [table, doc.Paragraph(note, "small")], "cost")
 
 
 def machine(cells: list[FirstStageCell]) -> str:
@@ -250,7 +257,7 @@ def protocol(cells: list[FirstStageCell], study: str) -> doc.Section:
         table = tables.varied_table([cell.label for cell in cells], differ)
         blocks.append(doc.Section("What differs between the cells", [table], fold=True, muted=str(len(differ))))
     for cell in cells:
-        inside: list[doc.Block] = [doc.Code(cell.run.command), doc.Text(f"`{cell.compared.place}`", "small")]
+        inside: list[doc.Block] = [doc.Code(cell.run.command), doc.Paragraph(f"`{cell.compared.place}`", "small")]
         inside += [card_facts(cell.compared), doc.FactList(numbers.facts(cell.compared.provenance))]
         inside += [doc.Code(cell.run.yaml)]
         muted = "command, protocol card, provenance, configuration"
@@ -288,9 +295,9 @@ def reconstructions(cells: list[FirstStageCell]) -> doc.Section:
     others = [cell.label for cell in cells if cell not in same]
     text += f" Not shown, for they saw other images: {', '.join(others)}." if others else ""
     detail = f"Squares of {crops[0].side} pixels where the original has most detail, enlarged without smoothing."
-    zoom = doc.Section("Zoomed", [strips("crops", zoomed, 168), doc.Text(detail, "small")])
+    zoom = doc.Section("Zoomed", [strips("crops", zoomed, 168), doc.Paragraph(detail, "small")])
     return doc.Section(
-        "Reconstructions", [strips("reconstructions", rows, 96), doc.Text(text, "small"), zoom], "reconstructions"
+        "Reconstructions", [strips("reconstructions", rows, 96), doc.Paragraph(text, "small"), zoom], "reconstructions"
     )
 
 
@@ -345,7 +352,7 @@ def latent(cell: FirstStageCell) -> doc.Section:
     share = ", ".join(f"{100 * s:.0f} %" for s in cell.latent["pca_share"])
     caption = f"First principal components of the channels as red, green, blue; {share} of the variance."
     _, h, w = cell.latent_shape
-    blocks: list[doc.Block] = [latent_maps(cell), doc.Text(caption, "small"), doc.Figures(latent_figures(cell))]
+    blocks: list[doc.Block] = [latent_maps(cell), doc.Paragraph(caption, "small"), doc.Figures(latent_figures(cell))]
     blocks.append(channels(cell))
     return doc.Section(cell.label, blocks, f"cell-{cell.compared.id}", muted=f"{h}×{w}×{cell.c}")
 
@@ -362,4 +369,4 @@ def channels(cell: FirstStageCell) -> doc.Section:
     note = f"Of the standardised latent, z = (raw − shift) · scale. Raw latent: mean {raw[0]}, standard deviation {raw[1]}."
     table = doc.Table(["channel", "mean", "std", *(f"r{j}" for j in related)], doc.entries(rows))
     muted = f"mean, standard deviation{', correlation' if cell.c > 1 else ''}"
-    return doc.Section("Channels", [table, doc.Text(note, "small")], fold=True, muted=muted, only_page=True)
+    return doc.Section("Channels", [table, doc.Paragraph(note, "small")], fold=True, muted=muted, only_page=True)

@@ -60,7 +60,7 @@ def section(cells: list[FirstStageCell], runs: list[Run]) -> doc.Section:
     sigmas = sorted({each["sigma"] for _, each in found})
     note = f"{NOTE} Noise: {' and '.join(f'{sigma:g}' for sigma in sigmas)} standard deviations of the latent."
     table = doc.Table(["first stage", *(HEADS[name] for name in names)], doc.entries(rows))
-    return doc.Section("Diagnostics of the latents", [table, doc.Text(note, "small")], "diagnostics")
+    return doc.Section("Diagnostics of the latents", [table, doc.Paragraph(note, "small")], "diagnostics")
 
 
 def csv_records(cells: list[FirstStageCell], runs: list[Run]) -> list[dict[str, Any]]:

@@ -59,7 +59,7 @@ def blocks(study: Study, table: CellTable, runs: list[Run]) -> list[doc.Block]:
     below = doc.Section("The diagnostics themselves", section.blocks, fold=True, muted=f"{len(found)} latents")
     names = [name for name in HEADS if sum(name in each.scores for each in found) >= FEWEST]
     if not names:
-        return [doc.Text(TOO_FEW.format(fewest=FEWEST, count=len(found)), "small"), below]
+        return [doc.Paragraph(TOO_FEW.format(fewest=FEWEST, count=len(found)), "small"), below]
     rows = []
     for name in names:
         own = [each for each in found if name in each.scores]
@@ -73,7 +73,7 @@ def blocks(study: Study, table: CellTable, runs: list[Run]) -> list[doc.Block]:
     heads = ["diagnostic", "rank correlation with FID", "given f", "first stages"]
     return [
         doc.Table(heads, doc.entries(rows)),
-        doc.Text(NOTE.format(count=len(found), given=FEWEST_GIVEN_F), "small"),
+        doc.Paragraph(NOTE.format(count=len(found), given=FEWEST_GIVEN_F), "small"),
         below,
     ]
 

@@ -88,5 +88,7 @@ def blocks(table: CellTable) -> list[doc.Block]:
     why = " ".join(str(figure["why_not_comparable"]).split())
     return [
         doc.Table(heads, doc.entries(rows)),
-        doc.Text(f"{figure['source']}, {figure['tolerance']}. In brackets: over the column's lowest. {why}", "small"),
+        doc.Paragraph(
+            f"{figure['source']}, {figure['tolerance']}. In brackets: over the column's lowest. {why}", "small"
+        ),
     ]

@@ -65,7 +65,7 @@ def document(runs: list[Run], found: list[tables.ScoreTable], title: str | None)
     shown = [tables.shown_table(table) for table in found]
     sections = [
         answer(runs, drawn, first, rebuilt),
-        doc.Section("Scores", [*shown, doc.Text(READING, "small")], "scores") if shown else None,
+        doc.Section("Scores", [*shown, doc.Paragraph(READING, "small")], "scores") if shown else None,
         samples(runs, drawn),
         doc.Section("Reconstructions", rebuilt, "reconstructions") if rebuilt and (drawn or not one) else None,
         *beside.sections(runs),
@@ -120,7 +120,7 @@ def answer(
     _, stage, after, _ = drawn[0]
     turns = ", the classes in turn" if stage.pictures.labels else ""
     caption = f"Generated images{f' {after}' if after else ''}{turns}; unselected, in the order of their seeds."
-    sheet: list[doc.Block] = [pictures.contact_sheet(stage.pictures), doc.Text(caption, "small")]
+    sheet: list[doc.Block] = [pictures.contact_sheet(stage.pictures), doc.Paragraph(caption, "small")]
     return doc.Section("", [doc.Columns(sheet, numbers_first)], "answer")
 
 
@@ -137,7 +137,7 @@ def headlines(run: Run) -> list[doc.Block]:
         label = metric.label + (", reconstructions" if record.stage != "scores" else "")
         found.append(doc.Headline(label, text, metric.unit, interval, record.anchor))
     words = numbers.by_words((metric for metric, _ in chosen), "interval")
-    return [doc.Headlines(found), *([doc.Text(f"95 % intervals. {words}.", "small")] if words else [])]
+    return [doc.Headlines(found), *([doc.Paragraph(f"95 % intervals. {words}.", "small")] if words else [])]
 
 
 def sample_grids(runs: list[Run]) -> list[tuple[Run, StageRecord, str, Pictures]]:
@@ -172,14 +172,14 @@ def samples(runs: list[Run], drawn: list[tuple[Run, StageRecord, str, Pictures]]
     blocks: list[doc.Block] = []
     if pairs is not None:
         columns = f"Each column is one seed{' and one class' if labels else ''}. {pairs.sizes}"
-        blocks.append(doc.Section(heading, [pairs, doc.Text(columns, "small")]))
+        blocks.append(doc.Section(heading, [pairs, doc.Paragraph(columns, "small")]))
     first = "the first of each class" if labels else "the first"
     for run, stage, after, grid in drawn:
         which = f"{numbers.count(grid.shown)} of {numbers.count(grid.of)} images, {first}, unselected."
         pair = " Left of each sample: its condition." if grid.conditioned else ""
         inside: list[doc.Block] = [
             grid,
-            doc.Text(f"{which} {grid.sizes}{pair} All of them: [{stage.place}](#{stage.anchor})", "small"),
+            doc.Paragraph(f"{which} {grid.sizes}{pair} All of them: [{stage.place}](#{stage.anchor})", "small"),
         ]
         order = "By class" if stage.pictures.labels else "In order of seed"
         several = len(runs) > 1
@@ -202,7 +202,7 @@ def seeds(runs: list[Run], grids: list[Pictures]) -> list[doc.Block]:
         if own:
             made = f", made by `{run.command}`" if run.command else ""
             blocks += [
-                doc.Text(f"`{record.place}`{made}", "small"),
+                doc.Paragraph(f"`{record.place}`{made}", "small"),
                 doc.Anchors([(tile.anchor, tile.caption) for tile in own]),
             ]
     return blocks
@@ -218,7 +218,7 @@ def reconstructions(runs: list[Run]) -> list[doc.Block]:
             network, who = run.stage("autoencoder") or record, f"{run.label}: " if len(stages) > 1 else ""
             caption = f"{who}{network.what} on validation images. [{record.place}](#{record.anchor})"
             picture = pictures.read_picture(path, name, ("original", "reconstruction", "error × 4"))
-            blocks += [picture, doc.Text(caption, "small")]
+            blocks += [picture, doc.Paragraph(caption, "small")]
     return blocks
 
 
@@ -232,17 +232,17 @@ def own_sections(runs: list[Run]) -> list[doc.Section]:
     sections = []
     for record in {stage.id: stage for run in runs for stage in run.stages if stage.section}.values():
         table, title = record.section.get("table") or {}, str(record.section.get("title") or record.stage)
-        blocks: list[doc.Block] = [doc.Text(str(record.section["text"]))] if record.section.get("text") else []
+        blocks: list[doc.Block] = [doc.Paragraph(str(record.section["text"]))] if record.section.get("text") else []
         if table.get("columns"):
             rows = [["–" if value is None else str(value) for value in row] for row in table["rows"]]
             blocks.append(doc.Table([str(head) for head in table["columns"]], doc.entries(rows)))
         for name in record.section.get("pictures") or ():
             shown = pictures.read_picture(record.folder / name, f"{record.stage}-{Path(name).stem}", (Path(name).stem,))
             blocks += [
-                doc.Text(Path(name).stem, "small"),
+                doc.Paragraph(Path(name).stem, "small"),
                 Picture(shown.name, shown.png, shown.width, min(shown.width, 358), shown.names),
             ]
-        blocks.append(doc.Text(f"[{record.place}](#{record.anchor})", "small"))
+        blocks.append(doc.Paragraph(f"[{record.place}](#{record.anchor})", "small"))
         sections.append(doc.Section(title, blocks, f"section-{record.id}"))
     return sections
 
@@ -291,11 +291,11 @@ def cost(runs: list[Run]) -> doc.Section:
                 own = [record.stage, record.what, numbers.count(images), speed, numbers.seconds(record.seconds)]
                 rows.append([*([run.label] if several else []), *own])
     if not rows:
-        return doc.Section("Cost", [doc.Text("Nothing has run yet.", "muted")], "cost")
+        return doc.Section("Cost", [doc.Paragraph("Nothing has run yet.", "muted")], "cost")
     heads = [*(["run"] if several else []), "stage", "what", "training images", "images/s", "time"]
     note = f"images/s: median of the logged training rates. {machine(runs)}"
     return doc.Section(
-        "Cost", [doc.Table(heads, doc.entries(rows), left=len(heads) - 3), doc.Text(note, "small")], "cost"
+        "Cost", [doc.Table(heads, doc.entries(rows), left=len(heads) - 3), doc.Paragraph(note, "small")], "cost"
     )
 
 

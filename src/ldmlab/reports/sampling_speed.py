@@ -5,7 +5,7 @@ from collections.abc import Callable
 from ldmlab.reports import document as doc
 from ldmlab.reports import numbers
 from ldmlab.reports.compression import colour_of, named
-from ldmlab.reports.compression_cells import KEY, Speed, speed_of
+from ldmlab.reports.compression_cells import KEY, ImagesPerSecond, speed_of
 from ldmlab.reports.figures import Figure, round_ticks, score_line, score_panel
 from ldmlab.reports.numbers import KNOWN, common_card
 from ldmlab.reports.records import StageRecord
@@ -13,7 +13,7 @@ from ldmlab.reports.study_cells import Study, StudyCell
 from ldmlab.studies.cells import Arm, CellTable
 
 STEEP = 3.0
-WAYS: dict[str, tuple[str, Callable[[Speed], float]]] = {
+WAYS: dict[str, tuple[str, Callable[[ImagesPerSecond], float]]] = {
     "both": ("sampler and decoder", lambda speed: speed.both),
     "sampler": ("sampler alone", lambda speed: speed.sampler),
 }
@@ -60,7 +60,7 @@ def blocks(study: Study, table: CellTable, paper: list[Figure]) -> list[doc.Bloc
         measured([cell.samples for _, cells in found for cell in cells]),
         *([UNTIMED.format(count=left_out)] if left_out else []),
     ]
-    return [*made, doc.Table(heads, doc.entries(rows)), doc.Text(" ".join(said), "small")]
+    return [*made, doc.Table(heads, doc.entries(rows)), doc.Paragraph(" ".join(said), "small")]
 
 
 def figure(found: list[tuple[Arm, list[StudyCell]]], table: CellTable, way: str) -> Figure:

@@ -228,9 +228,9 @@ def study(store: Overview, name: str) -> bytes | None:
             Entry(str(n), href=_file(job.log) if log is not None and log.is_file() else ""),
             Entry(state, look="" if job.code == 0 else "state"), Entry(job.words, look="code"),
         ])  # fmt: skip
-    made: list[doc.Block] = [doc.Text(f"[{title}]({_file(place)})") for place, title in pages]
+    made: list[doc.Block] = [doc.Paragraph(f"[{title}]({_file(place)})") for place, title in pages]
     command = f"python src/report.py study={name} store={store.root}"
-    made = made or [doc.Text("Its page is not made yet:"), doc.Code(command)]
+    made = made or [doc.Paragraph("Its page is not made yet:"), doc.Code(command)]
     sections = [
         doc.Section("", made),
         doc.Section("Cells of its last sweep", [doc.Table(["log", "state", "words"], rows, left=3)] if rows else []),

@@ -43,4 +43,4 @@ def section(runs: list[Run]) -> doc.Section | None:
             )
     note = NOTE.format(reference="; ".join(dict.fromkeys(references)) or "where fair=… names one")
     table = doc.Table(["run", *HEADS], doc.entries(rows), left=4)
-    return doc.Section("Equal and unequal", [table, doc.Text(note, "small")], "equal")
+    return doc.Section("Equal and unequal", [table, doc.Paragraph(note, "small")], "equal")

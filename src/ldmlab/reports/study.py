@@ -15,7 +15,7 @@ from ldmlab.metrics.protocol import leaf_differences
 from ldmlab.reports import compression_page, explore, figures, numbers, sizes, tables
 from ldmlab.reports import document as doc
 from ldmlab.reports.collect import read_runs
-from ldmlab.reports.compression_cells import Work
+from ldmlab.reports.compression_cells import TrainingWork
 from ldmlab.reports.compression_cells import csv_rows as compression_csv
 from ldmlab.reports.figures import HEIGHT, ROW, ROW_MARGIN, Figure, round_ticks, score_line, score_panel
 from ldmlab.reports.numbers import MetricDeclaration, common_card
@@ -81,7 +81,7 @@ def scored_study(runs: list[Run], name: str, counted: Counted) -> tuple[Study, c
     study = read_study(runs)
     if not study.cells:
         raise DataError(f"study={name}: no samples are scored yet. Make them: python src/train.py -m sweeps={name}")
-    compared = compression_page.sections(study, runs, Work(counted.work, counted.before), name)
+    compared = compression_page.sections(study, runs, TrainingWork(counted.work, counted.before), name)
     if study.ladder and not compared[0].cells:  # not a study of f: no cell may stand apart
         study = read_study(runs, laddered=False)
     return study, compared
@@ -112,7 +112,7 @@ def document(
         doc.Section("Samples", samples(study, shown), "samples"),
         identity(study, counted),
         *filter(None, [sizes.section([cell.run for cell in study.cells])]),
-        doc.Section("Loss", [doc.Text(LOSSES, "small"), doc.Figures(losses)] if losses else [], "training"),
+        doc.Section("Loss", [doc.Paragraph(LOSSES, "small"), doc.Figures(losses)] if losses else [], "training"),
         protocol(study, name),
     ]
     cells = f"{len(study.cells)} cell{'s' if len(study.cells) > 1 else ''}"
@@ -161,9 +161,9 @@ def scores(study: Study, runs: list[Run]) -> doc.Section:
     if rows:
         base = baseline(study).label
         note = f"Δ: the cell less {base}. Brackets: paired 95 % interval of the difference."
-        inside: list[doc.Block] = [doc.Table(heads, doc.entries(rows)), doc.Text(note, "small")]
+        inside: list[doc.Block] = [doc.Table(heads, doc.entries(rows)), doc.Paragraph(note, "small")]
         blocks.append(doc.Section(f"Less {base}", inside, fold=True, open=few, muted="cell by cell"))
-    return doc.Section("Scores", [*blocks, doc.Text(READING, "small")], "scores")
+    return doc.Section("Scores", [*blocks, doc.Paragraph(READING, "small")], "scores")
 
 
 def columns(study: Study) -> list[str]:
@@ -321,7 +321,7 @@ def samples(study: Study, shown: list[tuple[str, Pictures]]) -> list[doc.Block]:
     blocks: list[doc.Block] = [
         doc.Section(title, [each], fold=True, open=n < 2) if title else each for n, (title, each) in enumerate(shown)
     ]
-    return [*blocks, doc.Text(columns_said(study, shown[0][1]), "small")]
+    return [*blocks, doc.Paragraph(columns_said(study, shown[0][1]), "small")]
 
 
 # ---- what the cells are ---------------------------------------------------------------------------------------------
@@ -371,7 +371,7 @@ def identity(study: Study, counted: Counted) -> doc.Section:
     where = machine([cell.run for cell in study.cells])
     said, table = notes(study, counted), doc.Table(heads, doc.entries(rows), left=2)
     return doc.Section(
-        title, [table, doc.Text(f"{OPERATIONS} {where}", "small"), *([doc.Notes(said)] if said else [])], "cost"
+        title, [table, doc.Paragraph(f"{OPERATIONS} {where}", "small"), *([doc.Notes(said)] if said else [])], "cost"
     )
 
 
@@ -381,7 +381,7 @@ def protocol(study: Study, name: str) -> doc.Section:
     shared, vary = split_fields(cards)
     said = f"Varies: {', '.join(vary) or 'nothing'}. The same for all cells:"
     facts = doc.FactList(numbers.facts({k: v for k, v in shared.items() if v is not None}))
-    blocks: list[doc.Block] = [doc.Text(said, "small"), facts]
+    blocks: list[doc.Block] = [doc.Paragraph(said, "small"), facts]
     differ = varied([cell.run for cell in study.cells])
     if differ:
         table = tables.varied_table([cell.label for cell in study.cells], differ)
@@ -389,8 +389,8 @@ def protocol(study: Study, name: str) -> doc.Section:
     for n, cell in enumerate((*study.cells, *study.ladder)):
         made = {name: score.method for name, score in cell.scores.scores.items() if score.method}
         made_by = doc.FactList([*made.items(), *numbers.facts(cell.scores.provenance)])
-        places = doc.Text(f"`{cell.scores.place}`, of `{cell.samples.place}`", "small")
-        config: doc.Block = doc.Text(
+        places = doc.Paragraph(f"`{cell.scores.place}`, of `{cell.samples.place}`", "small")
+        config: doc.Block = doc.Paragraph(
             "Configuration: that of the first cell but for the options that differ, above.", "small"
         )
         own = cell not in study.ladder and len(study.denoisers) > 1

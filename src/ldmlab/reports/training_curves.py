@@ -20,7 +20,7 @@ REACHED = (
 )
 
 
-class Axis(NamedTuple):
+class CurveAxis(NamedTuple):
     """of: a cell at one of its snapshots → x, None where nobody knows."""
 
     short: str
@@ -38,10 +38,10 @@ def _all_flops(cell: Cell, point: Point) -> float | None:
 
 
 AXES = (
-    Axis("images", TRAINING, lambda cell, point: float(point.images)),
-    Axis("flops", "training TFLOP, first stage not counted", _flops),
-    Axis("all-flops", "training TFLOP with the first stage", _all_flops),
-    Axis("seconds", "seconds of the denoiser's training, measured", lambda cell, point: point.seconds),
+    CurveAxis("images", TRAINING, lambda cell, point: float(point.images)),
+    CurveAxis("flops", "training TFLOP, first stage not counted", _flops),
+    CurveAxis("all-flops", "training TFLOP with the first stage", _all_flops),
+    CurveAxis("seconds", "seconds of the denoiser's training, measured", lambda cell, point: point.seconds),
 )
 
 
@@ -50,7 +50,7 @@ def drawn(table: CellTable) -> tuple[Arm, ...]:
     return table.arms if len(table.arms) <= MOST else table.curve
 
 
-def place(table: CellTable, arm: Arm, share: float, axis: Axis) -> float | None:
+def place(table: CellTable, arm: Arm, share: float, axis: CurveAxis) -> float | None:
     """Mean over the arm's cells; None where one of them does not know."""
     found = [axis.of(cell, point) for cell in table.cells if cell.arm == arm and (point := cell.at(share)) is not None]
     known = [x for x in found if x is not None]
@@ -63,7 +63,7 @@ def figures(tables: dict[str, CellTable]) -> list[Figure]:
     return [figure for figure in made if figure is not None]
 
 
-def _figure(table: CellTable, key: str, axis: Axis) -> Figure | None:
+def _figure(table: CellTable, key: str, axis: CurveAxis) -> Figure | None:
     series = []
     for arm in drawn(table):
         xs = [place(table, arm, share, axis) for share in table.shares]
@@ -97,7 +97,7 @@ def reach_blocks(table: CellTable) -> list[doc.Block]:
     if not rows:
         return []
     heads = ["first stage", *(head for k in ks for head in (f"FID ≤ {k:g}", "with first stage"))]
-    return [doc.Table(heads, doc.entries(rows)), doc.Text(REACHED, "small")]
+    return [doc.Table(heads, doc.entries(rows)), doc.Paragraph(REACHED, "small")]
 
 
 def _reached(table: CellTable, arm: Arm, k: float, costs: list[float], before: float | None) -> tuple[str, str]:

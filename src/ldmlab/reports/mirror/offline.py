@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from filelock import FileLock, Timeout
 
 from ldmlab.errors import UserError
-from ldmlab.reports.mirror.payload import Artifact, Payload, Pictures, Row
+from ldmlab.reports.mirror.payload import Artifact, HistoryRow, Media, Payload
 from ldmlab.store.files import read_json, write_json, writing
 
 CONTENTS = "mirror.json"  # beside the .wandb file: what the folder holds
@@ -148,15 +148,15 @@ class OfflineRun:
 
 
 def _media(value: Any) -> Any:
-    if not isinstance(value, Pictures):
+    if not isinstance(value, Media):
         return value
     wandb = import_wandb()
     return [wandb.Image(image_HWC, caption=said) for image_HWC, said in zip(value.read(), value.captions, strict=True)]
 
 
-def _plain(row: Row) -> str:
+def _plain(row: HistoryRow) -> str:
     """What is remembered of a row that was written; of pictures their captions. (A text: NaN does not equal itself.)"""
-    return repr({name: value.captions if isinstance(value, Pictures) else value for name, value in row.values.items()})
+    return repr({name: value.captions if isinstance(value, Media) else value for name, value in row.values.items()})
 
 
 # ---- folders that are there -----------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ SCORE_COLUMNS = [
 STAGE_COLUMNS = ["stage", "id", "what", "state", "seconds", "folder", "upstream"]
 
 
-class Pictures(NamedTuple):
+class Media(NamedTuple):
     """read: gives uint8 arrays [H, W, 3], one a caption."""
 
     captions: list[str]
@@ -35,14 +35,14 @@ class Pictures(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row of history. group: what comes before the `/` of its values, which are numbers or Pictures."""
+class HistoryRow:
+    """One row of history. group: what comes before the `/` of its values, which are numbers or Media."""
 
     group: str
     values: dict[str, Any]
 
 
-class Table(NamedTuple):
+class LoggedTable(NamedTuple):
     columns: list[str]
     rows: list[list[Any]]
 
@@ -72,9 +72,9 @@ class Payload:
     tags: tuple[str, ...]
     notes: str
     config: dict[str, Any]
-    rows: tuple[Row, ...]
+    rows: tuple[HistoryRow, ...]
     summary: dict[str, Any] = field(default_factory=dict)
-    tables: dict[str, Table] = field(default_factory=dict)
+    tables: dict[str, LoggedTable] = field(default_factory=dict)
     artifacts: tuple[Artifact, ...] = ()
     whole: bool = True  # whether every stage is finished
 
@@ -123,7 +123,7 @@ def first_stage_shape(run: Run) -> dict[str, int]:
 # ---- history --------------------------------------------------------------------------------------------------------
 
 
-def history(run: Run) -> list[Row]:
+def history(run: Run) -> list[HistoryRow]:
     """Stage after stage, up to the first that is not finished; of that one what its last checkpoint covers.
 
     A training that is interrupted writes what came after its checkpoint again, perhaps at other image counts.
@@ -143,14 +143,14 @@ def history(run: Run) -> list[Row]:
     return found
 
 
-def curves(record: StageRecord, group: str) -> list[Row]:
+def curves(record: StageRecord, group: str) -> list[HistoryRow]:
     """Every row of a stage's log that stays."""
     found = []
     for row in record.rows if record.done else covered(record):
         split = row.get("split", "train")
         values = {f"{group}/{split}/{name}": value for name, value in row.items() if name not in POSITION}
         place = {f"{group}/{name}": row[name] for name in ("images", "step", "time") if name in row}
-        found.append(Row(group, place | values))
+        found.append(HistoryRow(group, place | values))
     return found
 
 
@@ -160,11 +160,11 @@ def covered(record: StageRecord) -> list[dict[str, Any]]:
     return [row for row in record.rows if images and row["images"] <= max(images)]
 
 
-def scored_rows(snapshot: Snapshot) -> list[Row]:
+def scored_rows(snapshot: Snapshot) -> list[HistoryRow]:
     """Scores over the images that the denoiser had seen, then pictures of the samples that were scored."""
     found = []
     if snapshot.images is not None and snapshot.scores is not None:
-        found.append(Row("scores", {"scores/images": snapshot.images} | bounds("scores", snapshot.scores)))
+        found.append(HistoryRow("scores", {"scores/images": snapshot.images} | bounds("scores", snapshot.scores)))
     return found + (sample_rows(snapshot.samples, snapshot.images) if snapshot.samples is not None else [])
 
 
@@ -177,16 +177,16 @@ def bounds(group: str, record: StageRecord) -> dict[str, float]:
     return found
 
 
-def reconstruction_row(record: StageRecord) -> list[Row]:
+def reconstruction_row(record: StageRecord) -> list[HistoryRow]:
     """The sheet of reconstructions, where the stage drew one."""
     sheet = record.folder / "reconstructions.png"
     if not sheet.is_file():
         return []
     said = f"originals, reconstructions, error × 4; {record.stage} {record.id}, {record.what}"
-    return [Row("reconstructions", {"reconstructions/pictures": Pictures([said], partial(read_picture, sheet))})]
+    return [HistoryRow("reconstructions", {"reconstructions/pictures": Media([said], partial(read_picture, sheet))})]
 
 
-def sample_rows(record: StageRecord, images: int | None) -> list[Row]:
+def sample_rows(record: StageRecord, images: int | None) -> list[HistoryRow]:
     """The first samples of a snapshot, and what they were drawn from. images: seen by the denoiser, where that is known."""
     if not record.done:
         return []
@@ -194,12 +194,12 @@ def sample_rows(record: StageRecord, images: int | None) -> list[Row]:
     n = min(PICTURES, len(drawn))
     captions = [caption(record, i) for i in range(n)]
     values: dict[str, Any] = {} if images is None else {"samples/images": images}
-    values["samples/pictures"] = Pictures(captions, lambda: [drawn.images_NHWC[i] for i in range(n)])
+    values["samples/pictures"] = Media(captions, lambda: [drawn.images_NHWC[i] for i in range(n)])
     if drawn.conditions_MHWC is not None:
         m = min(n, len(drawn.conditions_MHWC))
         shown = [f"condition of {text}" for text in captions[:m]]
-        values["samples/conditions"] = Pictures(shown, lambda: [drawn.conditions_MHWC[i] for i in range(m)])
-    return [Row("samples", values)]
+        values["samples/conditions"] = Media(shown, lambda: [drawn.conditions_MHWC[i] for i in range(m)])
+    return [HistoryRow("samples", values)]
 
 
 def caption(record: StageRecord, i: int) -> str:
@@ -230,7 +230,7 @@ def summary(run: Run) -> dict[str, Any]:
     return found | {"state": "unfinished" if run.unfinished else "finished"}
 
 
-def tables(run: Run) -> dict[str, Table]:
+def tables(run: Run) -> dict[str, LoggedTable]:
     scored = [record for record in run.stages if record.scores]
     scores = [score_line(record, key, score) for record in scored for key, score in record.scores.items()]
     stages = [
@@ -238,8 +238,8 @@ def tables(run: Run) -> dict[str, Table]:
     ]
     warned = [[r.stage, r.id, images, text] for r in run.stages for images, text in r.alarms]
     warned += [[r.stage, r.id, r.snapshot_images, text] for r in scored for text in r.warnings]
-    found = {"tables/scores": Table(SCORE_COLUMNS, scores), "tables/stages": Table(STAGE_COLUMNS, stages)}
-    found["tables/warnings"] = Table(["stage", "id", "images", "text"], warned)
+    found = {"tables/scores": LoggedTable(SCORE_COLUMNS, scores), "tables/stages": LoggedTable(STAGE_COLUMNS, stages)}
+    found["tables/warnings"] = LoggedTable(["stage", "id", "images", "text"], warned)
     return {key: table for key, table in found.items() if table.rows}
 
 

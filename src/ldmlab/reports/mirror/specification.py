@@ -94,7 +94,7 @@ def kept(block: doc.Block) -> Any:
         case doc.Columns(left, right):
             inside = [b for b in map(kept, [*left, *right]) if b is not None]
             return doc.Columns(inside, []) if inside else None
-        case doc.Text() | doc.Notes() | doc.Code() | doc.FactList() | doc.Table():
+        case doc.Paragraph() | doc.Notes() | doc.Code() | doc.FactList() | doc.Table():
             return block
     return None
 
