@@ -145,7 +145,7 @@ def resolve(cfg: DictConfig, choices: dict[str, str], data: ImageDataset, val: I
         check_first_stage(cfg, autoencoder, len(data))
         _, height, width = autoencoder.latent_shape(data.resolution)
         conditioner = build.conditioner(cfg, data, autoencoder)
-        check_fields(cfg, conditioner, data, choices["cond"])
+        check_fields(cfg, conditioner, data, choices.get("cond", "…"))
         denoiser = build.denoiser(cfg, autoencoder, data, conditioner)
     denoiser.network.check_latent(height, width)  # type: ignore[operator]
     objective = build.objective(cfg, height)
