@@ -45,8 +45,8 @@ def test_any_size_from_16(side: int) -> None:
 @pytest.mark.slow
 def test_it_learns_the_maps_of_the_run_s_data(tmp_path: Path) -> None:
     """One object kind would be guessed from background alone; here it must beat an answer of background everywhere."""
-    words = ["debug=tiny", "data.resolution=16", "data.train_images=256", "data.val_images=64", "runtime.threads=1"]
-    words += ["segmenter.width=12", "segmenter.fit.images=1000", "segmenter.fit.lr=4e-3", f"store={tmp_path}"]
+    words = ["debug=tiny", "data.resolution=16", "data.train_images=512", "data.val_images=64", "runtime.threads=1"]
+    words += ["segmenter.width=16", "segmenter.fit.images=2000", "segmenter.fit.lr=4e-3", f"store={tmp_path}"]
     plan = prepare(load(words))
     ctx = Context(plan.resolved.cfg, plan, make_accelerator("cpu"))
     folder = plan.stage(SegmenterStage).make(ctx)
