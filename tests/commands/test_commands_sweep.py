@@ -43,7 +43,7 @@ def test_a_killed_sweep_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
     sweep.kill()
     sweep.wait()
     jobs = json.loads((killed / "sweeps/compression/jobs.json").read_text())["jobs"]
-    assert [job["exit_code"] for job in jobs] == [None, None]
+    assert len(jobs) == 7 and {job["exit_code"] for job in jobs} == {None}  # two denoisers, and five ladders
     if sys.platform == "linux":  # the cell was told, wrote a checkpoint and ended; nothing was sealed
         end = time.monotonic() + 60
         while "stopped: SIGTERM" not in (killed / "sweeps/compression/job-0.log").read_text():
@@ -52,6 +52,6 @@ def test_a_killed_sweep_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
         assert list(killed.glob("denoiser/*/checkpoints/0*")) and not list(killed.glob("denoiser/*/done.json"))
     again = start(killed)
     assert again.wait() == 0, again.stderr and again.stderr.read().decode()
-    assert len(results(whole)) == 4 and results(killed) == results(whole)
+    assert len(results(whole)) >= 4 and results(killed) == results(whole)
     jobs = json.loads((killed / "sweeps/compression/jobs.json").read_text())["jobs"]
-    assert [job["exit_code"] for job in jobs] == [0, 0]
+    assert [job["exit_code"] for job in jobs] == [0] * 7
