@@ -56,20 +56,23 @@ class Objective:
         self.delta = delta
         self.times = times or Uniform()
         self.stratified = stratified
+        self._edges = {torch.device("cpu"): self.times.edges(schedule).float()}
         self._weight = None if weighting is None else {torch.device("cpu"): self._weights(weighting)}
 
-    def u(self, draws: Draws, position_B: Tensor, batch_size: int = 1) -> Tensor:
-        """Uniform numbers in [0, 1) for the times of these images, [B] on the CPU; purpose "t".
+    def u(self, draws: Draws, position_B: Tensor, batch_size: int = 1, device: torch.device | str = "cpu") -> Tensor:
+        """Uniform numbers in [0, 1) for the times of these images, [B] on `device`; purpose "t".
 
         `batch_size`: images of one optimiser step, over all ranks and micro-batches; read when `stratified`.
         """
         if self.stratified:
-            return stratified(draws, "t", position_B, batch_size)
-        return draws.rand("t", position_B, (), "cpu")
+            return stratified(draws, "t", position_B, batch_size, device)
+        return draws.rand("t", position_B, (), device)
 
     def t(self, u_B: Tensor) -> Tensor:
         """Uniform numbers in [0, 1) → whole times 0 … T-1 of the training distribution; never falling in u."""
-        return self.times.t(u_B, self.schedule)
+        if u_B.device not in self._edges:  # once per device, as the schedule's tables
+            self._edges[u_B.device] = self._edges[torch.device("cpu")].to(u_B.device)
+        return torch.searchsorted(self._edges[u_B.device], u_B, right=True)
 
     def inputs(self, zt_BCHW: Tensor, t_B: Tensor) -> tuple[Tensor, Tensor]:
         """What the network is shown for z_t and t: (image-like [B, C, H, W], time [B], whole or fractional)."""

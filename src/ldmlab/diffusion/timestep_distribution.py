@@ -1,5 +1,8 @@
 """Which noise levels training visits how often: from a uniform number to a whole time, never falling.
 
+A distribution is a table of T - 1 numbers, made once; a time is found in it by comparisons alone, so that it is the same time on
+every device.
+
 Shape letters: B batch.
 """
 
@@ -17,18 +20,22 @@ Spread = Annotated[float, Range(above=0, at_most=50)]
 
 
 class TimestepDistribution:
-    """A distribution of t by its quantiles, so that evenly spread numbers give evenly spread times."""
+    """A distribution of t by its distribution function, so that evenly spread numbers give evenly spread times."""
+
+    def edges(self, schedule: Schedule) -> Tensor:
+        """The probability of a time before 1 … T-1, float64 [T - 1], never falling."""
+        raise NotImplementedError
 
     def t(self, u_B: Tensor, schedule: Schedule) -> Tensor:
         """Numbers in [0, 1) → whole times 0 … T-1, int64; a larger number never gives an earlier time."""
-        raise NotImplementedError
+        return torch.searchsorted(self.edges(schedule).to(u_B), u_B, right=True)
 
 
 class Uniform(TimestepDistribution):
     """Each whole time as often (Ho et al. 2020)."""
 
-    def t(self, u_B: Tensor, schedule: Schedule) -> Tensor:
-        return (u_B * schedule.T).long().clamp(max=schedule.T - 1)
+    def edges(self, schedule: Schedule) -> Tensor:
+        return torch.arange(1, schedule.T, dtype=torch.float64) / schedule.T
 
 
 class LogitNormal(TimestepDistribution):
@@ -42,9 +49,9 @@ class LogitNormal(TimestepDistribution):
         self.mean = mean
         self.std = std
 
-    def t(self, u_B: Tensor, schedule: Schedule) -> Tensor:
-        tau_B = torch.sigmoid(self.mean + self.std * torch.special.ndtri(u_B.double()))
-        return (tau_B * schedule.T).long().clamp(max=schedule.T - 1)
+    def edges(self, schedule: Schedule) -> Tensor:
+        tau_T = torch.arange(1, schedule.T, dtype=torch.float64) / schedule.T
+        return torch.special.ndtr((torch.logit(tau_T) - self.mean) / self.std)
 
 
 class LogNormal(TimestepDistribution):
@@ -58,11 +65,10 @@ class LogNormal(TimestepDistribution):
         self.mean = mean
         self.std = std
 
-    def t(self, u_B: Tensor, schedule: Schedule) -> Tensor:
+    def edges(self, schedule: Schedule) -> Tensor:
         alpha_T, sigma_T = schedule.levels()
-        log_T = (sigma_T / alpha_T).log()
-        wanted_B = self.mean + self.std * torch.special.ndtri(u_B.double())
-        return torch.searchsorted(((log_T[1:] + log_T[:-1]) / 2).to(u_B.device), wanted_B)
+        log_T = (sigma_T / alpha_T).log().cpu()
+        return torch.special.ndtr(((log_T[1:] + log_T[:-1]) / 2 - self.mean) / self.std)
 
 
 def check_std(std: float) -> None:

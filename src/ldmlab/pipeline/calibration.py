@@ -55,6 +55,7 @@ class Calibration(Stage):
     """
 
     name: ClassVar[str] = "calibration"
+    version: ClassVar[int] = 2
     due: ClassVar[str | None] = "autoencoder"
 
     def __init__(

@@ -31,6 +31,7 @@ class ChainStage(SnapshotStage):
     """chain.json: times, and at each the bits until then, RMSE and perceptual distance, with intervals over images."""
 
     name: ClassVar[str] = "chain"
+    version: ClassVar[int] = 2
 
     @classmethod
     def of(cls, plan: "Plan") -> list[Stage]:

@@ -40,7 +40,7 @@ class DecoderStage(Stage):
     """autoencoder.safetensors: the first stage's own encoder and scale, and a decoder that learnt on."""
 
     name: ClassVar[str] = "decoder"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     due: ClassVar[str | None] = "autoencoder"
 
     @classmethod

@@ -44,7 +44,7 @@ class DenoiserStage(Stage):
     """weights.safetensors, ema.safetensors, power averages, snapshots at named image counts, the log, floor.json."""
 
     name: ClassVar[str] = "denoiser"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     due: ClassVar[str | None] = "denoiser"
 
     @classmethod

@@ -51,6 +51,7 @@ class Diagnostics(Stage):
     """
 
     name: ClassVar[str] = "diagnostics"
+    version: ClassVar[int] = 2
     due: ClassVar[str | None] = "autoencoder"
 
     def __init__(

@@ -60,7 +60,7 @@ class ExtractorStage(Stage):
     over training images, scores.json with what it knows of val images."""
 
     name: ClassVar[str] = "extractor"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     due: ClassVar[str | None] = "autoencoder"
 
     @classmethod

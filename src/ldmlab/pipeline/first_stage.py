@@ -45,7 +45,7 @@ class FirstStage(Stage):
     """autoencoder.safetensors with its scale; for a trained one weights, average, snapshots and log."""
 
     name: ClassVar[str] = "autoencoder"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     due: ClassVar[str | None] = "autoencoder"
 
     @property

@@ -39,7 +39,7 @@ def denoiser_of(plan: "Plan") -> DenoiserStage:
 class GaussianStage(DenoiserStage):
     """weights.safetensors: means, directions, variances; gaussian.json: what they were fitted to."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     @classmethod
     def of(cls, plan: "Plan") -> list[Stage]:

@@ -43,6 +43,7 @@ class LearningRateStage(Stage):
     """
 
     name: ClassVar[str] = "learning_rate"
+    version: ClassVar[int] = 2
 
     @classmethod
     def of(cls, plan: "Plan") -> list["LearningRateStage"]:  # type: ignore[override]

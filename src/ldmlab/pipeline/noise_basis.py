@@ -39,16 +39,16 @@ class PixelNoise(ImageNoise):
     def __init__(
         self, seeds: Sequence[int], resolution: int, f: int, basis_CP: Tensor | None, device: torch.device | str = "cpu"
     ):
-        super().__init__(seeds, (IMAGE_CHANNELS, resolution, resolution))
-        self.f, self.basis_CP, self.to = f, basis_CP, device
+        super().__init__(seeds, (IMAGE_CHANNELS, resolution, resolution), device)
+        self.f, self.basis_CP = f, None if basis_CP is None else basis_CP.to(device)
 
     def __call__(self) -> Tensor:
         """The next draw, float32, [B, C, R/f, R/f]; each image by itself, so that the batch changes no bit of it."""
         noise_B3RR = super().__call__()
         if self.basis_CP is None:
-            return noise_B3RR.to(self.to)
+            return noise_B3RR
         side = self.shape[1] // self.f
-        return torch.stack([self._projected(each_3RR).view(-1, side, side) for each_3RR in noise_B3RR]).to(self.to)
+        return torch.stack([self._projected(each_3RR).view(-1, side, side) for each_3RR in noise_B3RR])
 
     def _projected(self, noise_3RR: Tensor) -> Tensor:
         assert self.basis_CP is not None

@@ -34,7 +34,7 @@ class NoisyClassifierStage(Stage):
     """weights and average of the classifier; scores.json: its accuracy by noise, beside that of naming the commonest class."""
 
     name: ClassVar[str] = "noisy_classifier"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     @classmethod
     def of(cls, plan: "Plan") -> list[Stage]:

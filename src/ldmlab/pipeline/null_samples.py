@@ -32,7 +32,7 @@ class NullSamplesStage(SamplesStage):
     """
 
     name: ClassVar[str] = "null_samples"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     due: ClassVar[str | None] = None
 
     @classmethod

@@ -42,7 +42,7 @@ class ReconstructionsStage(Stage):
     """
 
     name: ClassVar[str] = "reconstructions"
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
     due: ClassVar[str | None] = "autoencoder"
 
     @property

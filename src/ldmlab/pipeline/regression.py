@@ -31,6 +31,7 @@ class RegressionStage(Stage):
     """weights.safetensors, ema.safetensors: the denoiser's network and conditioner, trained as long as it, on the mean."""
 
     name: ClassVar[str] = "regression"
+    version: ClassVar[int] = 2
 
     @classmethod
     def of(cls, plan: Any) -> list[Stage]:
@@ -87,6 +88,7 @@ class RegressedStage(Stage):
     """images.npy: the regression network's answer to the condition of each sample."""
 
     name: ClassVar[str] = REGRESSED
+    version: ClassVar[int] = 2
 
     @classmethod
     def of(cls, plan: Any) -> list[Stage]:

@@ -35,7 +35,7 @@ class SamplesStage(SnapshotStage):
     """
 
     name: ClassVar[str] = "samples"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     due: ClassVar[str | None] = "samples"
     only_as_end: ClassVar[bool] = True
 

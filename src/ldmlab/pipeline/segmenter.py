@@ -28,6 +28,7 @@ class SegmenterStage(Stage):
     """
 
     name: ClassVar[str] = "segmenter"
+    version: ClassVar[int] = 2
 
     def own(self) -> dict[str, Any]:
         return {"segmenter": self.cfg.segmenter, "fields": self._fields()}

@@ -25,16 +25,17 @@ def changed(image_BCHW: Tensor, position_B: Tensor, draws: Draws) -> tuple[Tenso
 
     In order: log2 of the contrast's factor, brightness, colour taken away, sigma of blur, deviation of noise.
     """
-    u_B10 = draws.rand("classifier change", position_B, (10,), "cpu")
-    u_B5 = torch.where(u_B10[:, 5:] < HOW_OFTEN, u_B10[:, :5], u_B10.new_tensor([0.5, 0.5, 0.0, 0.0, 0.0]))
+    u_B10 = draws.rand("classifier change", position_B, (10,), image_BCHW.device)
+    none_5 = (torch.arange(5, device=u_B10.device) < 2).float() / 2  # contrast and brightness lie in the middle
+    u_B5 = torch.where(u_B10[:, 5:] < HOW_OFTEN, u_B10[:, :5], none_5)
     target_B5 = u_B5.clone()
     target_B5[:, :2] = 2 * u_B5[:, :2] - 1
     target_B5[:, 4] = u_B5[:, 4] ** 2  # little noise is the harder question
-    stops, light, grey, soft, grain = target_B5.to(image_BCHW.device)[:, :, None, None, None].unbind(1)
+    stops, light, grey, soft, grain = target_B5[:, :, None, None, None].unbind(1)
     x_BCHW = image_BCHW
     for change, dose in (
         (blur, SIGMA * soft), (saturation, 1 - grey), (contrast, 2 ** (STOPS * stops)), (brightness, LIGHT * light),
         (noise, NOISE * grain),
     ):  # fmt: skip
         x_BCHW = change(Batch(x_BCHW, position_B.tolist(), x_BCHW), dose)
-    return x_BCHW.clamp(-1, 1), target_B5.to(image_BCHW.device)
+    return x_BCHW.clamp(-1, 1), target_B5

@@ -63,7 +63,7 @@ class DiffusionLoss:
         self.autoencoder = autoencoder
         self.objective = objective
         self.draws = draws
-        self.drop_P, self.apart = torch.tensor(chances), not isinstance(drop, float | int)
+        self.chances, self.apart = chances, not isinstance(drop, float | int)
         self.batch_size = batch_size
 
     def active(self, player: str, images_seen: int) -> bool:
@@ -85,8 +85,8 @@ class DiffusionLoss:
         position_B = batch["position"]
         z0_BCHW = self.latents(batch)
         device = z0_BCHW.device
-        u_B = self.objective.u(self.draws, position_B, self.batch_size)
-        t_B = self.objective.t(u_B).to(device, non_blocking=True)
+        u_B = self.objective.u(self.draws, position_B, self.batch_size, device)
+        t_B = self.objective.t(u_B)
         eps_BCHW = self.draws.randn("eps", position_B, z0_BCHW.shape[1:], device)
         drop_B = self.dropped(position_B, device)
         zt_BCHW = self.objective.schedule.zt(z0_BCHW, eps_BCHW, t_B)
@@ -98,11 +98,12 @@ class DiffusionLoss:
 
     def dropped(self, position_B: Tensor, device: torch.device) -> Tensor | None:
         """Which examples lose their condition, bool [B], or apart [B, P]; None where none ever does."""
-        if not bool((self.drop_P > 0).any()):
+        if not any(chance > 0 for chance in self.chances):
             return None
-        shape = self.drop_P.shape if self.apart else ()
-        drop_B = self.draws.rand("drop", position_B, shape, "cpu") < (self.drop_P if self.apart else self.drop_P[0])
-        return drop_B.to(device, non_blocking=True)
+        if not self.apart:
+            return self.draws.rand("drop", position_B, (), device) < self.chances[0]
+        u_BP = self.draws.rand("drop", position_B, (len(self.chances),), device)
+        return torch.stack([u_B < chance for u_B, chance in zip(u_BP.unbind(1), self.chances, strict=True)], dim=1)
 
     def latents(self, batch: dict[str, Any]) -> Tensor:
         """Standardised latents [B, c, H/f, W/f], float32: one sample of each posterior."""
@@ -120,7 +121,5 @@ def latents_of(batch: dict[str, Any], autoencoder: FrozenAutoencoder, draws: Dra
 
 def by_time(name: str, value_B: Tensor, u_B: Tensor) -> dict[str, Tensor]:
     """The mean of `value_B` in each quarter of the distribution of t, as BINS · (sum of the quarter) / B, under `name`_t0 …"""
-    bin_B = (
-        (u_B * BINS).long().to(value_B.device, non_blocking=True)
-    )  # t never falls in u: quarters of u are quarters of t
+    bin_B = (u_B * BINS).long()  # t never falls in u: quarters of u are quarters of t
     return {f"{name}_t{i}": BINS * (value_B * (bin_B == i)).mean() for i in range(BINS)}

@@ -54,7 +54,7 @@ class NoisyClassifierLoss:
         """Mean cross-entropy over the batch, and logs (detached): "loss", "accuracy", and "accuracy_t0" … "accuracy_t3" for the
         quarters of the training distribution of t, the least noisy first (see `diffusion_loss.by_time`)."""
         z0_BCHW = latents_of(batch, self.autoencoder, self.draws)
-        u_B = self.objective.u(self.draws, batch["position"], self.batch_size)
+        u_B = self.objective.u(self.draws, batch["position"], self.batch_size, z0_BCHW.device)
         logits_BK, label_B = self.logits(z0_BCHW, u_B, batch, player)
         loss = F.cross_entropy(logits_BK, label_B)
         right_B = (logits_BK.argmax(dim=1) == label_B).float()
@@ -63,7 +63,7 @@ class NoisyClassifierLoss:
 
     def logits(self, z0_BCHW: Tensor, u_B: Tensor, batch: dict[str, Any], player: str) -> tuple[Tensor, Tensor]:
         """Logits [B, K], float32, for z_0 with the noise of the places `u_B` in the distribution of t; and the labels."""
-        t_B = self.objective.t(u_B).to(z0_BCHW.device, non_blocking=True)
+        t_B = self.objective.t(u_B)
         eps_BCHW = self.draws.randn("eps", batch["position"], z0_BCHW.shape[1:], z0_BCHW.device)
         logits_BK = self.modules[player](self.objective.schedule.zt(z0_BCHW, eps_BCHW, t_B), t_B)
         return logits_BK.float(), batch["label"].to(z0_BCHW.device)
@@ -78,7 +78,7 @@ class NoisyClassifierLoss:
         right, count, seen = [0.0] * BINS, 0, []
         for batch in batches:
             z0_BCHW = latents_of(batch, self.autoencoder, self.draws)
-            within_B = self.draws.rand("t", batch["position"], (), "cpu")
+            within_B = self.draws.rand("t", batch["position"], (), z0_BCHW.device)
             for i in range(BINS):
                 logits_BK, label_B = self.logits(z0_BCHW, (i + within_B) / BINS, batch, "classifier")
                 right[i] += float((logits_BK.argmax(dim=1) == label_B).sum())
