@@ -31,10 +31,10 @@ from ldmlab.guidance.image import ImageGuidance
 from ldmlab.guidance.observations import Observation
 from ldmlab.guidance.stack import in_order
 from ldmlab.metrics.metric import Metric
-from ldmlab.muon import Muon
 from ldmlab.networks.noisy_classifier import NoisyClassifier
 from ldmlab.randomness import seed_of
 from ldmlab.samplers.sampler import Sampler
+from ldmlab.training.muon import Muon
 
 SHAPES = "ldmlab.data.shapes.Shapes"
 

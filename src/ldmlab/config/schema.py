@@ -76,7 +76,9 @@ class ContinuableFit(Fit):
 class DenoiserFit(ContinuableFit):
     """The training of a denoiser."""
 
-    optimizer: Annotated[str, Choices(("adamw", "muon"))] = "adamw"  # muon: between hidden layers (ldmlab.muon)
+    optimizer: Annotated[str, Choices(("adamw", "muon"))] = (
+        "adamw"  # muon: between hidden layers (ldmlab.training.muon)
+    )
 
 
 @dataclass

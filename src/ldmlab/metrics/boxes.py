@@ -7,80 +7,90 @@ in front). `boxes_place` asks the same of objects of any class: whether somethin
 Shape letters: N images, K boxes, H W pixels.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 import torch
 
-from ldmlab.metrics.caption import beside
+from ldmlab.metrics.beside import Measure, TaskMetric, common_sets, size
 from ldmlab.metrics.intervals import Score, mean_score
 from ldmlab.metrics.metric import PART, Computed, Inputs, Metric
 from ldmlab.metrics.segmenter import Segmenter, load_segmenter
-from ldmlab.store.files import read_array
 
-NULL = "null_samples"
 AT_ONCE = 250  # images that the segmenter looks at
 ANY = -1  # the class of all objects together
 
 
 @dataclass(frozen=True)
-class Boxes(Metric):
+class Boxes(TaskMetric):
     """Mean intersection over union of asked and found boxes, over an image's boxes and over images; what is not seen counts 0.
     Beside it the same when every sample had one object, of the commonest class in the mean box, and of samples of the empty layout.
     """
 
     name: ClassVar[str] = "boxes"
     label: ClassVar[str] = "box agreement"
-    needs: ClassVar[tuple[str, ...]] = ("pixels", "conditions:boxes", "stage:segmenter", f"stage:{NULL}")
-    better: ClassVar[Literal["lower", "higher"] | None] = "higher"
-    unit: ClassVar[str] = "%"
+    of_samples: ClassVar[tuple[str, ...]] = ("pixels", "conditions:boxes", "stage:segmenter")
+    measures: ClassVar[tuple[Measure, ...]] = (
+        Measure("", label, "higher", "%"),
+        Measure("place", f"{label} of any class", "higher", "%"),
+    )
+    rows: ClassVar[dict[str, str]] = {"commonest": "always the commonest", "null": "empty layout"}
+    interval: ClassVar[str] = Metric.interval
     covers: ClassVar[str] = "the mean over other samples with layouts drawn in the same way"
 
     def compute(self, inputs: Inputs) -> Computed:
-        read = inputs.read_samples
-        if read is None or inputs.conditions is None or inputs.samples is None:
-            raise ValueError("box agreement needs samples and layouts")
-        net, n = load_segmenter(Path(inputs.stages["segmenter"])), len(inputs.samples)
-        null = read_array(Path(inputs.stages[NULL]) / "images.npy")
-        source = inputs.conditions
+        if not layouts(inputs):
+            return Computed({}, ["no layout has an object, so no box agreement"])
+        return super().compute(inputs)
+
+    def score(self, inputs: Inputs, row: str) -> dict[str, Score]:
+        asked = layouts(inputs)
+        found = self._found(inputs, row, asked)
+
+        def score(wanted: Iterable[np.ndarray]) -> Score:
+            values_M = np.array([agreement(*pair) for pair in zip(wanted, found, strict=True)])
+            return mean_score(values_M, inputs.bootstrap, inputs.seed, METHODS[row])
+
+        any_class = [np.concatenate([np.full_like(b_K5[:, :1], ANY), b_K5[:, 1:]], axis=1) for b_K5 in asked.values()]
+        return {"": score(asked.values()), "place": score(any_class)}
+
+    def images(self, inputs: Inputs, rows: list[int], row: str) -> torch.Tensor | None:
+        return None  # the sheet of samples shows them
+
+    def _found(self, inputs: Inputs, row: str, asked: dict[int, np.ndarray]) -> list[dict[int, np.ndarray]]:
+        """Of each image of a set: class → its boxes."""
+        if row == "commonest":
+            every = np.concatenate(list(asked.values()))
+            kind, box_14 = int(np.bincount(every[:, 0].astype(np.int64)).argmax()), every[None, :, 1:].mean(axis=1)
+            return [{kind: box_14, ANY: box_14}] * len(asked)
+        net, read, rows = load_segmenter(Path(inputs.stages["segmenter"])), common_sets(inputs, row), list(asked)
+        parts = [rows[i : i + AT_ONCE] for i in range(0, len(rows), AT_ONCE)]
+        return [found for part in parts for found in boxes_seen(net, read(part))]
+
+
+METHODS = {
+    "": "best box, by the segmenter",
+    "commonest": "the mean box, of the commonest class",
+    "null": "samples of the empty layout, by the segmenter",
+}
+
+
+def layouts(inputs: Inputs) -> dict[int, np.ndarray]:
+    """Row of a sample → the boxes that it was asked to show, [K, 5]: class, x0, y0, x1, y1; of the rows that ask for any."""
+    if inputs.conditions is None:
+        raise ValueError("box agreement needs layouts")
+    source, n = inputs.conditions, size(inputs)
+
+    def read() -> dict[int, np.ndarray]:
         parts = [source.batch(list(range(i, min(i + PART, n))))["boxes"] for i in range(0, n, PART)]
         asked_NK5 = np.concatenate([np.asarray(part) for part in parts])
-        kept_M = np.nonzero((asked_NK5[:, :, 0] >= 0).any(axis=1))[0]
-        if not len(kept_M):
-            return Computed({}, ["no layout has an object, so no box agreement"])
-        asked = [boxes_K5[boxes_K5[:, 0] >= 0] for boxes_K5 in asked_NK5[kept_M]]
-        places = [np.concatenate([np.full_like(boxes_K5[:, :1], ANY), boxes_K5[:, 1:]], axis=1) for boxes_K5 in asked]
+        asked = {i: boxes_K5[boxes_K5[:, 0] >= 0] for i, boxes_K5 in enumerate(asked_NK5)}
+        return {i: boxes_K5 for i, boxes_K5 in asked.items() if len(boxes_K5)}
 
-        def seen(images: Callable[[list[int]], torch.Tensor]) -> list[dict[int, np.ndarray]]:
-            rows = [kept_M[i : i + AT_ONCE].tolist() for i in range(0, len(kept_M), AT_ONCE)]
-            return [found for part in rows for found in boxes_seen(net, images(part))]
-
-        def score(wanted: list[np.ndarray], found: list[dict[int, np.ndarray]], method: str) -> Score:
-            values_M = np.array([agreement(*pair) for pair in zip(wanted, found, strict=True)])
-            return mean_score(values_M, inputs.bootstrap, inputs.seed, method)
-
-        every = np.concatenate(asked)
-        kind, box_14 = int(np.bincount(every[:, 0].astype(np.int64)).argmax()), every[None, :, 1:].mean(axis=1)
-        answers = {
-            "": (seen(read), "best box, by the segmenter"),
-            "_commonest": ([{kind: box_14, ANY: box_14}] * len(asked), "the mean box, of the commonest class"),
-            "_null": (
-                seen(lambda rows: torch.from_numpy(np.asarray(null[rows]))),
-                "samples of the empty layout, by the segmenter",
-            ),
-        }
-        of_class = {f"{self.name}{end}": score(asked, *answer) for end, answer in answers.items()}
-        return Computed(
-            of_class | {f"{self.name}_place{end}": score(places, *answer) for end, answer in answers.items()}
-        )
-
-    def declarations(self) -> dict[str, dict[str, object]]:
-        rows = {"commonest": "always the commonest", "null": "empty layout"}
-        own = beside(self, self.name, self.label, rows)
-        return own | beside(self, f"{self.name}_place", f"{self.label} of any class", rows)
+    return inputs.once("layouts", read)
 
 
 def boxes_seen(net: Segmenter, image_BHWC: torch.Tensor) -> list[dict[int, np.ndarray]]:

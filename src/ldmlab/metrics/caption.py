@@ -8,19 +8,18 @@ Shape letters: N images, K values.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from ldmlab.data.scene import BACKGROUNDS, COLOURS, FILLS, KINDS, SIZES, size_of
+from ldmlab.metrics.beside import NULL, Measure, TaskMetric, size
 from ldmlab.metrics.extraction import load_features
-from ldmlab.metrics.features import FeatureSet
 from ldmlab.metrics.intervals import Score, share_score
 from ldmlab.metrics.metric import PART, Computed, Inputs, Metric
-
-NULL = "null_samples"
 
 
 class Attribute(NamedTuple):
@@ -57,72 +56,74 @@ FORM = re.compile(
 
 
 @dataclass(frozen=True)
-class Caption(Metric):
+class Caption(TaskMetric):
     """Share of samples that have what their caption asks for, of each attribute; beside it the share when every sample had the commonest
     value of the captions, and the share of samples that were drawn with the empty prompt.
     """
 
     name: ClassVar[str] = "caption"
     label: ClassVar[str] = "caption agreement"
-    needs: ClassVar[tuple[str, ...]] = (
-        "text", *dict.fromkeys(f"answers:{attribute.field}" for attribute in ATTRIBUTES), f"stage:{NULL}",
+    of_samples: ClassVar[tuple[str, ...]] = (
+        "text", *dict.fromkeys(f"answers:{attribute.field}" for attribute in ATTRIBUTES),
     )  # fmt: skip
-    better: ClassVar[Literal["lower", "higher"] | None] = "higher"
-    unit: ClassVar[str] = "%"
+    measures: ClassVar[tuple[Measure, ...]] = tuple(
+        Measure(attribute.name, f"{attribute.name} as in the caption", "higher", "%") for attribute in ATTRIBUTES
+    )
+    rows: ClassVar[dict[str, str]] = {"commonest": "always the commonest", "null": "empty prompt"}
+    interval: ClassVar[str] = Metric.interval
     covers: ClassVar[str] = "the share over other samples with captions drawn in the same way"
 
     def compute(self, inputs: Inputs) -> Computed:
-        if inputs.samples is None or inputs.answers is None or inputs.conditions is None:
-            raise ValueError("caption agreement needs features, answers and captions")
-        asked = [FORM.search(text) for text in captions(inputs)]
-        known_M = np.array([i for i, found in enumerate(asked) if found is not None], dtype=np.int64)
-        if not len(known_M):
+        asked, n = read_captions(inputs), size(inputs)
+        if not asked:
             return Computed({}, ["no caption has the form of data=shapes, so no caption agreement"])
-        null = load_features(Path(inputs.stages[NULL]) / "features.npz")
-        scores: dict[str, Score] = {}
+        left = n - len(asked)
+        said = [f"caption agreement leaves out {left} captions of another form"] if left else []
+        return replace(super().compute(inputs), warnings=said)
+
+    def score(self, inputs: Inputs, row: str) -> dict[str, Score]:
+        asked = read_captions(inputs)
+        answers = self._answers(inputs, row)
+        found = {}
         for attribute in ATTRIBUTES:
-            said = [found[attribute.name] or attribute.unsaid for found in asked if found is not None]
-            asked_M = np.array([attribute.values.index(str(word)) for word in said], dtype=np.int64)
-            scores |= self._scores(attribute, asked_M, known_M, null, inputs)
-        left = len(asked) - len(known_M)
-        return Computed(scores, [f"caption agreement leaves out {left} captions of another form"] if left else [])
-
-    def _scores(
-        self, attribute: Attribute, asked_M: np.ndarray, known_M: np.ndarray, null: FeatureSet, inputs: Inputs
-    ) -> dict[str, Score]:
-        """Of one attribute: the samples', the commonest value's, the null condition's."""
-        assert inputs.samples is not None and inputs.answers is not None
-
-        def share(said_M: np.ndarray, method: str) -> Score:
-            return share_score(said_M == asked_M, inputs.bootstrap, inputs.seed, method)
-
-        def seen(features: FeatureSet) -> np.ndarray:
-            assert inputs.answers is not None
-            return attribute.read(inputs.answers(features)[attribute.field])[known_M]
-
-        commonest_M = np.full(len(asked_M), np.bincount(asked_M).argmax())
-        key = f"{self.name}_{attribute.name}"
-        return {
-            key: share(seen(inputs.samples), "the classifier's answer against the caption's word"),
-            f"{key}_commonest": share(commonest_M, "the captions' commonest word against each caption's"),
-            f"{key}_null": share(seen(null), "the classifier's answer for samples of the empty prompt"),
-        }
-
-    def declarations(self) -> dict[str, dict[str, object]]:
-        rows = {"commonest": "always the commonest", "null": "empty prompt"}
-        found: dict[str, dict[str, object]] = {}
-        for attribute in ATTRIBUTES:
-            found |= beside(self, f"{self.name}_{attribute.name}", f"{attribute.name} as in the caption", rows)
+            words = [caption[attribute.name] or attribute.unsaid for caption in asked.values()]
+            asked_M = np.array([attribute.values.index(str(word)) for word in words], dtype=np.int64)
+            if answers is None:
+                said_M, method = (
+                    np.full_like(asked_M, np.bincount(asked_M).argmax()),
+                    "the captions' commonest word against each caption's",
+                )
+            else:
+                said_M, method = attribute.read(answers[attribute.field])[list(asked)], METHODS[row]
+            found[attribute.name] = share_score(said_M == asked_M, inputs.bootstrap, inputs.seed, method)
         return found
 
+    def images(self, inputs: Inputs, rows: list[int], row: str) -> Tensor | None:
+        return None  # the sheet of samples shows them
 
-def beside(metric: Metric, key: str, label: str, rows: Mapping[str, str]) -> dict[str, dict[str, object]]:
-    """Declarations of a score and of the same number of other images, `key`_<row>: row → what those are."""
-    own = {**metric.declaration(), "label": label}
-    return {key: own} | {
-        f"{key}_{row}": {**own, "label": f"{label}, {said}", "beside": said, "measure": key}
-        for row, said in rows.items()
-    }
+    def _answers(self, inputs: Inputs, row: str) -> Mapping[str, np.ndarray] | None:
+        """What the classifier says of a set's images; None of the commonest value, which has none."""
+        if row == "commonest":
+            return None
+        if inputs.samples is None or inputs.answers is None:
+            raise ValueError("caption agreement needs features and answers")
+        return inputs.answers(load_features(Path(inputs.stages[NULL]) / "features.npz") if row else inputs.samples)
+
+
+METHODS = {
+    "": "the classifier's answer against the caption's word",
+    "null": "the classifier's answer for samples of the empty prompt",
+}
+
+
+def read_captions(inputs: Inputs) -> dict[int, re.Match[str]]:
+    """Row of a sample → its caption's words, of the captions that have the form of data=shapes."""
+
+    def read() -> dict[int, re.Match[str]]:
+        found = [FORM.search(text) for text in captions(inputs)]
+        return {i: words for i, words in enumerate(found) if words is not None}
+
+    return inputs.once("captions of shapes", read)
 
 
 def captions(inputs: Inputs) -> Sequence[str]:

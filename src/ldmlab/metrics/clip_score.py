@@ -6,9 +6,8 @@ Shape letters: B batch, N images, C channels, H W pixels, D features.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,21 +15,21 @@ from torch.nn import functional as F
 from ldmlab.conditioning import outside
 from ldmlab.conditioning.tokenizer import FromFolder
 from ldmlab.errors import ConfigError
-from ldmlab.metrics.caption import beside, captions
+from ldmlab.metrics.beside import Measure, TaskMetric, common_sets, size
+from ldmlab.metrics.caption import captions
 from ldmlab.metrics.intervals import Score, mean_score
-from ldmlab.metrics.metric import Computed, Inputs, Metric
+from ldmlab.metrics.metric import Inputs, Metric
 from ldmlab.ranges import File
-from ldmlab.store.files import read_array
 
-NULL, OPTION = "null_samples", "metric.clip_score.model"
+OPTION = "metric.clip_score.model"
 AT_ONCE = 64
 MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of CLIP's training images
 
 
 @dataclass(frozen=True)
-class ClipScore(Metric):
-    """100 · max(cosine, 0) of a sample's and its caption's embedding, mean over samples. Beside it the same with the caption of the next
-    sample, and of samples of the empty prompt.
+class ClipScore(TaskMetric):
+    """100 · max(cosine, 0) of a sample's and its caption's embedding, mean over samples. Beside it the same with the caption of the one
+    before, and of samples of the empty prompt.
 
     model: a local folder in the layout of `transformers`, or a name on the hub. Numbers of two models do not compare; the one used stands
     on the card by its content.
@@ -38,8 +37,10 @@ class ClipScore(Metric):
 
     name: ClassVar[str] = "clip_score"
     label: ClassVar[str] = "CLIP score"
-    needs: ClassVar[tuple[str, ...]] = ("pixels", "text", f"stage:{NULL}")
-    better: ClassVar[Literal["lower", "higher"] | None] = "higher"
+    of_samples: ClassVar[tuple[str, ...]] = ("pixels", "text")
+    measures: ClassVar[tuple[Measure, ...]] = (Measure("", label, "higher"),)
+    rows: ClassVar[dict[str, str]] = {"other": "another's caption", "null": "empty prompt"}
+    interval: ClassVar[str] = Metric.interval
     covers: ClassVar[str] = "the mean over other samples with captions drawn in the same way"
 
     model: File | None = None
@@ -62,27 +63,21 @@ class ClipScore(Metric):
     def settings(self) -> dict[str, object]:
         return {**super().settings(), **self.files}
 
-    def compute(self, inputs: Inputs) -> Computed:
-        if inputs.read_samples is None or inputs.samples is None:
-            raise ValueError("CLIP score needs samples")
-        net, texts, n = Clip(self.folder), captions(inputs), len(inputs.samples)
-        null = read_array(Path(inputs.stages[NULL]) / "images.npy")
-        text_ND = net.texts(list(texts))
-        read_null: Callable[[list[int]], Tensor] = lambda rows: torch.from_numpy(np.asarray(null[rows]))  # noqa: E731
-        sample_ND, null_ND = (net.images(read, n) for read in (inputs.read_samples, read_null))
+    def score(self, inputs: Inputs, row: str) -> dict[str, Score]:
+        net = inputs.once("CLIP", lambda: Clip(self.folder))
+        text_ND = inputs.once("CLIP texts", lambda: net.texts(list(captions(inputs))))
+        of = row if row == "null" else ""
+        image_ND = inputs.once(("CLIP images", of), lambda: net.images(common_sets(inputs, of), size(inputs)))
+        words_ND, method = {
+            "": (text_ND, "each sample with its caption"),
+            "other": (text_ND.roll(1, dims=0), "each sample with the caption of the one before"),
+            "null": (text_ND, "samples of the empty prompt with the captions"),
+        }[row]
+        values_N = 100 * (image_ND * words_ND).sum(dim=1).clamp(min=0).double().numpy()
+        return {"": mean_score(values_N, inputs.bootstrap, inputs.seed, method)}
 
-        def score(image_ND: Tensor, words_ND: Tensor, method: str) -> Score:
-            values_N = 100 * (image_ND * words_ND).sum(dim=1).clamp(min=0).double().numpy()
-            return mean_score(values_N, inputs.bootstrap, inputs.seed, method)
-
-        return Computed({
-            self.name: score(sample_ND, text_ND, "each sample with its caption"),
-            f"{self.name}_other": score(sample_ND, text_ND.roll(1, dims=0), "each sample with the caption of the one before"),
-            f"{self.name}_null": score(null_ND, text_ND, "samples of the empty prompt with the captions"),
-        })  # fmt: skip
-
-    def declarations(self) -> dict[str, dict[str, object]]:
-        return beside(self, self.name, self.label, {"other": "another's caption", "null": "empty prompt"})
+    def images(self, inputs: Inputs, rows: list[int], row: str) -> Tensor | None:
+        return None  # the sheet of samples shows them
 
 
 class Clip:

@@ -5,8 +5,6 @@ loss = CE(label) + 0.1 · (CE of each other class number + 12 · MSE of each vec
 Shape letters: B batch, C channels, H W space.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,13 +13,14 @@ from ldmlab.errors import ConfigError
 from ldmlab.metrics.classifier import TURNS, Classifier, turned
 from ldmlab.randomness import Draws
 from ldmlab.training.changes import changed
+from ldmlab.training.loop import TrainingLoss
 
 OTHERS = 0.1  # weight of what is learnt beside the label: with 0.5 the label came far too late (docs/log.md)
 UNIFORM = 12.0  # 1 / variance of a uniform number in [0, 1]: what a vector's square error is compared with
 CHANGED = 0.5  # of naming the changes, which moves the early layers alone; 2 leaves the label too little of the clipped gradient
 
 
-class ClassifierLoss:
+class ClassifierLoss(TrainingLoss):
     """Trains a `Classifier` on `batch["image"]` (float in [-1, 1]) and the fields that it learns.
 
     Each image is shifted by up to 1/16 of its side (edges repeated), drawn by position, so that a small budget does not
@@ -34,13 +33,6 @@ class ClassifierLoss:
         self.modules: dict[str, nn.Module] = {"classifier": classifier}
         self.draws = draws
         self.values = classifier.values
-
-    def active(self, player: str, images_seen: int) -> bool:
-        return True
-
-    def on_step_end(self, gather: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        """Nothing outlives a step here."""
-        return {}
 
     def loss(self, batch: dict[str, Tensor], player: str, images_seen: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and logs: it, "accuracy" of the first field and "changes", the mean square error of naming them.

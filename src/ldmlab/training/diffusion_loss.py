@@ -3,7 +3,7 @@
 Shape letters: B batch, C channels, H W space.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +13,7 @@ from ldmlab.diffusion.denoiser import Denoiser
 from ldmlab.diffusion.objectives import Objective
 from ldmlab.errors import ConfigError
 from ldmlab.randomness import Draws
+from ldmlab.training.loop import TrainingLoss
 
 BINS = 4  # of noise levels, for the log
 
@@ -28,7 +29,7 @@ class FrozenAutoencoder(Protocol):
     def requires_grad_(self, requires_grad: bool = True) -> Any: ...
 
 
-class DiffusionLoss:
+class DiffusionLoss(TrainingLoss):
     """Trains `denoiser` (network and conditioner together) on the latents of a frozen autoencoder.
 
     Args:
@@ -65,14 +66,6 @@ class DiffusionLoss:
         self.draws = draws
         self.chances, self.apart = chances, not isinstance(drop, float | int)
         self.batch_size = batch_size
-
-    def active(self, player: str, images_seen: int) -> bool:
-        """The denoiser learns from each batch."""
-        return True
-
-    def on_step_end(self, gather: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        """Nothing outlives a step here."""
-        return {}
 
     def loss(self, batch: dict[str, Any], player: str, images_seen: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean loss over the batch, and logs (detached): "loss", and "loss_t0" … "loss_t3" for the quarters of the

@@ -35,11 +35,17 @@ class TrainingLoss(Protocol):
     players: tuple[str, ...]
     modules: dict[str, nn.Module]
 
-    def active(self, player: str, images_seen: int) -> bool: ...
-    def loss(self, batch: dict[str, Any], player: str, images_seen: int) -> tuple[Tensor, dict[str, Tensor]]: ...
-    def on_step_end(
-        self, gather: Callable[[Tensor], Tensor]
-    ) -> dict[str, Tensor]: ...  # after all turns; [...] → [ranks, ...]
+    def loss(self, batch: dict[str, Any], player: str, images_seen: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The player's loss of this batch, and numbers for the log (detached)."""
+        ...
+
+    def active(self, player: str, images_seen: int) -> bool:
+        """Whether the player takes its turn: each always does, unless a loss says otherwise."""
+        return True
+
+    def on_step_end(self, gather: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """After all turns; `gather` takes [...] to [ranks, ...]. Returns numbers for the log."""
+        return {}
 
 
 class Span(Protocol):

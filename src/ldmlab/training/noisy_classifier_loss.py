@@ -3,7 +3,7 @@
 Shape letters: B batch, C channels, H W space, K classes.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,9 +14,10 @@ from ldmlab.diffusion.objectives import Objective
 from ldmlab.networks.noisy_classifier import NoisyClassifier
 from ldmlab.randomness import Draws
 from ldmlab.training.diffusion_loss import BINS, FrozenAutoencoder, by_time, latents_of
+from ldmlab.training.loop import TrainingLoss
 
 
-class NoisyClassifierLoss:
+class NoisyClassifierLoss(TrainingLoss):
     """Trains `classifier` to name the class of z_t, at the times and noise levels at which the denoiser is trained.
 
     Args:
@@ -41,14 +42,6 @@ class NoisyClassifierLoss:
         autoencoder.requires_grad_(False)
         self.modules: dict[str, nn.Module] = {"classifier": classifier}
         self.autoencoder, self.objective, self.draws, self.batch_size = autoencoder, objective, draws, batch_size
-
-    def active(self, player: str, images_seen: int) -> bool:
-        """It learns from each batch."""
-        return True
-
-    def on_step_end(self, gather: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        """Nothing outlives a step here."""
-        return {}
 
     def loss(self, batch: dict[str, Any], player: str, images_seen: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean cross-entropy over the batch, and logs (detached): "loss", "accuracy", and "accuracy_t0" … "accuracy_t3" for the

@@ -3,7 +3,6 @@
 Shape letters: B batch, C channels, H W space.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,9 +12,10 @@ from torch.nn import functional as F
 from ldmlab.diffusion.denoiser import Denoiser
 from ldmlab.randomness import Draws
 from ldmlab.training.diffusion_loss import FrozenAutoencoder, latents_of
+from ldmlab.training.loop import TrainingLoss
 
 
-class RegressionLoss:
+class RegressionLoss(TrainingLoss):
     """Trains a denoiser's network and conditioner to predict z_0 itself: the squared error of its answer at time 0 for a latent
     of zeros under the condition (the regression of SR3, Saharia et al. 2104.07636, which the paper's Table 5 lists).
     """
@@ -27,13 +27,6 @@ class RegressionLoss:
         autoencoder.requires_grad_(False)
         self.modules: dict[str, nn.Module] = {"regression": denoiser}
         self.autoencoder, self.draws = autoencoder, draws
-
-    def active(self, player: str, images_seen: int) -> bool:
-        return True
-
-    def on_step_end(self, gather: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        """Nothing outlives a step here."""
-        return {}
 
     def loss(self, batch: dict[str, Any], player: str, images_seen: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error over the latent, and it as a log."""

@@ -3,16 +3,15 @@
 Shape letters: B batch, C channels, H W pixels.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldmlab.metrics.segmenter import Segmenter
+from ldmlab.training.loop import TrainingLoss
 
 
-class SegmenterLoss:
+class SegmenterLoss(TrainingLoss):
     """Trains a `Segmenter` on `batch["image"]` (float in [-1, 1]) and the maps that the batch has.
 
     classes: the field of class numbers, integer [B, H, W]. depth: the field of depths, float [B, H, W] in [0, 1]; without
@@ -24,13 +23,6 @@ class SegmenterLoss:
     def __init__(self, segmenter: Segmenter, classes: str, depth: str | None):
         self.modules: dict[str, nn.Module] = {"segmenter": segmenter}
         self.classes, self.depth = classes, depth
-
-    def active(self, player: str, images_seen: int) -> bool:
-        return True
-
-    def on_step_end(self, gather: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        """Nothing outlives a step here."""
-        return {}
 
     def loss(self, batch: dict[str, Tensor], player: str, images_seen: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and logs: it, and "pixels_right", the share of pixels whose likeliest class is right."""

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ldmlab.build import optimizer
 from ldmlab.config.compose import load
-from ldmlab.muon import COEFFICIENTS, ITERATIONS, MOMENTUM, Muon, hidden_weights, orthogonalised
 from ldmlab.pipeline.stage import trained
+from ldmlab.training.muon import COEFFICIENTS, ITERATIONS, MOMENTUM, Muon, hidden_weights, orthogonalised
 
 
 def of_singular_values(rows: int, columns: int, values: Tensor, seed: int = 0) -> Tensor:
