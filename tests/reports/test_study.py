@@ -20,6 +20,7 @@ from ldmlab.reports.figures import data_csv
 from ldmlab.reports.publish import make_report
 from ldmlab.reports.study import Counted
 from ldmlab.reports.study_cells import Study, read_study
+from ldmlab.reports.study_losses import loss_figures
 
 N = 60
 PICTURES = little_pictures(30, seed=5)
@@ -315,11 +316,11 @@ def test_cells_without_order_are_rows(fake_store: FakeStore) -> None:
 
 
 def test_losses_by_noise_level_are_those_of_validation(fake_store: FakeStore) -> None:
-    found = study_page.loss_figures(study_of(of_objectives(fake_store)))
+    found = loss_figures(study_of(of_objectives(fake_store)))
     assert [f.title for f in found] == ["loss", "loss, least noise", "loss, most noise"]
     assert [s.name for s in found[1].series] == ["v_linear", "eps_linear", "flow", "edm"]
     assert found[1].series[0].values == [3 / 5, 3 / 10]
-    assert study_page.loss_figures(study_of(of_samplers(fake_store))) == []  # one denoiser: nothing to compare
+    assert loss_figures(study_of(of_samplers(fake_store))) == []  # one denoiser: nothing to compare
 
 
 def test_pictures_side_by_side_share_seed_and_class(fake_store: FakeStore) -> None:
