@@ -2,6 +2,7 @@
 
 first_stage   AutoencoderKL and VQModelInterface (ldm/models/autoencoder.py, modules/diffusionmodules/model.py)
 unet          UNetModel (modules/diffusionmodules/openaimodel.py, modules/attention.py)
+bert_embedder, spatial_rescaler   condition models (modules/encoders/modules.py, modules/x_transformer.py)
 whole_model   LatentDiffusion's checkpoint (models/diffusion/ddpm.py): UNet, average, condition, first stage, schedule
 """
 
@@ -120,6 +121,7 @@ class UNetKind(NamedTuple):
     context_dim: int | None = None  # use_spatial_transformer
     scale_shift: bool = False  # use_scale_shift_norm
     updown: bool = False  # resblock_updown
+    concat: int = 0  # in_channels beyond out_channels
 
 
 def _res(name: str, into: int, out: int, embedded: int, scale_shift: bool) -> Shapes:
@@ -151,7 +153,7 @@ def unet(kind: UNetKind, width: int) -> Shapes:
         return _res(name, into, out, embedded, kind.scale_shift)
 
     shapes = _pair("time_embed.0", (embedded, width)) | _pair("time_embed.2", (embedded, embedded))
-    shapes |= _conv("input_blocks.0.0", kind.channels, width)
+    shapes |= _conv("input_blocks.0.0", kind.channels + kind.concat, width)
     channels, kept, index = width, [width], 0
     for level, multiplier in enumerate(kind.channel_mult):
         for _ in range(kind.num_res_blocks):
@@ -182,15 +184,41 @@ def unet(kind: UNetKind, width: int) -> Shapes:
     return shapes | _norm("out.0", channels) | _conv("out.2", channels, kind.channels)
 
 
-def whole_model(
-    network: Shapes, first: Shapes, table: tuple[int, int] | None, scale_by_std: bool, T: int = 1000
-) -> Shapes:
-    """A LatentDiffusion checkpoint with use_ema, log-variance not learnt. table: of ClassEmbedder; None: unconditional."""
+# ---- conditions ----------------------------------------------------------------------------------------------------------
+
+
+def class_embedder(n_classes: int, embed_dim: int) -> Shapes:
+    """ClassEmbedder."""
+    return {"embedding.weight": (n_classes, embed_dim)}
+
+
+def bert_embedder(n_embed: int, n_layer: int, vocab_size: int, max_seq_len: int) -> Shapes:
+    """BERTEmbedder: a TransformerWrapper over an Encoder with x_transformer.py's defaults, 8 heads of 64; its tokenizer has no tensors."""
+    inner, shapes = 8 * 64, {"token_emb.weight": (vocab_size, n_embed), "pos_emb.emb.weight": (max_seq_len, n_embed)}
+    for layer in range(n_layer):
+        attention, mlp = f"attn_layers.layers.{2 * layer}", f"attn_layers.layers.{2 * layer + 1}"
+        shapes |= _norm(f"{attention}.0", n_embed) | _norm(f"{mlp}.0", n_embed)
+        shapes |= _joined(
+            _pair(f"{attention}.1.{part}", (inner, n_embed), bias=False) for part in ("to_q", "to_k", "to_v")
+        )
+        shapes |= _pair(f"{attention}.1.to_out", (n_embed, inner))
+        shapes |= _pair(f"{mlp}.1.net.0.0", (4 * n_embed, n_embed)) | _pair(f"{mlp}.1.net.2", (n_embed, 4 * n_embed))
+    shapes |= _norm("norm", n_embed) | _pair("to_logits", (vocab_size, n_embed))
+    return {f"transformer.{name}": shape for name, shape in shapes.items()}
+
+
+def spatial_rescaler(in_channels: int, out_channels: int) -> Shapes:
+    """SpatialRescaler with out_channels given and no bias."""
+    return _pair("channel_mapper", (out_channels, in_channels, 1, 1), bias=False)
+
+
+def whole_model(network: Shapes, first: Shapes, condition: Shapes, scale_by_std: bool, T: int = 1000) -> Shapes:
+    """A LatentDiffusion checkpoint with use_ema, log-variance not learnt. condition: of cond_stage_model; empty without one."""
     shapes = {f"model.diffusion_model.{name}": shape for name, shape in network.items()}
     shapes |= {f"model_ema.diffusion_model{name.replace('.', '')}": shape for name, shape in network.items()}
     shapes |= {"model_ema.decay": (), "model_ema.num_updates": ()} | dict.fromkeys(SCHEDULE, (T,))
     shapes |= {f"first_stage_model.{name}": shape for name, shape in first.items()}
-    shapes |= {"cond_stage_model.embedding.weight": table} if table else {}
+    shapes |= {f"cond_stage_model.{name}": shape for name, shape in condition.items()}
     return shapes | ({"scale_factor": ()} if scale_by_std else {})
 
 

@@ -11,11 +11,14 @@ from official_layouts import (
     SCHEDULE,
     LitEma,
     UNetKind,
+    bert_embedder,
+    class_embedder,
     differing,
     first_stage,
     module_of,
     random_state,
     schedule,
+    spatial_rescaler,
     unet,
     whole_model,
 )  # fmt: skip
@@ -90,42 +93,89 @@ COMMON = [
 ]  # fmt: skip
 LAYOUTS = {
     "unconditional": (  # celebahq-ldm-vq-4: no scale of the latent
-        UNetKind(3, (1, 2, 3, 4), (2, 4, 8), 2), "vq_f4", None, False, (0.0015, 0.0195),
+        UNetKind(3, (1, 2, 3, 4), (2, 4, 8), 2), "vq_f4", {}, False, (0.0015, 0.0195),
         ["ldm=celebahq_f4", "ldm.network.multipliers=[1,2,3,4]", "ldm.network.attention_factors=[2,4,8]", "cond=none",
          "cond.drop=0", "ae=vq_f4"],
     ),
     "unconditional, scaled": (  # lsun_churches-ldm-kl-8: scale_by_std
-        UNetKind(4, (1, 2, 2, 4, 4), (1, 2, 4, 8), 2, scale_shift=True, updown=True), "kl_f8", None, True, (0.0015, 0.0155),
+        UNetKind(4, (1, 2, 2, 4, 4), (1, 2, 4, 8), 2, scale_shift=True, updown=True), "kl_f8", {}, True, (0.0015, 0.0155),
         ["ldm=churches_f8", "ldm.network.multipliers=[1,2,2,4,4]", "ldm.network.attention_factors=[1,2,4,8]", "cond=none",
          "cond.drop=0", "ae=kl_f8", "objective=eps_churches", "data.resolution=128"],
     ),
     "classes": (  # cin-ldm-vq-f8, without a null class
-        UNetKind(4, (1, 2, 4), (1, 2, 4), 2, context_dim=48), "vq_f8", (10, 48), False, (0.0015, 0.0195),
+        UNetKind(4, (1, 2, 4), (1, 2, 4), 2, context_dim=48), "vq_f8", class_embedder(10, 48), False, (0.0015, 0.0195),
         ["ldm=imagenet_f8", "ldm.network.multipliers=[1,2,4]", "ldm.network.attention_factors=[1,2,4]",
          "cond.conditioner.dim=48", "cond.drop=0", "ae=vq_f8"],
     ),
     "classes and none": (  # cin256-v2: one row more
-        UNetKind(3, (1, 2, 3), (1, 2), 2, context_dim=48), "vq_f4", (11, 48), False, (0.0015, 0.0195),
+        UNetKind(3, (1, 2, 3), (1, 2), 2, context_dim=48), "vq_f4", class_embedder(11, 48), False, (0.0015, 0.0195),
         ["ldm=imagenet_f4", "ldm.network.multipliers=[1,2,3]", "ldm.network.attention_factors=[1,2]",
          "cond.conditioner.dim=48", "ae=vq_f4"],
+    ),
+    "text": (  # txt2img-1p4B
+        UNetKind(4, (1, 2, 4), (1, 2, 4), 2, context_dim=48), "kl_f8", bert_embedder(48, 2, 400, 77), False, (0.00085, 0.012),
+        ["ldm=txt2img_f8", "ldm.network.multipliers=[1,2,4]", "ldm.network.attention_factors=[1,2,4]", "cond=text",
+         "cond.conditioner.dim=48", "cond.conditioner.depth=2", "cond.conditioner.heads=8", "cond.conditioner.vocab_size=400",
+         "data.fields=[label,caption]", "ae=kl_f8", "objective=eps_txt2img"],
+    ),
+    "layout": (  # layout2img-openimages256
+        UNetKind(3, (1, 2, 3), (2, 4), 2, context_dim=48), "vq_f4", bert_embedder(48, 1, 200, 92), False, (0.0015, 0.0205),
+        ["ldm=layout_openimages_f4", "ldm.network.multipliers=[1,2,3]", "ldm.network.attention_factors=[2,4]", "cond=layout",
+         "ldm.network.transformer_depth=1", "cond.conditioner.dim=48", "cond.conditioner.depth=1", "cond.conditioner.heads=8",
+         "cond.conditioner.vocab_size=200", "data.fields=[label,boxes]", "ae=vq_f4", "objective=eps_layout"],
+    ),
+    "semantic": (  # semantic_synthesis256: attention in the middle block alone
+        UNetKind(3, (1, 4, 8), (32, 16, 8), 2, concat=3), "vq_f4", spatial_rescaler(11, 3), False, (0.0015, 0.0205),
+        ["ldm=semantic_f4", "ldm.network.multipliers=[1,4,8]", "ldm.network.attention_factors=[]", "cond=semantic",
+         "data.fields=[label,segmentation]", "ae=vq_f4", "objective=eps_layout"],
+    ),
+    "inpainting": (  # inpainting_big: cond_stage_config is __is_first_stage__
+        UNetKind(3, (1, 2, 3), (2, 4), 2, updown=True, concat=4), "vq_f4_noattn", "first stage", False, (0.0015, 0.0205),
+        ["ldm=inpaint_f4_big", "ldm.network.multipliers=[1,2,3]", "ldm.network.attention_factors=[2,4]", "cond=inpaint",
+         "ae=vq_f4_noattn", "objective=eps_layout"],
     ),
 }  # fmt: skip
 
 
 def official_model(name: str, file: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, Tensor]]:
     """A checkpoint as the official trainer writes it after 1234 steps: (names and shapes, tensors)."""
-    kind, stage, table, scaled, betas, _ = LAYOUTS[name]
-    shapes = whole_model(unet(kind, WIDTH), first_stage(FIRST_STAGES[stage]._replace(blocks=1), CH), table, scaled)
+    kind, stage, condition, scaled, betas, _ = LAYOUTS[name]
+    first = first_stage(FIRST_STAGES[stage]._replace(blocks=1), CH)
+    twice = condition == "first stage"
+    shapes = whole_model(unet(kind, WIDTH), first, first if twice else condition, scaled)
     state = random_state(shapes, 1) | schedule(*betas)
     state |= {"model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(1234, dtype=torch.int)}
     state |= {"scale_factor": torch.tensor(0.25)} if scaled else {}
+    if twice:
+        state |= {f"cond_stage_model.{name}": state[f"first_stage_model.{name}"] for name in first}
     torch.save({"state_dict": state, "epoch": 3, "global_step": 1234}, file)
     return shapes, state
+
+
+def tokenizer(folder: Path) -> Path:
+    """A small one of BERT's kind, in a folder as `transformers` writes it."""
+    from transformers import BertTokenizerFast
+
+    folder.mkdir(exist_ok=True)
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *"abcdefghijklmnopqrstuvwxyz",
+        *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz"),
+    ]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    return folder
 
 
 def words_of(name: str, root: Path) -> list[str]:
     mode = "stored" if LAYOUTS[name][3] else "none"
     weights = [f"{part}.weights={root / 'model.ckpt'}" for part in ("ae", "ldm")]
+    if name == "text":
+        weights.append(f"cond.conditioner.tokenizer={tokenizer(root / 'tokenizer')}")
     return [*COMMON, *LAYOUTS[name][5], *weights, f"ae.latent_scale.mode={mode}", f"store={root / 'store'}"]
 
 

@@ -66,6 +66,14 @@ def train(texts: Iterable[str], vocab_size: int) -> Any:
     return made
 
 
+def hub_config(length: int) -> dict[str, Any]:
+    """tokenizer_config.json, with which `transformers` makes a tokenizer of `train`'s file give the numbers of `Trained`."""
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": length, "pad_token": PAD, "bos_token": START,
+        "eos_token": END, "clean_up_tokenization_spaces": False,
+    }  # fmt: skip
+
+
 class Trained:
     """A tokenizer that `train` made, from its folder. Raises DataError for a damaged file."""
 
@@ -115,6 +123,12 @@ class FromFolder:
     @property
     def size(self) -> int:
         return len(self._tokenizer)
+
+    @property
+    def class_name(self) -> str:
+        """The class of `transformers` that reads the folder."""
+        name = type(self._tokenizer).__name__
+        return "PreTrainedTokenizerFast" if name == "TokenizersBackend" else name  # its name before and since version 5
 
     def __call__(self, texts: Sequence[str]) -> Ids:
         found = self._tokenizer(

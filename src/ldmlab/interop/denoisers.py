@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ldmlab.errors import WeightsError
-from ldmlab.interop import diffusers_unet, official_unet, schedules, weights
+from ldmlab.interop import diffusers_unet, official_unet, schedules, token_layouts, weights
 from ldmlab.interop.compvis import FIRST_STAGE, from_ours, some
 from ldmlab.interop.official_unet import Average, Copies, UNetLayout
 
@@ -24,7 +25,11 @@ VERSION = 2
 """Of the conversions: grows when the same file would give other weights."""
 
 THEIRS = "diffusion_pytorch_model"
+UNUSED = "unused.safetensors"  # beside our own weights
+LOGITS = f"conditioner.{token_layouts.OURS}{token_layouts.LOGITS}"
 EMBEDDER = "class_embedder"  # folder beside unet/: the conditioner, for which diffusers has no place
+BERT = "bert"  # folder beside unet/: the transformer that reads texts or layouts
+BERT_NAMES = ("model.safetensors", "pytorch_model.bin")
 NAMES = ("weights.safetensors", f"{THEIRS}.safetensors", f"{THEIRS}.bin", "model.ckpt")
 """What a folder may hold, in the order in which it is looked for."""
 
@@ -40,6 +45,9 @@ class Source(NamedTuple):
     target: str | None  # word of `objective.target`
     scale: Tensor | None  # of the latents it was trained on
     average: Average | None = None  # how the averaged copy was made; None: the file does not say
+    unused: Mapping[str, Tensor] = MappingProxyType(
+        {}
+    )  # by our names: what takes part in nothing, and an export gives back
 
 
 def read(path: Path) -> Source:
@@ -76,9 +84,10 @@ def weights_file(path: Path) -> Path:
 def _stamp(path: Path, file: Path) -> tuple[tuple[str, int, int], ...]:
     """What a reading depends on: when any of these files changes, it is read again."""
     folder = file.parent
-    beside = [folder / "config.json", folder / "ema.safetensors"]
+    beside = [folder / "config.json", folder / "ema.safetensors", folder / UNUSED]
     if _is_pipeline(file):
-        beside += [*(folder.parent / EMBEDDER).glob("*"), folder.parent / "scheduler" / "scheduler_config.json"]
+        beside += [file for part in (EMBEDDER, BERT) for file in (folder.parent / part).glob("*")]
+        beside.append(folder.parent / "scheduler" / "scheduler_config.json")
     found = [(f, f.stat()) for f in (file, *sorted(beside)) if f.is_file()]
     return tuple((str(f), state.st_size, state.st_mtime_ns) for f, state in found)
 
@@ -89,8 +98,8 @@ def _is_pipeline(file: Path) -> bool:
 
 @functools.lru_cache(maxsize=1)
 def _digest(file: Path, stamp: tuple[tuple[str, int, int], ...]) -> str:
-    copies, total = _read(file, stamp).copies, hashlib.sha256()
-    for name, tensors in (("raw", copies.raw), ("ema", copies.ema or {})):
+    found, total = _read(file, stamp), hashlib.sha256()
+    for name, tensors in (("raw", found.copies.raw), ("ema", found.copies.ema or {}), ("unused", found.unused)):
         for key, tensor in sorted(tensors.items()):
             total.update(f"{name} {key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             total.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
@@ -128,17 +137,23 @@ def _ours(file: Path, found: Mapping[str, Tensor]) -> Source:
     """`weights.safetensors` of the store with `ema.safetensors` beside it; any other single file is one copy."""
     if any(name.startswith(("network.encoder.", "network.decoder.")) for name in found):
         raise WeightsError("it is a first stage of ours. Give it as ae.weights.")
-    beside = file.parent / "ema.safetensors"
-    averaged = dict(weights.tensors_in(beside)[0]) if file.name == NAMES[0] and beside.is_file() else None
-    return Source(file, "ldmlab", Copies(dict(found), averaged), None, None, None, None)
+
+    def beside(name: str) -> dict[str, Tensor] | None:
+        there = file.name == NAMES[0] and (file.parent / name).is_file()
+        return dict(weights.tensors_in(file.parent / name)[0]) if there else None
+
+    copies = Copies(dict(found), beside("ema.safetensors"))
+    return Source(file, "ldmlab", copies, None, None, None, None, unused=beside(UNUSED) or {})
 
 
 def _official(file: Path, found: Mapping[str, Tensor], note: Mapping[str, Any]) -> Source:
     copies = official_unet.to_ours(found, note.get("averaged_conditioner", {}))
+    unused = {name: tensor for name, tensor in copies.raw.items() if name.startswith(LOGITS)}
+    raw, ema = (t and {name: tensor for name, tensor in t.items() if name not in unused} for t in copies)
     scale = note.get("scale", found.get("scale_factor"))
     return Source(
-        file, "CompVis", copies, note.get("heads"), note.get("alphas_cumprod", found.get("alphas_cumprod")),
-        note.get("target"), scale, official_unet.read_average(found),
+        file, "CompVis", Copies(raw or {}, ema), note.get("heads"), note.get("alphas_cumprod", found.get("alphas_cumprod")),
+        note.get("target"), scale, official_unet.read_average(found), unused,
     )  # fmt: skip
 
 
@@ -146,14 +161,27 @@ def _diffusers(file: Path, found: Mapping[str, Tensor]) -> Source:
     official, heads = diffusers_unet.to_official(found, weights.config_beside(file))
     tensors = {f"network.{name}": tensor for name, tensor in official.items()}
     alpha_bar_T, target = None, None
+    unused: dict[str, Tensor] = {}
     if _is_pipeline(file):
+        conditioner, unused = _bert(file.parent.parent / BERT)
+        tensors |= conditioner
         embedder = file.parent.parent / EMBEDDER / f"{THEIRS}.safetensors"
         if embedder.is_file():
             tensors |= {f"conditioner.{name}": tensor for name, tensor in weights.tensors_in(embedder)[0].items()}
         scheduler = file.parent.parent / "scheduler" / "scheduler_config.json"
         if scheduler.is_file():
             alpha_bar_T, target = schedules.read_scheduler(_json(scheduler))
-    return Source(file, "diffusers", Copies(tensors, None), heads, alpha_bar_T, target, None)
+    return Source(file, "diffusers", Copies(tensors, None), heads, alpha_bar_T, target, None, unused=unused)
+
+
+def _bert(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What reads texts in a pipeline's folder, and its unused head; both empty where there is none."""
+    file = next((folder / name for name in BERT_NAMES if (folder / name).is_file()), None)
+    if file is None:
+        return {}, {}
+    found = token_layouts.from_bert(weights.tensors_in(file)[0], weights.config_beside(file))
+    ours, unused = ({f"conditioner.{name}": tensor for name, tensor in part.items()} for part in found)
+    return ours, unused
 
 
 def _json(file: Path) -> dict[str, Any]:
@@ -178,6 +206,8 @@ class ModelFacts(NamedTuple):
     scale_by_std: bool = (
         True  # the latent's scale was measured on data; otherwise it is an option of the official model
     )
+    unused: Mapping[str, Tensor] = MappingProxyType({})  # `Source.unused`
+    reads_by_first_stage: bool = False  # the condition: `official_unet.is_first_stage_twice`
 
 
 def as_compvis(
@@ -189,8 +219,13 @@ def as_compvis(
 
     Raises WeightsError for a network that the official code does not have.
     """
+    conditioner = _conditioner(copies.raw)
+    token_layouts.check_official(conditioner)
+    own = from_ours(first_stage)
+    read_by = own if facts.reads_by_first_stage else token_layouts.with_logits(conditioner, _conditioner(facts.unused))
     official = official_unet.from_ours(copies)
-    official |= {FIRST_STAGE + name: tensor for name, tensor in from_ours(first_stage).items()}
+    official |= {official_unet.CONDITIONER + name: tensor for name, tensor in read_by.items()}
+    official |= {FIRST_STAGE + name: tensor for name, tensor in own.items()}
     official |= schedules.official_buffers(facts.alpha_bar_T)
     scale = first_stage["scale"].flatten()
     if facts.scale_by_std and (scale == scale[0]).all():
@@ -206,7 +241,7 @@ def as_compvis(
 
 
 def as_diffusers(tensors: Mapping[str, Tensor], facts: ModelFacts) -> dict[str, bytes]:
-    """`unet/`, and `class_embedder/` and `scheduler/` where there is such, of one copy of the weights.
+    """`unet/`, and `class_embedder/`, `bert/` and `scheduler/` where there is such, of one copy of the weights.
 
     Raises WeightsError for what diffusers cannot express.
     """
@@ -218,8 +253,14 @@ def as_diffusers(tensors: Mapping[str, Tensor], facts: ModelFacts) -> dict[str, 
         "unet/config.json": _text(diffusers_unet.make_config(layout, facts.heads, facts.size)),
         f"unet/{THEIRS}.safetensors": _tensors(diffusers_unet.from_official(unet, layout, facts.heads)),
     }
-    conditioner = {k.removeprefix("conditioner."): v for k, v in tensors.items() if k.startswith("conditioner.")}
-    if conditioner:
+    conditioner = _conditioner(tensors)
+    if token_layouts.is_token_transformer(conditioner):
+        bert = token_layouts.to_bert(conditioner, _conditioner(facts.unused))
+        files |= {
+            f"{BERT}/config.json": _text(token_layouts.make_config(conditioner)),
+            f"{BERT}/{BERT_NAMES[0]}": _tensors(bert),
+        }
+    elif conditioner:
         rows, dim = next(iter(conditioner.values())).shape
         files[f"{EMBEDDER}/config.json"] = _text(
             {"_class_name": "Embedding", "num_embeddings": rows, "embedding_dim": dim}
@@ -231,24 +272,30 @@ def as_diffusers(tensors: Mapping[str, Tensor], facts: ModelFacts) -> dict[str, 
 
 
 def as_pipeline(
-    denoiser: Mapping[str, bytes], first_stage: Mapping[str, bytes] | None, target: str | None
+    name: str, denoiser: Mapping[str, bytes], first_stage: Mapping[str, bytes] | None, others: Mapping[str, list[str]]
 ) -> dict[str, bytes]:
-    """A folder that diffusers loads whole, of an unconditional denoiser's files (`as_diffusers`).
+    """A folder that diffusers' pipeline `name` loads whole, of a denoiser's files (`as_diffusers`).
 
-    first_stage: files of `weights.as_diffusers`; None: the denoiser works on pixels (diffusers' DDIMPipeline).
+    first_stage: files of `weights.as_diffusers`; None: the denoiser works on pixels. others: of the folders beside, their library
+    and class.
 
     Raises WeightsError when no scheduler was written, for diffusers has none for this target.
     """
     if "scheduler/scheduler_config.json" not in denoiser:
-        raise WeightsError(f"no scheduler of diffusers' DDPM family predicts {target or 'this target'}.")
-    parts = {"unet": "unet/config.json", "scheduler": "scheduler/scheduler_config.json"}
-    files = dict(denoiser)
+        raise WeightsError(
+            "no scheduler of diffusers' DDPM family predicts what this denoiser does (objective.target)."
+        )
+    files, parts = dict(denoiser), {"unet": "unet/config.json", "scheduler": "scheduler/scheduler_config.json"}
     if first_stage is not None:
-        files |= {f"vqvae/{name}": content for name, content in first_stage.items()}
+        files |= {f"vqvae/{file}": content for file, content in first_stage.items()}
         parts["vqvae"] = "vqvae/config.json"
-    classes = {name: ["diffusers", json.loads(files[config])["_class_name"]] for name, config in parts.items()}
-    index = {"_class_name": "DDIMPipeline" if first_stage is None else "LDMPipeline", **classes}
-    return files | {"model_index.json": _text(index)}
+    classes = {part: ["diffusers", json.loads(files[config])["_class_name"]] for part, config in parts.items()}
+    return files | {"model_index.json": _text({"_class_name": name, **classes, **others})}
+
+
+def _conditioner(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Its part, by its own names."""
+    return {k.removeprefix("conditioner."): v for k, v in tensors.items() if k.startswith("conditioner.")}
 
 
 def layout_of(tensors: Mapping[str, Tensor]) -> UNetLayout | None:

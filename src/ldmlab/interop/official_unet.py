@@ -89,11 +89,15 @@ def to_ours(whole: Mapping[str, Tensor], averaged_conditioner: Mapping[str, Tens
     strange = [n for n in whole if n not in BUFFERS and not n.startswith((UNET, EMA, CONDITIONER, FIRST_STAGE))]
     _refuse(strange, "no latent diffusion model has")
     unet = {name.removeprefix(UNET): tensor for name, tensor in whole.items() if name.startswith(UNET)}
-    conditioner = {
-        f"conditioner.{name.removeprefix(CONDITIONER)}": tensor
-        for name, tensor in whole.items()
-        if name.startswith(CONDITIONER)
-    }
+    conditioner = (
+        {}
+        if is_first_stage_twice(whole)
+        else {
+            f"conditioner.{name.removeprefix(CONDITIONER)}": tensor
+            for name, tensor in whole.items()
+            if name.startswith(CONDITIONER)
+        }
+    )
     ours = {f"network.{name}": tensor for name, tensor in unet.items()}
     averaged = {name: tensor for name, tensor in whole.items() if name.startswith(EMA) and name not in BUFFERS}
     if not averaged:
@@ -121,6 +125,13 @@ def from_ours(copies: Copies) -> dict[str, Tensor]:
         if not name.startswith("conditioner."):
             official[ema_name(unet_name(name))] = tensor
     return official
+
+
+def is_first_stage_twice(whole: Mapping[str, Tensor]) -> bool:
+    """Whether the condition is read by the first stage itself (`cond_stage_config: __is_first_stage__`, inpainting), whose
+    tensors a checkpoint then holds under both names. Ours asks the run's first stage (`conditioning.inpaint`)."""
+    pairs = [(FIRST_STAGE + n.removeprefix(CONDITIONER), v) for n, v in whole.items() if n.startswith(CONDITIONER)]
+    return bool(pairs) and all(name in whole and torch.equal(whole[name], tensor) for name, tensor in pairs)
 
 
 def read_average(whole: Mapping[str, Tensor]) -> Average | None:

@@ -6,6 +6,7 @@ to=diffusers: a first stage as config.json and weights; a denoiser as a folder w
 where it has no condition, with class_embedder/ where it has one.
 """
 
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,13 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ldmlab.autoencoders.conv import ConvNetwork
+from ldmlab.conditioning import outside, tokenizer
 from ldmlab.conditioning.class_label import ClassLabel
+from ldmlab.conditioning.frozen_text import FrozenText
+from ldmlab.conditioning.inpaint import Inpaint
+from ldmlab.conditioning.layout import Layout
+from ldmlab.conditioning.spatial_rescaler import SpatialRescaler
+from ldmlab.conditioning.text import Text
 from ldmlab.config.compose import Composed
 from ldmlab.diffusion.denoiser import Denoiser
 from ldmlab.errors import UserError, WeightsError
@@ -25,8 +32,10 @@ from ldmlab.networks.unet import UNet
 from ldmlab.pipeline import weights_denoiser, weights_first_stage
 from ldmlab.pipeline.decoder import decoding_address
 from ldmlab.pipeline.denoiser import DenoiserStage
-from ldmlab.pipeline.resolved import Resolved
+from ldmlab.pipeline.export_diffusers import diffusers_folder
+from ldmlab.pipeline.plan import Plan
 from ldmlab.pipeline.run import prepare
+from ldmlab.pipeline.tokenizer import TokenizerStage
 from ldmlab.store.checkpoint import load_tensors
 from ldmlab.store.store import Address, Store
 
@@ -77,24 +86,26 @@ def export_denoiser(composed: Composed, to: str, out: Path, command: str) -> Wri
     store, resolved, trained = plan.store, plan.resolved, plan.stage(DenoiserStage).address
     if cfg.eval.ema_width is not None:
         raise UserError("eval.ema_width is made when it is sampled and is no file to export. Use eval.ema_width=null.")
-    _check_kind(resolved.denoiser)
+    _check_kind(resolved.denoiser, to)
     stage = decoding_address(plan)
     _check_done(store, [stage, trained], command, "denoiser")
     first_stage = load_tensors(store.check(stage, "autoencoder.safetensors"))
     facts = denoisers.ModelFacts(
         weights_denoiser.heads_of(resolved.denoiser.network), resolved.objective.schedule.alpha_bar_T, weights_denoiser.target_of(cfg),
         resolved.latent_shape[1], weights_denoiser.average_of(cfg, store.folder(trained)),
-        weights_first_stage.scale_by_std(cfg),
+        weights_first_stage.scale_by_std(cfg), weights_denoiser.unused_in(store.folder(trained)),
+        isinstance(resolved.conditioner, Inpaint),
     )  # fmt: skip
     copies = _copies(store, trained)
+    beside = _tokenizer_files(plan)
     if to == "diffusers":
         chosen = copies.ema if cfg.eval.weights == "ema" else copies.raw
         assert chosen is not None  # prepare has refused eval.weights=ema without one
-        files, notes = _diffusers_folder(chosen, facts, resolved, first_stage)
+        files, notes = diffusers_folder(chosen, facts, resolved, first_stage, beside)
         return Written(weights.write(out, files), [f"the weights are eval.weights={cfg.eval.weights}", *notes])
     groups = weights_first_stage.groups_of(resolved.autoencoder)
-    files = denoisers.as_compvis(copies, facts, first_stage, groups)
-    return Written(weights.write(out, files), _official_notes(cfg, copies, facts.target, first_stage, groups))
+    files = denoisers.as_compvis(copies, facts, first_stage, groups) | beside
+    return Written(weights.write(out, files), _official_notes(cfg, copies, facts, first_stage, groups))
 
 
 def _check_done(store: Store, stages: list[Address], command: str, until: str) -> None:
@@ -117,7 +128,7 @@ def _copies(store: Store, trained: Address) -> Copies:
     return Copies(copy("weights"), copy("ema") if averaged else None)
 
 
-def _check_kind(model: Denoiser) -> None:
+def _check_kind(model: Denoiser, to: str) -> None:
     network, conditioner = model.network, model.conditioner
     if not isinstance(network, UNet):
         raise UserError(
@@ -136,74 +147,50 @@ def _check_kind(model: Denoiser) -> None:
             "(cond=class_label) or without a condition can be exported."
         )
     learned = any(name.startswith("conditioner.") for name, _ in model.named_parameters())
-    if learned and not isinstance(conditioner, ClassLabel):
+    if learned and not isinstance(conditioner, LEARNED[to]):
         raise UserError(
-            f"cond.conditioner is a {type(conditioner).__name__} with weights; only a ClassLabel can be exported."
+            f"cond.conditioner is a {type(conditioner).__name__} with weights; to={to} has a place for those of "
+            f"{', '.join(kind.__name__ for kind in LEARNED[to])} alone, one at a time."
+        )
+    if isinstance(conditioner, (Text, FrozenText)) and conditioner.mask:
+        raise UserError(
+            "cond.conditioner.mask=true: the layouts of others hide no padding, and there these weights would compute something else. "
+            "Networks with cond.conditioner.mask=false can be exported."
         )
 
 
-# ---- to=diffusers --------------------------------------------------------------------------------------------------------
-
-README = """# A denoiser of ldmlab, in diffusers' parts
-
-{why}
-
-    from diffusers import {unet}, DDIMScheduler
-    unet = {unet}.from_pretrained("unet")
-    scheduler = DDIMScheduler.from_pretrained("scheduler")     # where the folder is there
-
-{notes}
-"""
+LEARNED: dict[str, tuple[type, ...]] = {
+    "compvis": (ClassLabel, Text, Layout, SpatialRescaler),
+    "diffusers": (ClassLabel, Text, Layout),
+}
+"""Conditioners with weights for which a layout has a place."""
 
 
-def _diffusers_folder(
-    chosen: dict[str, Tensor], facts: denoisers.ModelFacts, resolved: Resolved, first_stage: dict[str, Tensor]
-) -> tuple[dict[str, bytes], list[str]]:
-    """The files, and what they do not say: a whole pipeline, or its parts and a README.md that says why."""
-    files = denoisers.as_diffusers(chosen, facts)
-    try:
-        return _whole_pipeline(files, facts, resolved, first_stage), []
-    except WeightsError as error:
-        why = f"No pipeline of diffusers loads this folder whole: {error}"
-    notes = ["the first stage goes beside these files with part=ae out=…/vae"]
-    table = chosen.get(weights_denoiser.TABLE)
-    if table is not None:
-        rows, dim = table.shape
-        null = f"row {rows - 1} means no class" if rows > len(resolved.data.class_names) else "no row means no class"
-        notes.append(f"encoder_hidden_states is a row of class_embedder, [B, 1, {dim}]; {null}")
-    unet = "UNet2DModel" if table is None else "UNet2DConditionModel"
-    listed = "\n".join(f"- {note}" for note in notes)
-    readme = README.format(why=why, unet=unet, notes=listed)
-    return files | {"README.md": readme.encode()}, [why, *notes]
-
-
-def _whole_pipeline(
-    files: dict[str, bytes], facts: denoisers.ModelFacts, resolved: Resolved, first_stage: dict[str, Tensor]
-) -> dict[str, bytes]:
-    """Files that DiffusionPipeline.from_pretrained loads. Raises WeightsError, saying why, where no pipeline computes this."""
-    if needs := resolved.conditioner.needs:
-        raise WeightsError(f"it has none for a condition ({', '.join(needs)}) given as an embedding.")
-    scale, shift = first_stage["scale"].flatten(), first_stage["shift"].flatten()
-    if (scale != scale[0]).any() or shift.any():
-        raise WeightsError("LDMPipeline knows one scale of the latent; this one has a scale per channel or a shift.")
-    ae = resolved.autoencoder
-    if weights_first_stage.tensors_of(ae):
-        groups = weights_first_stage.groups_of(ae)
-        return denoisers.as_pipeline(
-            files, weights.as_diffusers(first_stage, groups, resolved.resolution), facts.target
-        )
-    if scale[0] != 1:
-        raise WeightsError("DDIMPipeline works on unscaled pixels; ae.latent_scale gives them a scale.")
-    return denoisers.as_pipeline(files, None, facts.target)
+def _tokenizer_files(plan: Plan) -> dict[str, bytes]:
+    """tokenizer/ as `transformers` reads it, of a denoiser that reads texts: its own, or the folder that it was given."""
+    text = plan.resolved.conditioner
+    if not isinstance(text, Text):
+        return {}
+    if not text.learns_tokens:
+        folder = Path(plan.resolved.cfg.cond.conditioner.tokenizer).expanduser()
+        found = [folder / name for name in outside.TOKENIZER if (folder / name).is_file()]
+        return {f"tokenizer/{file.name}": file.read_bytes() for file in found}
+    own = plan.store.check(plan.stage(TokenizerStage).address, tokenizer.FILE)
+    config = json.dumps(tokenizer.hub_config(text.length), indent=2) + "\n"
+    return {f"tokenizer/{tokenizer.FILE}": own.read_bytes(), "tokenizer/tokenizer_config.json": config.encode()}
 
 
 # ---- to=compvis ----------------------------------------------------------------------------------------------------------
 
 
 def _official_notes(
-    cfg: DictConfig, copies: Copies, target: str | None, first_stage: dict[str, Tensor], groups: list[int]
+    cfg: DictConfig, copies: Copies, facts: denoisers.ModelFacts, first_stage: dict[str, Tensor], groups: list[int]
 ) -> list[str]:
-    notes = []
+    notes, target = [], facts.target
+    if any(name.endswith("token_emb.weight") for name in copies.raw) and not facts.unused:
+        notes.append(
+            "the official text transformer has a head that computes nothing (to_logits) and was never trained here: zeros"
+        )
     if target not in ("eps", "z0"):
         notes.append(
             f"the official code knows networks that predict eps or z0; this one predicts {target or 'something else'}"

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from ldmlab import build
+from ldmlab.conditioning.text import Text
 from ldmlab.config.compose import group_options, load
 from ldmlab.config.schema import TARGETS
 from ldmlab.diffusion.denoiser import Denoiser
@@ -25,7 +26,7 @@ from ldmlab.networks.attention import SelfAttention, SpatialTransformer
 from ldmlab.networks.blocks import OFFICIAL
 from ldmlab.pipeline import weights_first_stage
 from ldmlab.pipeline.stage import deciding
-from ldmlab.store.checkpoint import save_tensors
+from ldmlab.store.checkpoint import load_tensors, save_tensors
 from ldmlab.store.files import atomic, read_json, write_json
 from ldmlab.training.loop import total_steps
 
@@ -46,6 +47,7 @@ def check(cfg: DictConfig, choices: dict[str, str], model: Denoiser, objective: 
             check_tensors(cfg, choices, found, tensors, expected)
     check_heads(found, model.network)
     check_groups(found, model.network)
+    check_texts(found, model)
     check_objective(cfg, found, objective)
     if cfg.eval.weights == "ema" and found.copies.ema is None:
         raise ConfigError(
@@ -142,6 +144,22 @@ def check_groups(found: denoisers.Source, network: nn.Module) -> None:
         )
 
 
+def check_texts(found: denoisers.Source, model: nn.Module) -> None:
+    """ConfigError where a text transformer of another layout would read other token numbers, or hide padding, unlike in training."""
+    for part in model.modules():
+        if found.layout == "ldmlab" or not isinstance(part, Text):
+            continue
+        if part.learns_tokens:
+            raise ConfigError(
+                f"cond.conditioner.tokenizer=null trains a tokenizer on these captions, and {found.file} was trained with another. Give "
+                "the folder of its own: tokenizer/ beside an export or in a pipeline's folder; bert-base-uncased's for official files."
+            )
+        if part.mask:
+            raise ConfigError(
+                f"cond.conditioner.mask=true hides padding, and nothing hid it from {found.file}. Set cond.conditioner.mask=false."
+            )
+
+
 def check_objective(cfg: DictConfig, found: denoisers.Source, objective: Objective) -> None:
     """WeightsError when the file says another target or noise schedule than `objective`."""
     target = target_of(cfg)
@@ -182,6 +200,9 @@ def install(cfg: DictConfig, model: Denoiser, folder: Path) -> None:
             kept = {key: own[key][: len(tensor)] if key == TABLE else own[key] for key, tensor in tensors.items()}
             with atomic(folder / f"{name}.safetensors") as beside:
                 save_tensors(beside, kept)
+    if found.unused:
+        with atomic(folder / denoisers.UNUSED) as beside:
+            save_tensors(beside, dict(found.unused))
     source = {
         "file": found.file.name,
         "sha256_of_tensors": denoisers.digest(Path(cfg.ldm.weights)),
@@ -189,6 +210,12 @@ def install(cfg: DictConfig, model: Denoiser, folder: Path) -> None:
         "average": None if found.average is None else found.average._asdict(),
     }
     write_json(folder / "imported.json", source)
+
+
+def unused_in(folder: Path) -> dict[str, Tensor]:
+    """What a stage's folder keeps of an imported file, which takes part in nothing here."""
+    file = folder / denoisers.UNUSED
+    return load_tensors(file) if file.is_file() else {}
 
 
 def options(cfg: DictConfig) -> dict[str, Any]:
