@@ -17,7 +17,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ldmlab.errors import WeightsError
-from ldmlab.interop import diffusers_unet, official_unet, schedules, token_layouts, weights
+from ldmlab.interop import diffusers_dit, diffusers_unet, official_unet, schedules, token_layouts, weights
+from ldmlab.interop.class_tables import TABLE, folded
 from ldmlab.interop.compvis import FIRST_STAGE, from_ours, some
 from ldmlab.interop.official_unet import Average, Copies, UNetLayout
 
@@ -27,7 +28,9 @@ VERSION = 2
 THEIRS = "diffusion_pytorch_model"
 UNUSED = "unused.safetensors"  # beside our own weights
 LOGITS = f"conditioner.{token_layouts.OURS}{token_layouts.LOGITS}"
+PARTS = ("unet", "transformer")  # folders of a pipeline that hold a denoiser
 EMBEDDER = "class_embedder"  # folder beside unet/: the conditioner, for which diffusers has no place
+CLASSES = "class_embedding.weight"  # of a UNet2DModel: a class's row is added to the time embedding
 BERT = "bert"  # folder beside unet/: the transformer that reads texts or layouts
 BERT_NAMES = ("model.safetensors", "pytorch_model.bin")
 NAMES = ("weights.safetensors", f"{THEIRS}.safetensors", f"{THEIRS}.bin", "model.ckpt")
@@ -74,7 +77,7 @@ def weights_file(path: Path) -> Path:
         raise WeightsError(
             f"ldm.weights={path}: no such file or folder. Give the path of one, or leave it out to train."
         )
-    for folder in (path / "unet", path):
+    for folder in (*(path / part for part in PARTS), path):
         for name in NAMES:
             if (folder / name).is_file():
                 return folder / name
@@ -93,7 +96,7 @@ def _stamp(path: Path, file: Path) -> tuple[tuple[str, int, int], ...]:
 
 
 def _is_pipeline(file: Path) -> bool:
-    return file.parent.name == "unet"
+    return file.parent.name in PARTS
 
 
 @functools.lru_cache(maxsize=1)
@@ -114,13 +117,16 @@ def _read(file: Path, stamp: tuple[tuple[str, int, int], ...]) -> Source:
             return _ours(file, found)
         if diffusers_unet.is_diffusers(found):
             return _diffusers(file, found)
+        if diffusers_dit.is_dit(found):
+            return _dit(file, found)
         if official_unet.is_official(found):
             return _official(file, found, note)
     except WeightsError as error:
         raise WeightsError(f"{file}: {error}") from None
     if any(name.startswith(("x_embedder.", "transformer_blocks.", "model.x_embedder.")) for name in found):
         raise WeightsError(
-            f"{file} holds a DiT in its authors' or diffusers' layout. UNets are read in those, DiTs in our own layout alone."
+            f"{file} holds a DiT in its authors' layout or of another kind. Folders of diffusers' DiTs (transformer/) are read, and of "
+            "single files DiTs in our own layout alone."
         )
     hint = (
         " It is a first stage: give it as ae.weights."
@@ -158,9 +164,13 @@ def _official(file: Path, found: Mapping[str, Tensor], note: Mapping[str, Any]) 
 
 
 def _diffusers(file: Path, found: Mapping[str, Tensor]) -> Source:
-    official, heads = diffusers_unet.to_official(found, weights.config_beside(file))
-    tensors = {f"network.{name}": tensor for name, tensor in official.items()}
-    alpha_bar_T, target = None, None
+    config, classes = weights.config_beside(file), {}
+    if CLASSES in found and config.get("_class_name") == diffusers_unet.PLAIN:
+        classes = {TABLE: found[CLASSES]}
+        found = {name: tensor for name, tensor in found.items() if name != CLASSES}
+        config = {**config, "num_class_embeds": None}
+    official, heads = diffusers_unet.to_official(found, config)
+    tensors = {f"network.{name}": tensor for name, tensor in official.items()} | classes
     unused: dict[str, Tensor] = {}
     if _is_pipeline(file):
         conditioner, unused = _bert(file.parent.parent / BERT)
@@ -168,10 +178,20 @@ def _diffusers(file: Path, found: Mapping[str, Tensor]) -> Source:
         embedder = file.parent.parent / EMBEDDER / f"{THEIRS}.safetensors"
         if embedder.is_file():
             tensors |= {f"conditioner.{name}": tensor for name, tensor in weights.tensors_in(embedder)[0].items()}
-        scheduler = file.parent.parent / "scheduler" / "scheduler_config.json"
-        if scheduler.is_file():
-            alpha_bar_T, target = schedules.read_scheduler(_json(scheduler))
-    return Source(file, "diffusers", Copies(tensors, None), heads, alpha_bar_T, target, None, unused=unused)
+    return Source(file, "diffusers", Copies(tensors, None), heads, *_scheduler(file), None, unused=unused)
+
+
+def _dit(file: Path, found: Mapping[str, Tensor]) -> Source:
+    read = diffusers_dit.to_ours(found, weights.config_beside(file))
+    return Source(
+        file, "diffusers", Copies(read.tensors, None), read.heads, *_scheduler(file), None, unused=read.unused
+    )
+
+
+def _scheduler(file: Path) -> tuple[Tensor | None, str | None]:
+    """alphas_cumprod and target, where a pipeline's folder says them."""
+    config = file.parent.parent / "scheduler" / "scheduler_config.json"
+    return schedules.read_scheduler(_json(config)) if _is_pipeline(file) and config.is_file() else (None, None)
 
 
 def _bert(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -241,34 +261,53 @@ def as_compvis(
 
 
 def as_diffusers(tensors: Mapping[str, Tensor], facts: ModelFacts) -> dict[str, bytes]:
-    """`unet/`, and `class_embedder/`, `bert/` and `scheduler/` where there is such, of one copy of the weights.
+    """`unet/` or `transformer/`, and `class_embedder/`, `bert/` and `scheduler/` where there is such, of one copy of the weights.
 
     Raises WeightsError for what diffusers cannot express.
     """
+    tensors = folded(tensors)
+    files = _dit_files(tensors, facts) if "network.x_embedder.proj.weight" in tensors else _unet_files(tensors, facts)
+    if facts.target in schedules.PREDICTS:
+        files["scheduler/scheduler_config.json"] = _text(schedules.make_scheduler(facts.alpha_bar_T, facts.target))
+    return files
+
+
+def _dit_files(tensors: Mapping[str, Tensor], facts: ModelFacts) -> dict[str, bytes]:
+    theirs = diffusers_dit.from_ours(tensors, facts.unused)
+    config = diffusers_dit.make_config(tensors, facts.unused, facts.heads["blocks.0.attn"], facts.size)
+    return {"transformer/config.json": _text(config), f"transformer/{THEIRS}.safetensors": _tensors(theirs)}
+
+
+def _unet_files(tensors: Mapping[str, Tensor], facts: ModelFacts) -> dict[str, bytes]:
     unet = {official_unet.unet_name(k): v for k, v in tensors.items() if not k.startswith("conditioner.")}
-    layout = official_unet.layout_of(unet)
+    layout, conditioner = official_unet.layout_of(unet), _conditioner(tensors)
     if layout is None:
         raise WeightsError("diffusers has no UNet of this structure. Use to=compvis.")
-    files = {
-        "unet/config.json": _text(diffusers_unet.make_config(layout, facts.heads, facts.size)),
-        f"unet/{THEIRS}.safetensors": _tensors(diffusers_unet.from_official(unet, layout, facts.heads)),
-    }
-    conditioner = _conditioner(tensors)
+    config = diffusers_unet.make_config(layout, facts.heads, facts.size)
+    theirs = diffusers_unet.from_official(unet, layout, facts.heads)
+    if TABLE in tensors and layout.context_dim is None:
+        config |= {"num_class_embeds": tensors[TABLE].shape[0]}
+        theirs |= {CLASSES: tensors[TABLE]}
+        conditioner = {}
+    files = {"unet/config.json": _text(config), f"unet/{THEIRS}.safetensors": _tensors(theirs)}
     if token_layouts.is_token_transformer(conditioner):
         bert = token_layouts.to_bert(conditioner, _conditioner(facts.unused))
-        files |= {
-            f"{BERT}/config.json": _text(token_layouts.make_config(conditioner)),
-            f"{BERT}/{BERT_NAMES[0]}": _tensors(bert),
-        }
+        files[f"{BERT}/config.json"] = _text(token_layouts.make_config(conditioner))
+        files[f"{BERT}/{BERT_NAMES[0]}"] = _tensors(bert)
     elif conditioner:
-        rows, dim = next(iter(conditioner.values())).shape
+        rows, dim = tensors[TABLE].shape
         files[f"{EMBEDDER}/config.json"] = _text(
             {"_class_name": "Embedding", "num_embeddings": rows, "embedding_dim": dim}
         )
         files[f"{EMBEDDER}/{THEIRS}.safetensors"] = _tensors(conditioner)
-    if facts.target in schedules.PREDICTS:
-        files["scheduler/scheduler_config.json"] = _text(schedules.make_scheduler(facts.alpha_bar_T, facts.target))
     return files
+
+
+PIPELINE_PARTS = {
+    "LDMPipeline": ("unet", "vqvae"), "DDIMPipeline": ("unet", ""), "LDMTextToImagePipeline": ("unet", "vqvae"),
+    "DiTPipeline": ("transformer", "vae"),
+}  # fmt: skip
+"""Folders of a pipeline's denoiser and of its first stage."""
 
 
 def as_pipeline(
@@ -285,10 +324,11 @@ def as_pipeline(
         raise WeightsError(
             "no scheduler of diffusers' DDPM family predicts what this denoiser does (objective.target)."
         )
-    files, parts = dict(denoiser), {"unet": "unet/config.json", "scheduler": "scheduler/scheduler_config.json"}
+    files, own, stage = dict(denoiser), *(PIPELINE_PARTS[name])
+    parts = {own: f"{own}/config.json", "scheduler": "scheduler/scheduler_config.json"}
     if first_stage is not None:
-        files |= {f"vqvae/{file}": content for file, content in first_stage.items()}
-        parts["vqvae"] = "vqvae/config.json"
+        files |= {f"{stage}/{file}": content for file, content in first_stage.items()}
+        parts[stage] = f"{stage}/config.json"
     classes = {part: ["diffusers", json.loads(files[config])["_class_name"]] for part, config in parts.items()}
     return files | {"model_index.json": _text({"_class_name": name, **classes, **others})}
 

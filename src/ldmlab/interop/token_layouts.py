@@ -54,6 +54,11 @@ def heads_of(conditioner: Mapping[str, Tensor]) -> int:
     return int(conditioner[f"{OURS}attn_layers.layers.0.1.to_q.weight"].shape[0]) // HEAD_CHANNELS
 
 
+def depth_of(conditioner: Mapping[str, Tensor]) -> int:
+    """Blocks of self-attention and MLP."""
+    return _depth(conditioner, f"{OURS}attn_layers.layers.") // 2
+
+
 def with_logits(conditioner: Mapping[str, Tensor], unused: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """All tensors of the official class: with the unused head, as it was imported or as zeros. Other conditioners as they are."""
     if not is_token_transformer(conditioner):
@@ -78,7 +83,7 @@ def check_official(conditioner: Mapping[str, Tensor]) -> None:
 def to_bert(conditioner: Mapping[str, Tensor], unused: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """diffusers' names of a token transformer."""
     whole = with_logits(conditioner, unused)
-    table = _layers(_depth(whole, f"{OURS}attn_layers.layers.") // 2)
+    table = _layers(depth_of(whole))
     return {f"{table[layer]}.{kind}": tensor for (layer, kind), tensor in _split(whole)}
 
 
@@ -118,9 +123,9 @@ def make_config(conditioner: Mapping[str, Tensor]) -> dict[str, Any]:
     return {
         "architectures": [CLASS], "model_type": "ldmbert", "vocab_size": tokens, "d_model": dim,
         "max_position_embeddings": conditioner[POSITIONS].shape[0],
-        "encoder_layers": _depth(conditioner, f"{OURS}attn_layers.layers.") // 2, "encoder_ffn_dim": 4 * dim,
-        "encoder_attention_heads": heads_of(conditioner), "head_dim": HEAD_CHANNELS, "activation_function": "gelu", "scale_embedding": False,
-        "dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0, "pad_token_id": 0,
+        "encoder_layers": depth_of(conditioner), "encoder_ffn_dim": 4 * dim,
+        "encoder_attention_heads": heads_of(conditioner), "head_dim": HEAD_CHANNELS, "activation_function": "gelu",
+        "scale_embedding": False, "dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0, "pad_token_id": 0,
     }  # fmt: skip
 
 

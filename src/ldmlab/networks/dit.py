@@ -21,7 +21,7 @@ from ldmlab.networks.embeddings import sincos_positions, sinusoidal
 from ldmlab.networks.kv_cache import Condition, Tokens, tokens_of
 from ldmlab.networks.sizes import any_depth, multiples
 from ldmlab.networks.unet import mlp
-from ldmlab.ranges import Depth, Given, Pixels, Width
+from ldmlab.ranges import Depth, Given, Pixels, Range, Width
 
 TIME_FEATURES = 256  # of the sinusoid, whatever the width (official code)
 
@@ -36,6 +36,8 @@ class DiT(nn.Module):
         patch: height and width of a patch; a quarter of it costs about 16 times the operations.
         checkpointing: keep the input of each block alone for the backward pass and compute the rest again: less memory,
             about a third more time, the same result.
+        frequency_shift: frequency i of the time's sinusoid is 10000^(-i / (128 - shift)); 0 in the published networks, 1 in
+            diffusers' code (docs/paper.md#dit).
     Given by the assembly, never options:
         in_channels: latent channels plus those of a concatenated condition; out_channels: latent channels (the
             published networks predict a variance too and have twice as many).
@@ -58,6 +60,7 @@ class DiT(nn.Module):
         heads: Depth,
         patch: Pixels = 2,
         checkpointing: bool = False,
+        frequency_shift: Annotated[int, Range(at_least=0, at_most=1)] = 0,
         context_dim: Annotated[int | None, Given] = None,
         vector_dim: Annotated[int | None, Given] = None,
         latent_size: Annotated[int | None, Given] = None,
@@ -70,7 +73,7 @@ class DiT(nn.Module):
             self.check_latent(latent_size, latent_size)
         self.checkpointing = checkpointing
         self.x_embedder = PatchEmbedding(in_channels, width, patch)
-        self.t_embedder = TimeEmbedding(width)
+        self.t_embedder = TimeEmbedding(width, frequency_shift)
         self.vector_embed: nn.Module | None = None
         if vector_dim is not None:
             self.vector_embed = nn.Identity() if vector_dim == width else xavier(nn.Linear(vector_dim, width))
@@ -146,8 +149,9 @@ def unpatchify(x_BLD: Tensor, height: int, width: int, patch: int) -> Tensor:
 class TimeEmbedding(nn.Module):
     """Time as a sinusoid of 256 features, then Linear, SiLU, Linear."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, frequency_shift: int):
         super().__init__()
+        self.frequency_shift = frequency_shift
         self.mlp = mlp(TIME_FEATURES, width)
         for layer in (self.mlp[0], self.mlp[2]):
             nn.init.normal_(layer.weight, std=0.02)  # type: ignore[arg-type]
@@ -155,7 +159,8 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, t_B: Tensor) -> Tensor:
         """[B] → [B, width]."""
-        return self.mlp(sinusoidal(t_B, TIME_FEATURES).to(next(self.parameters()).dtype))
+        features_BD = sinusoidal(t_B, TIME_FEATURES, shift=self.frequency_shift)
+        return self.mlp(features_BD.to(next(self.parameters()).dtype))
 
 
 class Block(nn.Module):

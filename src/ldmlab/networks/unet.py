@@ -55,10 +55,12 @@ class UNet(nn.Module):
         resblock_updown: residual blocks change the size, instead of a strided or repeating convolution.
         checkpointing: keep the input of each block alone for the backward pass and compute the rest again: less memory,
             about a third more time, the same result.
+        vector_mlp: a vector condition goes through a two-layer MLP; False: it has the time embedding's 4 · width features and is
+            added as it is, as in ADM and diffusers.
     Given by the assembly, never options:
         in_channels: latent channels plus those of a concatenated condition; out_channels: latent channels.
         context_dim: features of a token; None builds plain self-attention and takes no tokens.
-        vector_dim: features of a vector condition, added to the time embedding after a two-layer MLP; None for none.
+        vector_dim: features of a vector condition, added to the time embedding; None for none.
         latent_size: height of the latent; needed by attention_sizes only.
 
     Raises ConfigError for options that do not fit each other.
@@ -83,6 +85,7 @@ class UNet(nn.Module):
         level_channels: Channels | None = None,
         norm_groups: Depth | None = GROUPS,
         norm_group_channels: Width | None = None,
+        vector_mlp: bool = True,
         context_dim: Annotated[int | None, Given] = None,
         vector_dim: Annotated[int | None, Given] = None,
         latent_size: Annotated[int | None, Given] = None,
@@ -110,7 +113,7 @@ class UNet(nn.Module):
 
         self.time_embed = mlp(width, emb_dim)
         if vector_dim is not None:
-            self.vector_embed = mlp(vector_dim, emb_dim)
+            self.vector_embed = mlp(vector_dim, emb_dim) if vector_mlp else as_it_is(vector_dim, emb_dim)
 
         self.input_blocks, skips = way_down(
             in_channels, width, levels, blocks, factors, res, attention, resblock_updown
@@ -226,6 +229,16 @@ def mlp(inputs: int, outputs: int) -> nn.Sequential:
 def attended(levels: list[int], factors: set[int]) -> list[int]:
     """Channels of the attentions, rising: of the levels with these factors, and of the middle block."""
     return sorted({channels for i, channels in enumerate(levels) if 2**i in factors} | {levels[-1]})
+
+
+def as_it_is(vector_dim: int, emb_dim: int) -> nn.Module:
+    """Nothing between a vector condition and the time embedding; ConfigError unless their widths agree."""
+    if vector_dim != emb_dim:
+        raise ConfigError(
+            f"ldm.network.vector_mlp=false adds the vector to the time embedding as it is, which has {emb_dim} features and the vector "
+            f"{vector_dim}. Set cond.conditioner.dim={emb_dim}."
+        )
+    return nn.Identity()
 
 
 def check_groups(groups: int | None, channels: int | None) -> Grouping:

@@ -25,9 +25,10 @@ from ldmlab.conditioning.text import Text
 from ldmlab.config.compose import Composed
 from ldmlab.diffusion.denoiser import Denoiser
 from ldmlab.errors import UserError, WeightsError
-from ldmlab.interop import compvis, denoisers, weights
+from ldmlab.interop import compvis, denoisers, diffusers_dit, official_unet, weights
 from ldmlab.interop.official_unet import Copies
 from ldmlab.networks.blocks import OFFICIAL
+from ldmlab.networks.dit import DiT
 from ldmlab.networks.unet import UNet
 from ldmlab.pipeline import weights_denoiser, weights_first_stage
 from ldmlab.pipeline.decoder import decoding_address
@@ -130,22 +131,15 @@ def _copies(store: Store, trained: Address) -> Copies:
 
 def _check_kind(model: Denoiser, to: str) -> None:
     network, conditioner = model.network, model.conditioner
-    if not isinstance(network, UNet):
+    if isinstance(network, DiT):
+        _check_dit(network, to)
+    elif not isinstance(network, UNet):
         raise UserError(
-            f"ldm.network is a {type(network).__name__}; UNets alone can be written for others. Its own files in the store "
+            f"ldm.network is a {type(network).__name__}; UNets and DiTs alone can be written for others. Its own files in the store "
             "(weights.safetensors, ema.safetensors) are plain safetensors, and ldm.weights reads them."
         )
-    if network.grouping != OFFICIAL:
-        raise UserError(
-            f"ldm.network.norm_groups or norm_group_channels: the layouts of others normalise in {OFFICIAL.groups} groups, and there "
-            f"these weights would compute something else. Networks with norm_groups={OFFICIAL.groups} can be exported; ldm.weights "
-            "reads this one's own files in the store."
-        )
-    if hasattr(network, "vector_embed"):
-        raise UserError(
-            "cond gives this UNet a vector (cond=class_vector), for which neither layout has a place. Networks with tokens "
-            "(cond=class_label) or without a condition can be exported."
-        )
+    else:
+        _check_unet(network, to)
     learned = any(name.startswith("conditioner.") for name, _ in model.named_parameters())
     if learned and not isinstance(conditioner, LEARNED[to]):
         raise UserError(
@@ -156,6 +150,44 @@ def _check_kind(model: Denoiser, to: str) -> None:
         raise UserError(
             "cond.conditioner.mask=true: the layouts of others hide no padding, and there these weights would compute something else. "
             "Networks with cond.conditioner.mask=false can be exported."
+        )
+
+
+def _check_dit(network: DiT, to: str) -> None:
+    if to == "compvis":
+        raise UserError(
+            "ldm.network is a DiT, and the official latent diffusion has UNets alone. Use to=diffusers; ldm.weights reads its own files in "
+            "the store."
+        )
+    if network.vector_embed is None or network.blocks[0].cross is not None:
+        raise UserError(
+            "diffusers' DiT takes classes as a vector and no tokens. Networks with cond=class_vector can be exported; ldm.weights reads "
+            "this one's own files in the store."
+        )
+    if network.t_embedder.frequency_shift != diffusers_dit.SHIFT:
+        raise UserError(
+            f"ldm.network.frequency_shift={network.t_embedder.frequency_shift}: diffusers computes the time's frequencies of a DiT with "
+            f"{diffusers_dit.SHIFT}, and there these weights would compute something else. Networks trained with "
+            f"ldm.network.frequency_shift={diffusers_dit.SHIFT} can be exported; ldm.weights reads this one's own files in the store."
+        )
+
+
+def _check_unet(network: UNet, to: str) -> None:
+    if network.grouping != OFFICIAL:
+        raise UserError(
+            f"ldm.network.norm_groups or norm_group_channels: the layouts of others normalise in {OFFICIAL.groups} groups, and there "
+            f"these weights would compute something else. Networks with norm_groups={OFFICIAL.groups} can be exported; ldm.weights "
+            "reads this one's own files in the store."
+        )
+    if to == "compvis" and hasattr(network, "vector_embed"):
+        raise UserError(
+            "cond gives this UNet a vector (cond=class_vector), for which the official layout has no place. Use to=diffusers; or networks "
+            "with tokens (cond=class_label) or without a condition."
+        )
+    if official_unet.layout_of(network.state_dict()) is None:
+        raise UserError(
+            "ldm.network.level_channels: the layouts of others have levels that are whole multiples of ldm.network.width. Networks with "
+            "ldm.network.multipliers can be exported; ldm.weights reads this one's own files in the store."
         )
 
 

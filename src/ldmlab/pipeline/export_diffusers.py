@@ -1,5 +1,6 @@
 """A denoiser as a folder for diffusers: a whole pipeline where it has one that computes the same, else its parts and a README.md."""
 
+import json
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -13,12 +14,14 @@ from ldmlab.pipeline.resolved import Resolved
 
 TEXT_LENGTH, TEXT_F = 77, 8  # of every LDMTextToImagePipeline: written into its code
 
+NULL_CLASS = 1000  # of every DiTPipeline
+
 README = """# A denoiser of ldmlab, in diffusers' parts
 
 {why}
 
-    from diffusers import {unet}, DDIMScheduler
-    unet = {unet}.from_pretrained("unet")
+    from diffusers import {kind}, DDIMScheduler
+    {part} = {kind}.from_pretrained("{part}")
     scheduler = DDIMScheduler.from_pretrained("scheduler")     # where the folder is there
 
 {notes}
@@ -42,9 +45,10 @@ def diffusers_folder(
     except WeightsError as error:
         why = f"No pipeline of diffusers loads this folder whole: {error}"
     notes = ["the first stage goes beside these files with part=ae out=…/vae", *_notes(files, chosen, resolved)]
-    unet = "UNet2DModel" if resolved.conditioner.context_dim is None else "UNet2DConditionModel"
+    part = next(part for part in denoisers.PARTS if f"{part}/config.json" in files)
+    kind = json.loads(files[f"{part}/config.json"])["_class_name"]
     listed = "\n".join(f"- {note}" for note in notes)
-    readme = README.format(why=why, unet=unet, notes=listed)
+    readme = README.format(why=why, part=part, kind=kind, notes=listed)
     return files | {"README.md": readme.encode()}, [why, *notes]
 
 
@@ -54,6 +58,8 @@ def _notes(files: Mapping[str, bytes], chosen: dict[str, Tensor], resolved: Reso
     if table is not None:
         rows, dim = table.shape
         null = f"row {rows - 1} means no class" if rows > len(resolved.data.class_names) else "no row means no class"
+        if resolved.conditioner.context_dim is None:
+            return [f"class_labels are numbers of classes; {null}"]
         return [f"encoder_hidden_states is a row of class_embedder, [B, 1, {dim}]; {null}"]
     if f"{denoisers.BERT}/config.json" in files:
         what = (
@@ -67,16 +73,24 @@ def _notes(files: Mapping[str, bytes], chosen: dict[str, Tensor], resolved: Reso
 def _whole_pipeline(files: dict[str, bytes], resolved: Resolved, first_stage: dict[str, Tensor]) -> dict[str, bytes]:
     """Files that DiffusionPipeline.from_pretrained loads. Raises WeightsError, saying why, where no pipeline computes this."""
     conditioner, ae = resolved.conditioner, resolved.autoencoder
-    if conditioner.needs and not isinstance(conditioner, Text):
-        raise WeightsError(f"it has none for a condition ({', '.join(conditioner.needs)}) given as an embedding.")
+    is_dit = f"{denoisers.PARTS[1]}/config.json" in files
+    if conditioner.needs and not isinstance(conditioner, Text) and not is_dit:
+        raise WeightsError(f"it has none for this condition ({', '.join(conditioner.needs)}).")
     scale, shift = first_stage["scale"].flatten(), first_stage["shift"].flatten()
     if (scale != scale[0]).any() or shift.any():
-        raise WeightsError("LDMPipeline knows one scale of the latent; this one has a scale per channel or a shift.")
+        raise WeightsError("pipelines know one scale of the latent; this one has a scale per channel or a shift.")
     stage = None
     if weights_first_stage.tensors_of(ae):
         stage = weights.as_diffusers(first_stage, weights_first_stage.groups_of(ae), resolved.resolution)
     elif scale[0] != 1:
         raise WeightsError("DDIMPipeline works on unscaled pixels; ae.latent_scale gives them a scale.")
+    if is_dit:
+        kl = stage is not None and json.loads(stage["config.json"])["_class_name"] == "AutoencoderKL"
+        if not kl or len(resolved.data.class_names) != NULL_CLASS:
+            raise WeightsError(
+                f"DiTPipeline has an AutoencoderKL, and its null class is row {NULL_CLASS}, as of {NULL_CLASS} classes."
+            )
+        return denoisers.as_pipeline("DiTPipeline", files, stage, {})
     if not isinstance(conditioner, Text):
         return denoisers.as_pipeline("DDIMPipeline" if stage is None else "LDMPipeline", files, stage, {})
     if stage is None or ae.f != TEXT_F or conditioner.length != TEXT_LENGTH:

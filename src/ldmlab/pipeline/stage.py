@@ -129,7 +129,13 @@ def plain(node: Any) -> Any:
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 
-SINCE = {"norm_groups": 32, "norm_group_channels": None, "level_channels": None}
+SINCE = {
+    "norm_groups": 32,
+    "norm_group_channels": None,
+    "level_channels": None,
+    "vector_mlp": True,
+    "frequency_shift": 0,
+}
 """Options that networks got after results lay in stores, and the value at which they change nothing: with it they are in no id."""
 
 

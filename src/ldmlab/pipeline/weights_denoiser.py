@@ -19,18 +19,18 @@ from ldmlab.config.schema import TARGETS
 from ldmlab.diffusion.denoiser import Denoiser
 from ldmlab.diffusion.objectives import Objective
 from ldmlab.errors import ConfigError, WeightsError
-from ldmlab.interop import denoisers, schedules, weights
+from ldmlab.interop import denoisers, diffusers_dit, schedules, token_layouts, weights
+from ldmlab.interop.class_tables import MAP, TABLE
 from ldmlab.interop.compvis import some
 from ldmlab.interop.official_unet import Average, UNetLayout
 from ldmlab.networks.attention import SelfAttention, SpatialTransformer
 from ldmlab.networks.blocks import OFFICIAL
+from ldmlab.networks.dit import PatchAttention
 from ldmlab.pipeline import weights_first_stage
 from ldmlab.pipeline.stage import deciding
 from ldmlab.store.checkpoint import load_tensors, save_tensors
 from ldmlab.store.files import atomic, read_json, write_json
 from ldmlab.training.loop import total_steps
-
-TABLE = "conditioner.embedding.weight"  # of the class conditioner; its last row means "no class"
 
 
 def check(cfg: DictConfig, choices: dict[str, str], model: Denoiser, objective: Objective) -> None:
@@ -89,9 +89,8 @@ def check_tensors(
             f"and cond.drop={cfg.cond.drop} says one more. Use cond.drop=0, which samples without guidance."
         )
     if wrong := weights.misfit(completed(tensors, expected), expected):
-        network = {k: v for k, v in tensors.items() if k.startswith("network.")}
         raise WeightsError(
-            f"{found.file} does not fit ldm={choices['ldm']} cond={choices['cond']}: {wrong}. {_fitting(network, cfg, choices)}"
+            f"{found.file} does not fit ldm={choices['ldm']} cond={choices['cond']}: {wrong}. {_fitting(tensors, cfg, choices)}"
         )
     broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if broken:
@@ -182,8 +181,8 @@ def target_of(cfg: DictConfig) -> str | None:
 
 
 def heads_of(network: nn.Module) -> dict[str, int]:
-    """Heads of each attention of a UNet, by its name; empty for other networks."""
-    found = {name: m.heads for name, m in network.named_modules() if isinstance(m, SelfAttention)}
+    """Heads of each self-attention of a UNet or a DiT, by its name; empty for other networks."""
+    found = {name: m.heads for name, m in network.named_modules() if isinstance(m, (SelfAttention, PatchAttention))}
     for name, module in network.named_modules():
         if isinstance(module, SpatialTransformer):
             found[name] = module.transformer_blocks[0].attn1.heads  # type: ignore[assignment,union-attr]
@@ -242,6 +241,11 @@ def notes(cfg: DictConfig) -> list[str]:
             f"ldm.weights: no tensor says how many heads an attention has; this run computes with ldm.network.{said}. "
             "The paper's class-conditional models were trained with one head (docs/paper.md#heads)."
         )
+    if found.layout == "diffusers" and "frequency_shift" in network:
+        lines.append(
+            f"ldm.weights: diffusers computes a DiT with ldm.network.frequency_shift={diffusers_dit.SHIFT}, its authors trained with 0; "
+            f"this run computes with {network.frequency_shift}. Set what these weights were trained with."
+        )
     mode = cfg.ae.latent_scale.mode
     if mode not in weights_first_stage.UNMEASURED and cfg.ae.weights is not None:
         said = "the file does not say" if found.scale is None else f"{found.scale.flatten()[0].item():.6g}"
@@ -267,11 +271,11 @@ def _has_schedule(option: str, alpha_bar_T: Tensor) -> bool:
     return schedules.difference(alpha_bar_T, schedule.alpha_bar_T) is None
 
 
-def _fitting(network: dict[str, Tensor], cfg: DictConfig, choices: dict[str, str]) -> str:
+def _fitting(tensors: Mapping[str, Tensor], cfg: DictConfig, choices: dict[str, str]) -> str:
     """The words whose network has exactly these tensors: an option of conf/ldm, or with the fewest changes."""
-    layout = denoisers.layout_of(network)
+    layout = denoisers.layout_of(tensors)
     if layout is None:
-        return "It is no UNet of this family."
+        return _fitting_dit(tensors)
     parts = []
     name, best, debug = (
         choices["ldm"],
@@ -288,14 +292,45 @@ def _fitting(network: dict[str, Tensor], cfg: DictConfig, choices: dict[str, str
             name, best = option, words  # another option costs one word more than the one that was typed
     if best is not None and (best or name != choices["ldm"]):
         parts.append(f"Its network is ldm={' '.join([name, *best])}; no tensor says how many heads.")
-    if layout.context_dim is not None:
-        parts.append(
-            f"It reads tokens of {layout.context_dim} features: cond.conditioner.dim={layout.context_dim} (cond=class_label)."
-        )
-    else:
-        parts.append("It reads no tokens: cond=none.")
+    parts.append(_fitting_cond(tensors, layout))
     parts.append(f"Its latent has {layout.out_channels} channels, ae.network.c={cfg.ae.network.c}.")
     return " ".join(parts)
+
+
+def _fitting_cond(tensors: Mapping[str, Tensor], layout: UNetLayout) -> str:
+    """What conditions it."""
+    conditioner = {k.removeprefix("conditioner."): v for k, v in tensors.items() if k.startswith("conditioner.")}
+    if extra := layout.in_channels - layout.out_channels:
+        return f"It reads {extra} channels beside the latent: cond=semantic (cond.conditioner.channels={extra}), inpaint or superres."
+    if layout.context_dim is None:
+        if TABLE not in tensors:
+            return "It reads no tokens: cond=none."
+        plain = not any(name.startswith(MAP) for name in tensors)
+        return (
+            f"It has a vector for each class: cond=class_vector cond.conditioner.dim={tensors[TABLE].shape[1]}"
+            f"{' ldm.network.vector_mlp=false' if plain else ''}."
+        )
+    reads = f"It reads tokens of {layout.context_dim} features: cond.conditioner.dim={layout.context_dim}"
+    if not token_layouts.is_token_transformer(conditioner):
+        return f"{reads} (cond=class_label)."
+    (vocabulary, _), length = conditioner[token_layouts.TABLE].shape, conditioner[token_layouts.POSITIONS].shape[0]
+    depth, heads = token_layouts.depth_of(conditioner), token_layouts.heads_of(conditioner)
+    return (
+        f"{reads} cond.conditioner.depth={depth} cond.conditioner.heads={heads} cond.conditioner.vocab_size={vocabulary} (cond=text "
+        f"cond.conditioner.length={length}, or cond=layout cond.conditioner.objects={(length - 2) // 3})."
+    )
+
+
+def _fitting_dit(tensors: Mapping[str, Tensor]) -> str:
+    patches = tensors.get("network.x_embedder.proj.weight")
+    if patches is None:
+        return "It is no UNet of this family."
+    blocks = len({name.split(".")[2] for name in tensors if name.startswith("network.blocks.")})
+    dim = tensors[TABLE].shape[1] if TABLE in tensors else patches.shape[0]
+    return (
+        f"It is a DiT: ldm=dit_s_2 ldm.network.width={patches.shape[0]} ldm.network.blocks={blocks} ldm.network.patch={patches.shape[2]} "
+        f"cond=class_vector cond.conditioner.dim={dim}."
+    )
 
 
 def _changes(cfg: DictConfig, layout: UNetLayout) -> list[str] | None:
