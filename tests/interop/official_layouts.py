@@ -7,6 +7,7 @@ whole_model   LatentDiffusion's checkpoint (models/diffusion/ddpm.py): UNet, ave
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -205,6 +206,25 @@ def bert_embedder(n_embed: int, n_layer: int, vocab_size: int, max_seq_len: int)
         shapes |= _pair(f"{mlp}.1.net.0.0", (4 * n_embed, n_embed)) | _pair(f"{mlp}.1.net.2", (n_embed, 4 * n_embed))
     shapes |= _norm("norm", n_embed) | _pair("to_logits", (vocab_size, n_embed))
     return {f"transformer.{name}": shape for name, shape in shapes.items()}
+
+
+def bert_tokenizer(folder: Path) -> Path:
+    """BERTTokenizer's, small, in a folder as `transformers` writes it."""
+    from transformers import BertTokenizerFast
+
+    folder.mkdir(exist_ok=True)
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *"abcdefghijklmnopqrstuvwxyz",
+        *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz"),
+    ]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    return folder
 
 
 def spatial_rescaler(in_channels: int, out_channels: int) -> Shapes:

@@ -12,6 +12,7 @@ from official_layouts import (
     LitEma,
     UNetKind,
     bert_embedder,
+    bert_tokenizer,
     class_embedder,
     differing,
     first_stage,
@@ -152,30 +153,11 @@ def official_model(name: str, file: Path) -> tuple[dict[str, tuple[int, ...]], d
     return shapes, state
 
 
-def tokenizer(folder: Path) -> Path:
-    """A small one of BERT's kind, in a folder as `transformers` writes it."""
-    from transformers import BertTokenizerFast
-
-    folder.mkdir(exist_ok=True)
-    words = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        *"abcdefghijklmnopqrstuvwxyz",
-        *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz"),
-    ]
-    (folder / "vocab.txt").write_text("\n".join(words))
-    BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
-    return folder
-
-
 def words_of(name: str, root: Path) -> list[str]:
     mode = "stored" if LAYOUTS[name][3] else "none"
     weights = [f"{part}.weights={root / 'model.ckpt'}" for part in ("ae", "ldm")]
     if name == "text":
-        weights.append(f"cond.conditioner.tokenizer={tokenizer(root / 'tokenizer')}")
+        weights.append(f"cond.conditioner.tokenizer={bert_tokenizer(root / 'tokenizer')}")
     return [*COMMON, *LAYOUTS[name][5], *weights, f"ae.latent_scale.mode={mode}", f"store={root / 'store'}"]
 
 
