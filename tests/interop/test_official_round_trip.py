@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ from ldmlab.conditioning.base import Cond
 from ldmlab.config.compose import Composed, load
 from ldmlab.diffusion.denoiser import denoise_with
 from ldmlab.errors import UserError
-from ldmlab.interop import weights
+from ldmlab.interop import denoisers, weights
 from ldmlab.pipeline import weights_denoiser
 from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.denoiser import DenoiserStage
@@ -230,15 +231,16 @@ def test_a_scale_that_is_an_option_is_no_tensor(tmp_path: Path) -> None:
 # ---- whole pipelines of diffusers ----------------------------------------------------------------------------------------
 
 
-def largest_difference(context: Context, out: Path, written: Written, steps: int) -> float:
-    """Of images in [0, 1]: diffusers' own loading and sampling against ours, from the same noise."""
+def largest_difference(context: Context, out: Path, written: Written, steps: int, texts: tuple[str, ...] = ()) -> float:
+    """Of images in [0, 1]: diffusers' own loading and sampling against ours, from the same noise (and for the same two texts)."""
     diffusers = pytest.importorskip("diffusers", reason="the oracle of this test; pip install -e .[dev]")
     assert out / "model_index.json" in written.files and not (out / "README.md").exists()
     name = json.loads((out / "model_index.json").read_text())["_class_name"]
     pipe = getattr(diffusers, name).from_pretrained(out)
     pipe.set_progress_bar_config(disable=True)
+    asked: dict[str, Any] = {"prompt": list(texts)} if texts else {"batch_size": 2}
     theirs_BHWC = pipe(
-        batch_size=2, generator=torch.Generator().manual_seed(3), num_inference_steps=steps, output_type="np"
+        **asked, generator=torch.Generator().manual_seed(3), num_inference_steps=steps, output_type="np"
     ).images
     ae, model = context.plan.stage(FirstStage).load(context), context.plan.stage(DenoiserStage).load(context)
     shape = (2, *ae.latent_shape(context.data.resolution))
@@ -246,8 +248,9 @@ def largest_difference(context: Context, out: Path, written: Written, steps: int
     objective = context.plan.resolved.objective
     noise = ImageNoise([0, 1], shape[1:], torch.device("cpu"))
     with torch.no_grad():
+        cond = model.conditioner({"caption": list(texts)}) if texts else Cond()
         z_BCHW = DDIM(steps=steps, grid="official")(
-            denoise_with(model, objective), zT_BCHW, objective.schedule, Cond(), noise
+            denoise_with(model, objective), zT_BCHW, objective.schedule, cond, noise
         )
         ours_BHWC = (ae.decode(z_BCHW) / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
     assert ours_BHWC.std() > 0.02
@@ -261,6 +264,21 @@ def test_an_unconditional_model_is_a_whole_pipeline(name: str, tmp_path: Path) -
     context = imported(composed_of(words))
     written = export_denoiser(composed_of(words), "diffusers", tmp_path / "out", "")
     assert largest_difference(context, tmp_path / "out", written, steps=4) < 2e-4
+
+
+def test_a_model_of_texts_is_a_whole_pipeline_both_ways(tmp_path: Path) -> None:
+    """LDMTextToImagePipeline: its own tokenizer, LDMBertModel, UNet, first stage and scheduler; read back, the same tensors."""
+    official_model("text", tmp_path / "model.ckpt")
+    words, out = words_of("text", tmp_path), tmp_path / "out"
+    context = imported(composed_of(words))
+    written = export_denoiser(composed_of(words), "diffusers", out, "")
+    texts = ("a red star", "two blue discs on a navy background")
+    assert largest_difference(context, out, written, steps=2, texts=texts) < 2e-4
+    one, two = denoisers.read(tmp_path / "model.ckpt"), denoisers.read(out)
+    assert one.copies.ema is not None and list(differing(one.copies.ema, two.copies.raw)) == []
+    assert len(two.unused) == 2 and list(differing(one.unused, two.unused)) == []
+    back = [f"ldm.weights={out}", f"ae.weights={out / 'vqvae'}", f"cond.conditioner.tokenizer={out / 'tokenizer'}"]
+    prepare(composed_of([*words, *back, "eval.weights=raw"]))
 
 
 def test_a_model_of_pixels_is_a_whole_pipeline_without_a_first_stage(tmp_path: Path) -> None:
