@@ -26,6 +26,7 @@ from option_words import replacing
 from export import export
 from ldmlab.config.compose import load
 from ldmlab.errors import UserError
+from ldmlab.pipeline.run import prepare
 from sample import only_samples, sample
 from train import train
 
@@ -101,7 +102,16 @@ def test_class_vectors_trained_here_come_back_from_diffusers(name: str, tmp_path
     command(train, "train", *words)
     command(export, "export", *replacing(words, ["until=denoiser"]), "part=ldm", "to=diffusers", f"out={out}")
     assert "class_labels are numbers of classes; row 10 means no class" in (out / "README.md").read_text()
-    command(train, "train", *replacing(words, [*changed, f"ldm.weights={out}", "eval.weights=raw"]))
+    again = [*words, f"ldm.weights={out}", "eval.weights=raw"]
+    with pytest.raises(
+        UserError, match=r"cond.conditioner.dim=128 ldm.network.vector_mlp=false|It is a DiT: .* ldm.network.blocks=2 "
+    ):
+        prepare(load(replacing(again, ["cond.conditioner.dim=48"])))
+    notes = prepare(load(replacing(again, changed))).notes
+    assert any("frequency_shift=1, its authors trained with 0; this run computes with 1" in note for note in notes) == (
+        name == "dit"
+    )
+    command(train, "train", *replacing(again, changed))
     one, two = images(store)
     assert one.std() > 5 and np.abs(one.astype(int) - two).max() <= (
         1 if changed else 0

@@ -227,6 +227,52 @@ def test_a_dit_that_predicts_a_variance_too(tmp_path: Path) -> None:
     assert len(digests) == 1 and denoisers.digest(exported(model, tmp_path / "without")) not in digests
 
 
+def test_published_folders_are_read(tmp_path: Path) -> None:
+    """config.json as older versions wrote it (Transformer2DModel, no norm_eps), fixed positions among the tensors."""
+    folder = exported(dit(), tmp_path) / "transformer"
+    own = denoisers.read(tmp_path).copies.raw
+    older = {"_class_name": "Transformer2DModel", "cross_attention_dim": None, "norm_num_groups": 32, "num_vector_embeds": None,
+             "only_cross_attention": False, "upcast_attention": False, "use_linear_projection": False}  # fmt: skip
+    edit(folder / "config.json", lambda said: {k: v for k, v in said.items() if k != "norm_eps"} | older)
+    file = folder / "diffusion_pytorch_model.safetensors"
+    torch.save(
+        load_file(file) | {"pos_embed.pos_embed": torch.zeros(1, 16, 24)}, folder / "diffusion_pytorch_model.bin"
+    )
+    file.unlink()
+    assert equal(denoisers.read(tmp_path).copies.raw, own)
+
+
+def test_a_dit_of_a_thousand_classes_is_a_whole_pipeline(tmp_path: Path) -> None:
+    """Its null class is row 1000; the first stage is an AutoencoderKL."""
+    from ldmlab import build
+    from ldmlab.config.compose import load
+    from ldmlab.interop import weights
+    from ldmlab.pipeline.weights_first_stage import groups_of
+
+    ae = build.autoencoder(
+        load(
+            [
+                "ae=kl_f4",
+                "ae.network.width=32",
+                "ae.network.c=4",
+                "ae.network.blocks=1",
+                "ae.network.multipliers=[1,1,1]",
+            ]
+        ).cfg
+    )
+    model = quiet(Denoiser(dit().network, ClassLabel(1000, 24, "vector")), 3)  # type: ignore[arg-type]
+    parts = denoisers.as_diffusers(model.state_dict(), facts_of(model.network)._replace(size=8))
+    stage = weights.as_diffusers(ae.state_dict(), groups_of(ae), 32)
+    pipe = diffusers.DiTPipeline.from_pretrained(
+        write(tmp_path, denoisers.as_pipeline("DiTPipeline", parts, stage, {}))
+    )
+    pipe.set_progress_bar_config(disable=True)
+    steps: dict[str, Any] = {"num_inference_steps": 2, "output_type": "np", "guidance_scale": 3.0}
+    one, other = (pipe([label], generator=torch.Generator().manual_seed(1), **steps).images for label in (4, 5))
+    assert one.shape == (1, 32, 32, 3) and abs(one - other).max() > 1e-3
+    assert torch.equal(pipe.transformer.proj_out_2.weight, model.network.final_layer.linear.weight)  # type: ignore[union-attr]
+
+
 def test_frequencies_of_the_time_matter(tmp_path: Path) -> None:
     """What the note of an import is for: the same weights with the authors' frequencies compute something else."""
     z_BCHW, t_B, cond = torch.randn(2, 4, 8, 8), torch.tensor([10, 900]), Cond(vector_BD=torch.randn(2, 24))

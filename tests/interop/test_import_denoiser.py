@@ -259,3 +259,41 @@ def test_other_groups_are_not_exported(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"normalise in 32 groups.*norm_groups=32"):
             export_denoiser(load(words), to, tmp_path / "out", "")
     assert not (tmp_path / "out").exists()
+
+
+REFUSED = {
+    ("compvis", "ldm=dit_tiny"): "the official latent diffusion has UNets alone. Use to=diffusers",
+    ("diffusers", "ldm=dit_tiny"): "takes classes as a vector and no tokens. Networks with cond=class_vector",
+    (
+        "diffusers",
+        "ldm=dit_tiny",
+        "cond=class_vector",
+    ): "ldm.network.frequency_shift=0: diffusers computes the time's frequencies",
+    ("compvis", "cond=class_vector"): "for which the official layout has no place. Use to=diffusers",
+    (
+        "compvis",
+        "ldm.network.level_channels=[32,96]",
+        "ldm.network.width=64",
+    ): "ldm.network.level_channels: the layouts of others",
+    (
+        "diffusers",
+        "cond=semantic",
+        "data.fields=[label,segmentation]",
+    ): "to=diffusers has a place for those of ClassLabel, Text, Layout",
+    (
+        "compvis",
+        "cond=text_small",
+        "data.fields=[label,caption]",
+        "cond.conditioner.mask=true",
+    ): "the layouts of others hide no padding",
+    ("compvis", "cond=[class_label,text_small]", "data.fields=[label,caption]"): "one at a time",
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_what_a_layout_has_no_place_for_is_not_exported(words: tuple[str, ...], tmp_path: Path) -> None:
+    to, *own = words
+    with pytest.raises(UserError) as caught:
+        export_denoiser(load(replacing(BASE, [*own, f"store={tmp_path}"])), to, tmp_path / "out", "")
+    assert REFUSED[words] in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
