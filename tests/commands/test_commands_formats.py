@@ -26,6 +26,7 @@ from option_words import replacing
 from export import export
 from ldmlab.config.compose import load
 from ldmlab.errors import UserError
+from ldmlab.interop import denoisers
 from ldmlab.pipeline.run import prepare
 from sample import only_samples, sample
 from train import train
@@ -157,3 +158,8 @@ def test_an_official_file_is_sampled_and_written_again(name: str, tmp_path: Path
     back = torch.load(tmp_path / "back" / "model.ckpt", weights_only=True)["state_dict"]
     module_of(shapes).load_state_dict(back, strict=True)
     assert set(differing(state, back)) <= set(SCHEDULE)  # made again from the objective's schedule
+    if name == "layout":  # the same transformer in diffusers' layout
+        command(export, "export", *words, "until=denoiser", "part=ldm", "to=diffusers", f"out={tmp_path / 'parts'}")
+        assert "LDMBertModel) makes of a layout's token numbers" in (tmp_path / "parts" / "README.md").read_text()
+        one, two = denoisers.read(tmp_path), denoisers.read(tmp_path / "parts")
+        assert list(differing(one.copies.ema or {}, two.copies.raw)) == list(differing(one.unused, two.unused)) == []
