@@ -2,8 +2,8 @@
 
     python src/export.py ae=kl_f8 to=diffusers out=kl_f8        config.json and weights, for AutoencoderKL / VQModel.from_pretrained
     python src/export.py ae=kl_f8 to=compvis out=kl_f8          model.ckpt, the official names under state_dict
-    python src/export.py ae=kl_f8 ldm=… part=ldm to=diffusers out=model      unet/, scheduler/; without a condition a whole LDMPipeline
-    python src/export.py ae=kl_f8 ldm=… part=ldm to=compvis out=model        model.ckpt of the whole model, first stage and both copies
+    python src/export.py ae=kl_f8 ldm=… part=ldm to=diffusers out=model      a whole pipeline, or unet/, scheduler/ …
+    python src/export.py ae=kl_f8 ldm=… part=ldm to=compvis out=model        model.ckpt of the whole model; of texts tokenizer/ too
 
 diffusers has one place for the weights; eval.weights (ema or raw) says which copy goes there.
 Say the same words as for training. An existing file that differs is never overwritten.

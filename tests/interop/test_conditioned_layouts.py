@@ -119,11 +119,16 @@ def test_another_text_model_is_refused_by_its_field() -> None:
 
 
 def test_a_trained_tokenizer_gives_the_same_numbers_from_an_export(tmp_path: Path) -> None:
+    from transformers import PreTrainedTokenizerFast
+
     texts = ["a large red star on a navy background", "two small discs", "ein Kreis — 黄色 🟡", "", "star " * 30]
     train(texts[:2], 300).save(str(tmp_path / FILE))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(hub_config(12)))
     own, hub = Trained(tmp_path, 12)(texts), FromFolder(tmp_path, 12, "option")(texts)
     assert torch.equal(own.id_BL, hub.id_BL) and torch.equal(own.seen_BL, hub.seen_BL)
+    pipelines = PreTrainedTokenizerFast.from_pretrained(tmp_path)  # as LDMTextToImagePipeline loads and asks it
+    asked = pipelines(texts, padding="max_length", max_length=12, truncation=True, return_tensors="pt")
+    assert torch.equal(own.id_BL, asked.input_ids)
 
 
 # ---- classes as a vector: UNet2DModel ------------------------------------------------------------------------------------
@@ -313,6 +318,8 @@ def test_tensors_of_another_transformer_are_refused(tmp_path: Path) -> None:
             {k: v for k, v in whole.items() if "to_k.bias" not in k},
             "transformer_blocks.0.attn1 lacks one of to_q, to_k, to_v (bias)",
         ),
+        ({k: v for k, v in whole.items() if k != "proj_out_2.bias"}, "those of no whole DiT of diffusers"),
+        (whole | {"transformer_blocks.one.attn1.to_q.bias": torch.ones(1)}, "those of no whole DiT of diffusers"),
     ):
         save_file(changed, file)
         assert message in refused(tmp_path)

@@ -113,6 +113,10 @@ def test_options_that_change_nothing_are_in_no_id() -> None:
     network = load(["ldm=unet_tiny"]).cfg.ldm.network
     assert {"norm_groups", "norm_group_channels", "level_channels"} <= set(network)
     assert not {"norm_groups", "norm_group_channels", "level_channels", "checkpointing"} & set(deciding(network))
+    assert "vector_mlp" in network and "vector_mlp" not in deciding(network)
+    assert not {"frequency_shift", "vector_mlp"} & set(
+        deciding(load(["ldm=dit_tiny", "cond=class_vector"]).cfg.ldm.network)
+    )
     study = deciding(load(["ldm=unet_study"]).cfg.ldm.network)
     assert study["norm_group_channels"] == 8 and study["norm_groups"] is None and "level_channels" not in study
 

@@ -182,7 +182,10 @@ def _diffusers(file: Path, found: Mapping[str, Tensor]) -> Source:
 
 
 def _dit(file: Path, found: Mapping[str, Tensor]) -> Source:
-    read = diffusers_dit.to_ours(found, weights.config_beside(file))
+    try:
+        read = diffusers_dit.to_ours(found, weights.config_beside(file))
+    except (KeyError, ValueError, IndexError, TypeError) as error:
+        raise WeightsError(f"its names and shapes are those of no whole DiT of diffusers ({error}).") from None
     return Source(
         file, "diffusers", Copies(read.tensors, None), read.heads, *_scheduler(file), None, unused=read.unused
     )

@@ -110,7 +110,7 @@ def check_config(config: Mapping[str, Any], theirs: Mapping[str, Tensor]) -> Non
             )
     first = theirs.get("model.layers.0.self_attn.q_proj.weight")
     heads = config.get("encoder_attention_heads", HEADS)
-    if first is not None and first.shape[0] != heads * HEAD_CHANNELS:
+    if first is not None and (not isinstance(heads, int) or first.shape[0] != heads * HEAD_CHANNELS):
         raise WeightsError(
             f"bert/config.json has encoder_attention_heads={heads} of {HEAD_CHANNELS} features, and its weights have "
             f"{first.shape[0]} features in all."

@@ -2,8 +2,8 @@
 
 to=compvis: one model.ckpt by the official names; of a denoiser the whole latent diffusion model, first stage included, which
 loads strictly into the official class and goes on training there, and from which `ae.weights` and `ldm.weights` both read.
-to=diffusers: a first stage as config.json and weights; a denoiser as a folder with unet/ and scheduler/, whole (LDMPipeline)
-where it has no condition, with class_embedder/ where it has one.
+to=diffusers: a first stage as config.json and weights; a denoiser as a folder with unet/ or transformer/, scheduler/ and what reads its
+condition, a whole pipeline where diffusers has one that computes the same.
 """
 
 import json
@@ -92,12 +92,17 @@ def export_denoiser(composed: Composed, to: str, out: Path, command: str) -> Wri
     _check_done(store, [stage, trained], command, "denoiser")
     first_stage = load_tensors(store.check(stage, "autoencoder.safetensors"))
     facts = denoisers.ModelFacts(
-        weights_denoiser.heads_of(resolved.denoiser.network), resolved.objective.schedule.alpha_bar_T, weights_denoiser.target_of(cfg),
-        resolved.latent_shape[1], weights_denoiser.average_of(cfg, store.folder(trained)),
-        weights_first_stage.scale_by_std(cfg), weights_denoiser.unused_in(store.folder(trained)),
-        isinstance(resolved.conditioner, Inpaint),
-    )  # fmt: skip
-    copies = _copies(store, trained)
+        heads=weights_denoiser.heads_of(resolved.denoiser.network),
+        alpha_bar_T=resolved.objective.schedule.alpha_bar_T,
+        target=weights_denoiser.target_of(cfg),
+        size=resolved.latent_shape[1],
+        average=weights_denoiser.average_of(cfg, store.folder(trained)),
+        scale_by_std=weights_first_stage.scale_by_std(cfg),
+        unused=_where_there(store, trained, denoisers.UNUSED) or {},
+        reads_by_first_stage=isinstance(resolved.conditioner, Inpaint),
+    )
+    raw = load_tensors(store.check(trained, "weights.safetensors"))
+    copies = Copies(raw, _where_there(store, trained, "ema.safetensors"))
     beside = _tokenizer_files(plan)
     if to == "diffusers":
         chosen = copies.ema if cfg.eval.weights == "ema" else copies.raw
@@ -119,14 +124,9 @@ def _check_done(store: Store, stages: list[Address], command: str, until: str) -
             )
 
 
-def _copies(store: Store, trained: Address) -> Copies:
-    """Both copies of the denoiser, as they lie in the store."""
-
-    def copy(name: str) -> dict[str, Tensor]:
-        return load_tensors(store.check(trained, f"{name}.safetensors"))
-
-    averaged = (store.folder(trained) / "ema.safetensors").is_file()
-    return Copies(copy("weights"), copy("ema") if averaged else None)
+def _where_there(store: Store, trained: Address, name: str) -> dict[str, Tensor] | None:
+    """A file of the denoiser, as it lies in the store; None where it has no such file."""
+    return load_tensors(store.check(trained, name)) if (store.folder(trained) / name).is_file() else None
 
 
 def _check_kind(model: Denoiser, to: str) -> None:

@@ -28,7 +28,7 @@ from ldmlab.networks.blocks import OFFICIAL
 from ldmlab.networks.dit import PatchAttention
 from ldmlab.pipeline import weights_first_stage
 from ldmlab.pipeline.stage import deciding
-from ldmlab.store.checkpoint import load_tensors, save_tensors
+from ldmlab.store.checkpoint import save_tensors
 from ldmlab.store.files import atomic, read_json, write_json
 from ldmlab.training.loop import total_steps
 
@@ -211,12 +211,6 @@ def install(cfg: DictConfig, model: Denoiser, folder: Path) -> None:
     write_json(folder / "imported.json", source)
 
 
-def unused_in(folder: Path) -> dict[str, Tensor]:
-    """What a stage's folder keeps of an imported file, which takes part in nothing here."""
-    file = folder / denoisers.UNUSED
-    return load_tensors(file) if file.is_file() else {}
-
-
 def options(cfg: DictConfig) -> dict[str, Any]:
     """What an imported denoiser is a function of beside its first stage, for its id."""
     cond, objective = (OmegaConf.to_container(node) for node in (build.conditioners(cfg), cfg.objective))
@@ -313,8 +307,11 @@ def _fitting_cond(tensors: Mapping[str, Tensor], layout: UNetLayout) -> str:
     reads = f"It reads tokens of {layout.context_dim} features: cond.conditioner.dim={layout.context_dim}"
     if not token_layouts.is_token_transformer(conditioner):
         return f"{reads} (cond=class_label)."
-    (vocabulary, _), length = conditioner[token_layouts.TABLE].shape, conditioner[token_layouts.POSITIONS].shape[0]
-    depth, heads = token_layouts.depth_of(conditioner), token_layouts.heads_of(conditioner)
+    try:
+        depth, heads = token_layouts.depth_of(conditioner), token_layouts.heads_of(conditioner)
+        vocabulary, length = (conditioner[name].shape[0] for name in (token_layouts.TABLE, token_layouts.POSITIONS))
+    except KeyError:
+        return f"{reads}; its transformer is not whole."
     return (
         f"{reads} cond.conditioner.depth={depth} cond.conditioner.heads={heads} cond.conditioner.vocab_size={vocabulary} (cond=text "
         f"cond.conditioner.length={length}, or cond=layout cond.conditioner.objects={(length - 2) // 3})."
@@ -323,7 +320,7 @@ def _fitting_cond(tensors: Mapping[str, Tensor], layout: UNetLayout) -> str:
 
 def _fitting_dit(tensors: Mapping[str, Tensor]) -> str:
     patches = tensors.get("network.x_embedder.proj.weight")
-    if patches is None:
+    if patches is None or patches.ndim != 4:
         return "It is no UNet of this family."
     blocks = len({name.split(".")[2] for name in tensors if name.startswith("network.blocks.")})
     dim = tensors[TABLE].shape[1] if TABLE in tensors else patches.shape[0]
