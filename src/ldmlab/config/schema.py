@@ -382,4 +382,5 @@ class RunConfig:
     tracking: Tracking = field(default_factory=Tracking)
     prepare: Prepare = field(default_factory=Prepare)
     bench: Bench = field(default_factory=Bench)
+    planned: MaybeNode = None  # stands in for the data in a dry run where data.root is not there
     where_present: Any = None  # {path: value}, set where the composition has that path and the command line does not

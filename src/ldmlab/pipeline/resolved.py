@@ -151,7 +151,7 @@ def resolve(cfg: DictConfig, choices: dict[str, str], data: ImageDataset, val: I
     objective = build.objective(cfg, height)
     sampler = build.sampler(cfg)
     guidance = build.guidance(cfg, sampler)
-    extractor = build.extractor(cfg, data.declared)
+    extractor = build.planned_extractor(cfg) if build.planned(cfg) else build.extractor(cfg, data.declared)
     if build.needs_classifier(cfg) and not hasattr(extractor, "feature_maps"):
         raise ConfigError(
             f"ae/loss/perceptual=shapes looks through the classifier of eval=shapes, and eval={choices['eval']} has none. Set "
