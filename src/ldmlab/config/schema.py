@@ -141,6 +141,7 @@ class LDM:
     budget: Budget = field(default_factory=Budget)
     fit: DenoiserFit | None = field(default_factory=DenoiserFit)
     weights: Text | None = None  # a file or folder of trained weights; then fit is null: nothing is trained
+    start: Text | None = None  # a file or folder of trained weights that training begins with: fine-tuning
     power_ema: Annotated[list[Power], Items(distinct=True)] = field(
         default_factory=list
     )  # relative widths, [0.05, 0.1]: for eval.ema_width (2312.02696)
@@ -340,6 +341,7 @@ COMPARISONS = (
     "attention",
     "kv_cache",
     "fair",
+    "paper",
 )
 
 

@@ -5,12 +5,14 @@ again, with contents, where they are trained or loaded.
 """
 
 import functools
+import json
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ldmlab import build
@@ -99,15 +101,38 @@ class Resolved:
         """Counted for a dry run, and where a budget has counted already: meta kernels load PyTorch's compiler, which takes 5 s."""
         if not self.cfg.dry_run and self.budget is None:
             return Costs()
-        image = torch.empty(1, 3, self.resolution, self.resolution, device="meta")
-        z = torch.empty(1, *self.latent_shape, device="meta")
-        return Costs(
-            flops_of(lambda: self.autoencoder.moments(image)),
-            flops_of(lambda: self.autoencoder.decode(z)),
-            0.0 if self.denoiser.closed_form else forward_flops(self.denoiser, self.latent_shape),
-            flops_of(lambda: self.denoiser.null(1, self.latent_shape[1:], "meta")),
-            any(weight.requires_grad for weight in cast(nn.Module, self.conditioner).parameters()),
+        cfg, size = self.cfg, self.resolution
+        image, z = torch.empty(1, 3, size, size, device="meta"), torch.empty(1, *self.latent_shape, device="meta")
+        encode, decode = _once(
+            [cfg.ae.network, cfg.ae.regulariser, size],
+            lambda: (flops_of(lambda: self.autoencoder.moments(image)), flops_of(lambda: self.autoencoder.decode(z))),
         )
+        forward, condition = _once(
+            [
+                cfg.ldm.network,
+                build.conditioners(cfg),
+                *self.latent_shape,
+                size,
+                *(field.values for field in self.data.declared),
+            ],
+            lambda: (
+                0.0 if self.denoiser.closed_form else forward_flops(self.denoiser, self.latent_shape),
+                flops_of(lambda: self.denoiser.null(1, self.latent_shape[1:], "meta")),
+            ),
+        )
+        learns = any(weight.requires_grad for weight in cast(nn.Module, self.conditioner).parameters())
+        return Costs(encode, decode, forward, condition, learns)
+
+
+_COUNTED: dict[str, tuple[float, float]] = {}
+
+
+def _once(key: list[Any], count: Callable[[], tuple[float, float]]) -> tuple[float, float]:
+    """Operations of equal networks on equal shapes are counted once a process: cells of a study share them."""
+    name = json.dumps([OmegaConf.to_container(node) if OmegaConf.is_config(node) else node for node in key])
+    if name not in _COUNTED:
+        _COUNTED[name] = count()
+    return _COUNTED[name]
 
 
 @dataclass(frozen=True)
@@ -309,6 +334,8 @@ def check_guidance(found: Resolved) -> None:
     data = found.data
     for kind in found.guidance:
         for name in kind.fields:
+            if name in ("image", POSITION):  # of held-out examples, as a conditioner's
+                continue
             if name not in data.fields or (name == "label" and len(data.class_names) < 2):
                 raise ConfigError(
                     f"guidance={kind.name} learns to tell classes apart, and this data has {len(data.class_names)} "

@@ -39,6 +39,8 @@ def check(cfg: DictConfig, choices: dict[str, str], ae: Autoencoder) -> None:
             "ae.latent_scale.mode=first_batch_std takes the batch that ae is trained with, and ae.weights is not trained. "
             "Use mode=global with ae.latent_scale.images=<that batch size>, which is the same measurement."
         )
+    if build.planned(cfg):
+        return
     found = weights.read(Path(cfg.ae.weights))
     expected = tensors_of(ae)
     if not expected:
@@ -82,7 +84,7 @@ def options(cfg: DictConfig) -> tuple[dict[str, Any], bool]:
     network.pop("checkpointing", None)
     measured = scale.mode not in UNMEASURED
     own: dict[str, Any] = {
-        "weights": weights.sha256(Path(cfg.ae.weights)), "format": weights.VERSION, "network": network,
+        "weights": "planned" if build.planned(cfg) else weights.sha256(Path(cfg.ae.weights)), "format": weights.VERSION, "network": network,
         "regulariser": cfg.ae.regulariser, "latent_scale": {"mode": scale.mode},
     }  # fmt: skip
     if measured:
