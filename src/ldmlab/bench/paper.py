@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any, cast
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ldmlab import build
@@ -69,9 +69,8 @@ def bill(name: str, *words: str) -> Bill:
     counts = counted(plan)
     of = row.of or (("first_stage",) if cfg.until == "autoencoder" else ("unet",))
     fit = cfg.ae.fit if cfg.until == "autoencoder" else cfg.ldm.fit
-    return Bill(
-        row, {part: work for part, work in flops.items() if work}, sum(counts[part] for part in of) / 1e6, fit.images
-    )
+    spent, millions = {part: work for part, work in flops.items() if work}, sum(counts[part] for part in of) / 1e6
+    return Bill(row, spent, millions, fit.images, places(cfg))
 
 
 def planned(name: str, store: str, words: tuple[str, ...] = ()) -> Any:
@@ -154,11 +153,11 @@ def said(days: float) -> str:
 def header(made: Bill) -> str:
     """The comment that a row's yaml begins with."""
     row = made.row
-    parts = ", ".join(f"{part} {said(made.days(part))}" for part in made.flops)
     total = sum(made.flops.values())
+    parts = ", ".join(f"{part} {said(made.days(part))}" for part, work in made.flops.items() if work > 0.01 * total)
     lines = [
         f"{row.place}, {row.line}. The paper: {row.scored}",
-        f"python src/train.py experiment=paper/{row.name} {roots(row.name)}   (dry_run=true plans without data)",
+        f"python src/train.py experiment=paper/{row.name} {made.words}   (dry_run=true plans without data)",
         f"One H200: about {said(made.days())} days ({parts}), {total:.2g} FLOP at {RATE}",
         f"{made.millions:.2f} M parameters{sized(row)}",
         *([f"Not printed: {', '.join(row.unprinted)}"] if row.unprinted else []),
@@ -177,13 +176,11 @@ def sized(row: PaperRow) -> str:
     return f" ({of}), printed {row.printed}{differs}" if row.printed else " (not printed)"
 
 
-def roots(name: str) -> str:
+def places(cfg: DictConfig) -> str:
     """The words that say where the data of a row lie, and the weights that it begins with."""
-    cfg = load([f"experiment=paper/{name}", "dry_run=true"]).cfg
-    nodes = (
-        ["data.train.root=…", "data.val.root=…"] if isinstance(cfg.data.get("train"), DictConfig) else ["data.root=…"]
-    )
-    return " ".join([*nodes, *(["ldm.start=…"] if cfg.ldm.start is not None else [])])
+    pair = isinstance(cfg.data.get("train"), DictConfig)
+    given = [f"{path}=…" for path in ("ae.weights", "ldm.start") if OmegaConf.select(cfg, path) is not None]
+    return " ".join([*(["data.train.root=…", "data.val.root=…"] if pair else ["data.root=…"]), *given])
 
 
 def yaml_text(made: Bill, before: str) -> str:

@@ -363,6 +363,7 @@ class RunConfig:
     compare: Annotated[str, Choices(COMPARISONS)] | None = None  # bench.py; null: the composition itself
     mirror: bool = False  # report.py: make or repair the W&B runs of these runs
     study: str | None = None  # report.py: the runs that a sweep has made, by its name in sweeps/
+    paper: bool = False  # report.py: the paper's tables beside the runs of experiment=paper/…
     serve: bool = False  # report.py: the store as a local site, which only reads
     port: Annotated[int, Range(at_least=0, at_most=65_535)] = 8_000  # serve=true; 0: any that is free
     seeds: Seeds = field(default_factory=Seeds)  # of a sweep

@@ -18,7 +18,7 @@ SOURCE = "Rombach et al. 2022, arXiv 2112.10752v2"
 LABELS = {
     "fid": "FID", "is": "IS", "precision": "precision", "recall": "recall", "fid_val": "FID to val", "fid_train": "FID to train",
     "psnr": "PSNR", "ssim": "SSIM", "rfid": "R-FID", "ris": "R-IS", "inpaint_fid": "FID", "inpaint_lpips": "LPIPS",
-    "inpaint_fid_40_50": "FID, 40 to 50 % hidden", "inpaint_lpips_40_50": "LPIPS, 40 to 50 % hidden",
+    "inpaint_fid_40_50": "FID (40-50 %)", "inpaint_lpips_40_50": "LPIPS (40-50 %)",
 }  # fmt: skip
 """A score of a row: what it is called."""
 
@@ -27,15 +27,16 @@ LABELS = {
 class PaperRow:
     """One row of a result table.
 
-    scores: by the names of LABELS. printed: its number of parameters as printed ("274M", ""), of: the parts that are counted
-    for it (unet, conditioner, logits, first_stage, classifier, vgg16), differs: why the count is another one. days: V100 days of
-    Table 18. unprinted: options whose value is not printed. apart: what print and code disagree on, or what was chosen.
+    scores: digit by digit as printed, by the names of LABELS. printed: its number of parameters as printed ("274M", ""), of: the
+    parts that are counted for it (unet, conditioner, logits, first_stage, classifier, vgg16), differs: why the count is another
+    one. days: V100 days of Table 18. unprinted: options whose value is not printed. apart: what print and code disagree on, or
+    what was chosen.
     """
 
     name: str
     table: str
     line: str
-    scores: dict[str, float]
+    scores: dict[str, str]
     printed: str = ""
     of: tuple[str, ...] = ()
     differs: str = ""
@@ -49,11 +50,7 @@ class PaperRow:
 
     @property
     def scored(self) -> str:
-        return ", ".join(f"{LABELS[name]} {value:g}" for name, value in self.scores.items())
-
-    @property
-    def printed_millions(self) -> float | None:
-        return float(self.printed[:-1]) * {"M": 1, "B": 1000}[self.printed[-1]] if self.printed else None
+        return ", ".join(f"{LABELS[name]} {value}" for name, value in self.scores.items())
 
     def agrees(self, millions: float) -> bool:
         """Whether a count is what is printed, to its last digit, rounded."""
@@ -67,28 +64,30 @@ def rows() -> dict[str, PaperRow]:
     """All rows, in the order of the tables."""
     import yaml
 
-    raw: dict[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+    raw: dict[str, Any] = yaml.load(FILE.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)  # as it stands there
     found = {}
     for name, row in raw["rows"].items():
         size = row.get("size", {})
         scores = row.get("scores") or _elsewhere(name, row["table"], row["line"])
+        days = float(row["days"]) if "days" in row else None
+        apart = tuple(raw["texts"].get(text, text) for text in row["apart"])
         found[name] = PaperRow(
             name, row["table"], row["line"], scores, size.get("printed", ""), tuple(size.get("of", ())), size.get("differs", ""),
-            row.get("days"), tuple(row.get("unprinted", ())), tuple(raw["texts"].get(text, text) for text in row["apart"]),
+            days, tuple(row.get("unprinted", ())), apart,
         )  # fmt: skip
     return found
 
 
-def _elsewhere(name: str, table: str, line: str) -> dict[str, float]:
+def _elsewhere(name: str, table: str, line: str) -> dict[str, str]:
     """Scores of a first stage, or of a denoiser of the study: from the files that other pages read."""
     f = int(name.rpartition("f")[2]) if table in ("13", "14") else 0
     if table == "13":
         facts = paper_figures.paper()["fig_6"]
-        return {key: float(facts[key][f][facts["late"]]) for key in ("fid", "is")}
+        return {key: str(facts[key][f][facts["late"]]) for key in ("fid", "is")}
     if table == "14":
-        return {"fid": round(math.exp(paper_figures.paper()["fig_7"]["celeba_hq"][f][-1][1]), 2)}
+        return {"fid": f"{math.exp(paper_figures.paper()['fig_7']['celeba_hq'][f][-1][1]):.2f}"}
     (found,) = (row for row in paper.table_8().rows if _stage_line(row) == line)
-    return {key: value for key in ("rfid", "ris", "psnr", "ssim") if (value := found.values[key]) is not None}
+    return {key: found.printed[key] for key in ("rfid", "ris", "psnr", "ssim")}
 
 
 def _stage_line(row: paper.PaperRow) -> str:
