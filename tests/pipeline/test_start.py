@@ -61,9 +61,9 @@ def test_the_start_is_part_of_the_id(first: Path, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_begun_with_is_refused(first: Path, tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="ldm.start=nowhere: no such file"):
+    with pytest.raises(WeightsError, match=r"ldm\.start=nowhere: no such file"):
         made(tmp_path, "ldm.start=nowhere")
     with pytest.raises(WeightsError, match="does not fit"):
         made(tmp_path, f"ldm.start={first}", "ldm.network.width=64")
-    with pytest.raises(ConfigError, match="ldm.start has nothing to begin"):
+    with pytest.raises(ConfigError, match=r"ldm\.start has nothing to begin"):
         made(tmp_path, f"ldm.start={first}", f"ldm.weights={first}")
