@@ -36,7 +36,7 @@ PARTS = {
 }  # fmt: skip
 """A part of the bill → stages of the plan."""
 FOLDER = CONF / "experiment" / "paper"
-PAGE = ROOT / "docs" / "guide" / "paper_experiments.md"
+PAGE = ROOT / "docs/guide/paper_experiments.md"
 TABLE = re.compile(r"(?<=<!-- rows -->\n).*?(?=<!-- end -->)", re.S)
 
 

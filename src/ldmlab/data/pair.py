@@ -20,4 +20,4 @@ def pair(
     resolution, flip: of both, in the place of their own.
     """
     chosen = train if split == "train" else val
-    return chosen(split=split, cache=cache, resolution=resolution, flip=flip)  # type: ignore[no-any-return]
+    return chosen(split=split, cache=cache, resolution=resolution, flip=flip)

@@ -115,7 +115,7 @@ def begin(cfg: DictConfig, model: Denoiser) -> None:
     """Give an untrained denoiser the weights of `ldm.start`: those that were trained, else their average."""
     if cfg.ldm.start is not None:
         copies = denoisers.read(Path(cfg.ldm.start)).copies
-        load_into(model, copies.ema if copies.raw is None else copies.raw)  # type: ignore[arg-type]
+        load_into(model, copies.ema if copies.raw is None else copies.raw)
 
 
 def load_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
