@@ -93,39 +93,6 @@ def dataset(cfg: DictConfig, split: str, cache: Path | None) -> ImageDataset:
     return cast(ImageDataset, part(cfg.data, split=split, cache=cache))
 
 
-def planned(cfg: DictConfig) -> bool:
-    """Whether this is a dry run of an experiment whose data are not on this machine: counts stand in for them."""
-    return (
-        cfg.dry_run
-        and cfg.planned is not None
-        and any(not Path(root).expanduser().exists() for root in roots(cfg.data))
-    )
-
-
-def roots(data: DictConfig) -> list[str]:
-    """The folders of a data set on this machine, or of the two of a pair; none of one that is generated or lies elsewhere."""
-    nodes = [data, *(data[name] for name in ("train", "val") if isinstance(data.get(name), DictConfig))]
-    return [root for node in nodes if isinstance(root := node.get("root"), str) and "://" not in root]
-
-
-def planned_dataset(cfg: DictConfig, split: str) -> ImageDataset:
-    return cast(
-        ImageDataset, part(cfg.planned, split=split, resolution=cfg.data.resolution, flip=cfg.data.get("flip", False))
-    )
-
-
-def planned_extractor(cfg: DictConfig) -> nn.Module | None:
-    """An extractor of the chosen class without its weights, for the counts that it declares."""
-    node = cfg.eval.extractor
-    if node is None or node.get("_partial_", False):
-        return extractor(cfg, ())
-    kind = get_object(node["_target_"])
-    return cast(
-        nn.Module,
-        type(kind.__name__, (kind,), {"__init__": nn.Module.__init__, "fingerprint": lambda self: "planned"})(),
-    )
-
-
 def with_fields(cfg: DictConfig, split: str, cache: Path | None, fields: Sequence[str]) -> ImageDataset:
     """The run's data as it is, not mirrored, with these fields where it can give them: shapes can give all of theirs."""
     own = editable(cfg.data)

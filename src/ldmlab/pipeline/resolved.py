@@ -6,7 +6,6 @@ again, with contents, where they are trained or loaded.
 
 import functools
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -32,7 +31,7 @@ from ldmlab.guidance.base import Guidance
 from ldmlab.guidance.interval import share_within
 from ldmlab.metrics.features import Extractor
 from ldmlab.metrics.metric import Metric, available, check, check_counts
-from ldmlab.pipeline import snapshots
+from ldmlab.pipeline import planned, snapshots
 from ldmlab.pipeline.costs import flops_of
 from ldmlab.samplers.sampler import Sampler
 from ldmlab.training.post_hoc_ema import gamma_of
@@ -97,42 +96,33 @@ class Resolved:
         return chosen(eval_.label_mode, self.condition_fields, self.data, self.val, n, eval_.seed, **wanted)
 
     @functools.cached_property
-    def costs(self) -> "Costs":
+    def _counted(self) -> "Costs":
         """Counted for a dry run, and where a budget has counted already: meta kernels load PyTorch's compiler, which takes 5 s."""
         if not self.cfg.dry_run and self.budget is None:
             return Costs()
-        cfg, size = self.cfg, self.resolution
-        image, z = torch.empty(1, 3, size, size, device="meta"), torch.empty(1, *self.latent_shape, device="meta")
-        encode, decode = _once(
-            [cfg.ae.network, cfg.ae.regulariser, size],
-            lambda: (flops_of(lambda: self.autoencoder.moments(image)), flops_of(lambda: self.autoencoder.decode(z))),
+        image = torch.empty(1, 3, self.resolution, self.resolution, device="meta")
+        z = torch.empty(1, *self.latent_shape, device="meta")
+        return Costs(
+            flops_of(lambda: self.autoencoder.moments(image)),
+            flops_of(lambda: self.autoencoder.decode(z)),
+            0.0 if self.denoiser.closed_form else forward_flops(self.denoiser, self.latent_shape),
+            flops_of(lambda: self.denoiser.null(1, self.latent_shape[1:], "meta")),
+            any(weight.requires_grad for weight in cast(nn.Module, self.conditioner).parameters()),
         )
-        forward, condition = _once(
-            [
-                cfg.ldm.network,
-                build.conditioners(cfg),
-                *self.latent_shape,
-                size,
-                *(field.values for field in self.data.declared),
-            ],
-            lambda: (
-                0.0 if self.denoiser.closed_form else forward_flops(self.denoiser, self.latent_shape),
-                flops_of(lambda: self.denoiser.null(1, self.latent_shape[1:], "meta")),
-            ),
-        )
-        learns = any(weight.requires_grad for weight in cast(nn.Module, self.conditioner).parameters())
-        return Costs(encode, decode, forward, condition, learns)
+
+    @functools.cached_property
+    def costs(self) -> "Costs":
+        """Of its networks on its shapes; runs of one process that share them count once."""
+        cfg = self.cfg
+        parts = (cfg.ae.network, cfg.ae.regulariser, cfg.ldm.network, build.conditioners(cfg))
+        facts = (self.resolution, len(self.data.class_names), *(field.values for field in self.data.declared))
+        key = json.dumps([cfg.dry_run or self.budget is not None, *map(OmegaConf.to_container, parts), *facts])
+        if key not in _COUNTED:
+            _COUNTED[key] = self._counted
+        return _COUNTED[key]
 
 
-_COUNTED: dict[str, tuple[float, float]] = {}
-
-
-def _once(key: list[Any], count: Callable[[], tuple[float, float]]) -> tuple[float, float]:
-    """Operations of equal networks on equal shapes are counted once a process: cells of a study share them."""
-    name = json.dumps([OmegaConf.to_container(node) if OmegaConf.is_config(node) else node for node in key])
-    if name not in _COUNTED:
-        _COUNTED[name] = count()
-    return _COUNTED[name]
+_COUNTED: dict[str, "Costs"] = {}
 
 
 @dataclass(frozen=True)
@@ -176,7 +166,7 @@ def resolve(cfg: DictConfig, choices: dict[str, str], data: ImageDataset, val: I
     objective = build.objective(cfg, height)
     sampler = build.sampler(cfg)
     guidance = build.guidance(cfg, sampler)
-    extractor = build.planned_extractor(cfg) if build.planned(cfg) else build.extractor(cfg, data.declared)
+    extractor = planned.extractor(cfg) if planned.planned(cfg) else build.extractor(cfg, data.declared)
     if build.needs_classifier(cfg) and not hasattr(extractor, "feature_maps"):
         raise ConfigError(
             f"ae/loss/perceptual=shapes looks through the classifier of eval=shapes, and eval={choices['eval']} has none. Set "

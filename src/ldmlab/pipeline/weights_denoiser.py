@@ -23,7 +23,7 @@ from ldmlab.interop.compvis import some
 from ldmlab.interop.official_unet import Average, UNetLayout
 from ldmlab.networks.attention import SelfAttention, SpatialTransformer
 from ldmlab.networks.blocks import OFFICIAL
-from ldmlab.pipeline import weights_first_stage
+from ldmlab.pipeline import planned, weights_first_stage
 from ldmlab.pipeline.stage import deciding
 from ldmlab.store.checkpoint import save_tensors
 from ldmlab.store.files import atomic, read_json, write_json
@@ -38,7 +38,7 @@ def check(cfg: DictConfig, choices: dict[str, str], model: Denoiser, objective: 
     Raises WeightsError or ConfigError, naming what differs and, of the network, which words fit.
     """
     source = cfg.ldm.start if cfg.ldm.weights is None else cfg.ldm.weights
-    if source is None or build.planned(cfg):
+    if source is None or planned.planned(cfg):
         return
     if cfg.ldm.weights is None and not Path(source).expanduser().exists():
         raise WeightsError(
@@ -108,7 +108,7 @@ def start_of(cfg: DictConfig) -> dict[str, Any]:
     """What of `ldm.start` decides a trained denoiser, for its id; {} without it."""
     if cfg.ldm.start is None:
         return {}
-    return {"start": "planned" if build.planned(cfg) else denoisers.digest(Path(cfg.ldm.start))}
+    return {"start": "planned" if planned.planned(cfg) else denoisers.digest(Path(cfg.ldm.start))}
 
 
 def begin(cfg: DictConfig, model: Denoiser) -> None:
