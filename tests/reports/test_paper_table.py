@@ -64,6 +64,14 @@ def test_a_first_stage_of_its_own_is_one_difference(fake_store: Any, config: dic
     assert shown(fake_store, config=own)[0].endswith("no: ae.weights null (a file)")
 
 
+def test_a_snapshot_and_weights_from_outside_are_no_training(fake_store: Any, config: dict[str, Any]) -> None:
+    half: Any = OmegaConf.create(config)
+    half.eval.at = [0.25, 0.5]
+    assert shown(fake_store, config=OmegaConf.to_container(half))[0].endswith("no: scored after 0.5 of the training")
+    half.eval.at, half.ldm.weights, half.ldm.fit = [1.0], "model.ckpt", None
+    assert shown(fake_store, config=OmegaConf.to_container(half))[0].endswith("no: ldm.weights a file (null)")
+
+
 def test_data_of_another_size_is_named(fake_store: Any, config: dict[str, Any]) -> None:
     folder = fake_store.root / "data" / "shards-0a"
     folder.mkdir(parents=True)

@@ -29,12 +29,14 @@ OURS = {
 DECIDING = ("data", "ae", "ldm", "cond", "objective", "sampler", "guidance", "eval", "metric", "latents.dtype")
 NOT_DECIDING = (
     "data.root", "data.train.root", "data.val.root", "data.max_unreadable", "ae.seed", "ae.fit.keep_state", "ae.network.checkpointing",
-    "ae.loss.perceptual.weights", "ldm.seed", "ldm.fit.snapshots", "ldm.fit.keep_state", "ldm.network.checkpointing", "ldm.weights",
+    "ae.loss.perceptual.weights", "ldm.seed", "ldm.fit.snapshots", "ldm.fit.keep_state", "ldm.network.checkpointing",
     "eval.seed", "eval.batch_size", "eval.bootstrap", "eval.metrics", "eval.at", "eval.extractor.weights", "guidance.classifier.seed",
     "guidance.small_image.weights", "cond.conditioner.tokenizer",
 )  # fmt: skip
 """Options that say where things lie, how often a thing is drawn anew, or what is scored beside."""
-FILES = ("ae.weights", "ldm.start")  # given or not is what matters
+FILES = ("ae.weights", "ldm.weights", "ldm.start")  # given or not is what matters
+TRAINED = {"ae.weights": ("ae.fit", "ae.loss", "ae.decoder_fit", "ae.latent_scale"), "ldm.weights": ("ldm.fit",)}
+"""A file → options of the training that it takes the place of."""
 NAMED = 3  # differences that are named
 
 
@@ -107,7 +109,11 @@ def differences(row: PaperRow, run: Run) -> list[str]:
     except ConfigError as error:
         raise ConfigError(f"experiment={GROUP}{row.name} cannot be composed: {error}") from None
     wanted: Any = OmegaConf.to_container(cfg, resolve=True)
-    return [*_sizes(run, wanted["planned"]), *_options(run.config, wanted)]
+    reader = run.config["cond"]["conditioner"] or {}
+    learnt = "tokenizer" in wanted["cond"]["conditioner"] and reader.get("tokenizer") is None
+    words = ["a tokenizer of its own (BERT's)"] if learnt else []
+    early = [f"scored after {share:.3g} of the training"] if (share := _scored_at(run.config)) < 1 else []
+    return [*_sizes(run, wanted["planned"]), *_options(run.config, wanted), *early, *words]
 
 
 def _sizes(run: Run, planned: Mapping[str, Any]) -> list[str]:
@@ -127,14 +133,12 @@ def _sizes(run: Run, planned: Mapping[str, Any]) -> list[str]:
 def _options(ours: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """Options with another value, those of a first stage that the one imports and the other trains left out."""
     one, other = (_leaves(config) for config in (ours, wanted))
-    skipped: tuple[str, ...] = ()
-    if (one.get("ae.weights") is None) != (other.get("ae.weights") is None):
-        skipped = ("ae.fit", "ae.loss", "ae.decoder_fit", "ae.latent_scale")
+    skipped = [path for file, paths in TRAINED.items() if one.get(file) != other.get(file) for path in paths]
     split = ("eval.reference.split",) if "superres" in wanted["metric"] else ()
     return [
         f"{path} {_shown(one.get(path))} ({_shown(other.get(path))})"
         for path in dict.fromkeys([*one, *other])
-        if one.get(path) != other.get(path) and path not in split and not _below(path, skipped)
+        if one.get(path) != other.get(path) and path not in split and not _below(path, tuple(skipped))
         and not (path.startswith("metric.") and path.split(".")[1] not in wanted["metric"])
     ]  # fmt: skip
 
@@ -153,14 +157,16 @@ def _below(path: str, above: tuple[str, ...]) -> bool:
     return any(path == each or path.startswith(f"{each}.") for each in above)
 
 
+def _scored_at(config: Mapping[str, Any]) -> float:
+    """The last scored moment of the training, as a fraction of it."""
+    last = float(max(config["eval"]["at"]))
+    return last if last <= 1 or config["ldm"]["fit"] is None else last / float(config["ldm"]["fit"]["images"])
+
+
 def _shown(value: Any) -> str:
-    return (
-        "null"
-        if value is None
-        else _number(value)
-        if isinstance(value, int) and not isinstance(value, bool)
-        else str(value)
-    )
+    if value is None:
+        return "null"
+    return _number(value) if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def _number(value: Any) -> str:
