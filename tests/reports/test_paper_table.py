@@ -68,6 +68,7 @@ def test_a_snapshot_and_weights_from_outside_are_no_training(fake_store: Any, co
     half: Any = OmegaConf.create(config)
     half.eval.at = [0.25, 0.5]
     assert shown(fake_store, config=OmegaConf.to_container(half))[0].endswith("no: scored after 0.5 of the training")
+    fake_store.root = fake_store.root.parent / "imported"
     half.eval.at, half.ldm.weights, half.ldm.fit = [1.0], "model.ckpt", None
     assert shown(fake_store, config=OmegaConf.to_container(half))[0].endswith("no: ldm.weights a file (null)")
 
