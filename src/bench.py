@@ -12,6 +12,7 @@
     python src/bench.py compare=compression data.resolution=256 cond=class_label ldm.network.width=64      time beside FLOPs, f = 1 … 32
     python src/bench.py compare=fair ldm=unet_study data.resolution=64     the cells of a compression study in all modes of fair=
 
+    python src/bench.py compare=paper        the rows of the paper's tables: operations, days on an H200
     python src/bench.py compare=tiles ae=kl_f4 ae.weights=… data=folder data.root=… data.resolution=1024      error and memory of tiles
 
 One thread unless runtime.threads says otherwise, so that times are CPU seconds, which other programs hardly disturb.

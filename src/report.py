@@ -4,6 +4,7 @@
     python src/report.py runs='shapes-*'         the runs whose names match
     python src/report.py study=first_stages      the runs that `train.py -m sweeps=first_stages` has made
     python src/report.py out=results             write the page there
+    python src/report.py paper=true              the paper's tables beside the runs of experiment=paper/…: paper | ours | equal?
     python src/report.py serve=true              the whole store as a site on 127.0.0.1, with live curves; port=8000
     python src/report.py mirror=true runs='…-*'  make or repair their W&B runs from the store (tracking.project=…; WANDB_MODE=offline)
     python src/report.py study=… to=wandb        the study as a W&B report, at one URL; dry_run=true writes its specification
@@ -23,6 +24,10 @@ def report(composed: Composed, words: str) -> None:
         from ldmlab.reports.serve import serve
 
         return serve(Path(cfg.store), cfg.port)
+    if cfg.paper:
+        from ldmlab.reports import paper_table
+
+        return print(paper_table.text(Path(cfg.store)))
     from ldmlab.reports.explore import ABSENT, available
     from ldmlab.reports.mirror import command as wandb_command
     from ldmlab.reports.publish import advice, find_runs, make_report

@@ -144,6 +144,8 @@ def with_files(words: list[str]) -> list[str]:
             more.append("data.root=/nowhere")
         if not any(word.endswith(("shapes64", "small", "imagenet")) for word in words):
             more.append("eval.extractor.weights=/nowhere.pth")
+    if {"data=openimages_imagenet", "data=laion_coco"} & set(words):
+        more = ["data.train.root=/nowhere", "data.val.root=/nowhere"]
     if "guidance=image" in words:
         more.append("guidance.image.file=/nowhere.png")
     for word in words:

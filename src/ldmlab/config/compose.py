@@ -269,9 +269,11 @@ def _fill_seeds(plain: DictConfig) -> None:
 
 
 def _has(cfg: DictConfig, path: str) -> bool:
+    """Whether the composition has this option, be it without a value."""
+    *above, last = path.split(".")
     node: Any = cfg
-    for name in path.split("."):
+    for name in above:
         if not isinstance(node, DictConfig) or name not in node:
             return False
         node = node[name]
-    return True
+    return isinstance(node, DictConfig) and (last in node or OmegaConf.is_missing(node, last))

@@ -141,6 +141,7 @@ class LDM:
     budget: Budget = field(default_factory=Budget)
     fit: DenoiserFit | None = field(default_factory=DenoiserFit)
     weights: Text | None = None  # a file or folder of trained weights; then fit is null: nothing is trained
+    start: Text | None = None  # a file or folder of trained weights that training begins with: fine-tuning
     power_ema: Annotated[list[Power], Items(distinct=True)] = field(
         default_factory=list
     )  # relative widths, [0.05, 0.1]: for eval.ema_width (2312.02696)
@@ -340,6 +341,7 @@ COMPARISONS = (
     "attention",
     "kv_cache",
     "fair",
+    "paper",
 )
 
 
@@ -361,6 +363,7 @@ class RunConfig:
     compare: Annotated[str, Choices(COMPARISONS)] | None = None  # bench.py; null: the composition itself
     mirror: bool = False  # report.py: make or repair the W&B runs of these runs
     study: str | None = None  # report.py: the runs that a sweep has made, by its name in sweeps/
+    paper: bool = False  # report.py: the paper's tables beside the runs of experiment=paper/…
     serve: bool = False  # report.py: the store as a local site, which only reads
     port: Annotated[int, Range(at_least=0, at_most=65_535)] = 8_000  # serve=true; 0: any that is free
     seeds: Seeds = field(default_factory=Seeds)  # of a sweep
@@ -382,4 +385,5 @@ class RunConfig:
     tracking: Tracking = field(default_factory=Tracking)
     prepare: Prepare = field(default_factory=Prepare)
     bench: Bench = field(default_factory=Bench)
+    planned: MaybeNode = None  # stands in for the data in a dry run where data.root is not there
     where_present: Any = None  # {path: value}, set where the composition has that path and the command line does not

@@ -77,14 +77,18 @@ class ImageGuidance(Guidance):
         return self.with_values(log_p=resembles(seen, results.decode_with_slope, self.transform))
 
     def cost(self, cost: SampleCost) -> None:
-        """The gradient runs back through the denoiser, and forth and back through the decoder."""
-        cost.backward = 2.0
-        cost.extra += 2 * cost.evaluations * cost.decode
+        through_decoder(cost)
 
     def wrap(self, denoise: Denoise) -> Denoise:
         assert self.log_p is not None and self.bound is not None
         inside = image_guided(denoise, self.log_p, self.scale, self.bound.schedule)
         return within(inside, denoise, self.interval, self.bound.schedule)
+
+
+def through_decoder(cost: SampleCost) -> None:
+    """The gradient runs back through the denoiser, and forth and back through the decoder."""
+    cost.backward = 2.0
+    cost.extra += 2 * cost.evaluations * cost.decode
 
 
 def image_guided(denoise: Denoise, log_p: LogP, scale: float, schedule: Schedule) -> Denoise:

@@ -66,8 +66,9 @@ class DenoiserStage(Stage):
             return weights_denoiser.options(self.cfg)
         ldm, objective = plain(self.cfg.ldm), plain(self.cfg.objective)
         ldm["network"] = deciding(self.cfg.ldm.network)
-        for name in ("budget", "weights"):
+        for name in ("budget", "weights", "start"):
             ldm.pop(name)
+        ldm |= weights_denoiser.start_of(self.cfg)
         if LearningRateStage.of(self.plan):
             ldm["fit"].pop("lr")  # the search that finds it is upstream
         ldm["fit"] = trained(ldm["fit"])
@@ -198,6 +199,7 @@ def train_denoiser(
     plan, cfg = stage.plan, ctx.cfg
     ae, objective = plan.stage(FirstStage).load(ctx), plan.resolved.objective
     model = build.denoiser(cfg, ae, ctx.data, tokenizer=trained_tokenizer(plan, ctx))
+    weights_denoiser.begin(cfg, model)
     loss = DiffusionLoss(model, ae, objective, Draws(cfg.ldm.seed), build.drop(cfg), fit.batch_size)
     size = min(VALIDATION_IMAGES, len(ctx.val))
     probe = DiffusionLoss(model, ae, objective, Draws(cfg.ldm.seed + 1), 0.0, size)

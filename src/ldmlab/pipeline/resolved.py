@@ -5,12 +5,13 @@ again, with contents, where they are trained or loaded.
 """
 
 import functools
+import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ldmlab import build
@@ -30,7 +31,7 @@ from ldmlab.guidance.base import Guidance
 from ldmlab.guidance.interval import share_within
 from ldmlab.metrics.features import Extractor
 from ldmlab.metrics.metric import Metric, available, check, check_counts
-from ldmlab.pipeline import snapshots
+from ldmlab.pipeline import planned, snapshots
 from ldmlab.pipeline.costs import flops_of
 from ldmlab.samplers.sampler import Sampler
 from ldmlab.training.post_hoc_ema import gamma_of
@@ -95,7 +96,7 @@ class Resolved:
         return chosen(eval_.label_mode, self.condition_fields, self.data, self.val, n, eval_.seed, **wanted)
 
     @functools.cached_property
-    def costs(self) -> "Costs":
+    def _counted(self) -> "Costs":
         """Counted for a dry run, and where a budget has counted already: meta kernels load PyTorch's compiler, which takes 5 s."""
         if not self.cfg.dry_run and self.budget is None:
             return Costs()
@@ -108,6 +109,20 @@ class Resolved:
             flops_of(lambda: self.denoiser.null(1, self.latent_shape[1:], "meta")),
             any(weight.requires_grad for weight in cast(nn.Module, self.conditioner).parameters()),
         )
+
+    @functools.cached_property
+    def costs(self) -> "Costs":
+        """Of its networks on its shapes; runs of one process that share them count once."""
+        cfg = self.cfg
+        parts = (cfg.ae.network, cfg.ae.regulariser, cfg.ldm.network, build.conditioners(cfg))
+        facts = (self.resolution, len(self.data.class_names), *(field.values for field in self.data.declared))
+        key = json.dumps([cfg.dry_run or self.budget is not None, *map(OmegaConf.to_container, parts), *facts])
+        if key not in _COUNTED:
+            _COUNTED[key] = self._counted
+        return _COUNTED[key]
+
+
+_COUNTED: dict[str, "Costs"] = {}
 
 
 @dataclass(frozen=True)
@@ -151,7 +166,7 @@ def resolve(cfg: DictConfig, choices: dict[str, str], data: ImageDataset, val: I
     objective = build.objective(cfg, height)
     sampler = build.sampler(cfg)
     guidance = build.guidance(cfg, sampler)
-    extractor = build.extractor(cfg, data.declared)
+    extractor = planned.extractor(cfg) if planned.planned(cfg) else build.extractor(cfg, data.declared)
     if build.needs_classifier(cfg) and not hasattr(extractor, "feature_maps"):
         raise ConfigError(
             f"ae/loss/perceptual=shapes looks through the classifier of eval=shapes, and eval={choices['eval']} has none. Set "
@@ -309,6 +324,8 @@ def check_guidance(found: Resolved) -> None:
     data = found.data
     for kind in found.guidance:
         for name in kind.fields:
+            if name in ("image", POSITION):  # of held-out examples, as a conditioner's
+                continue
             if name not in data.fields or (name == "label" and len(data.class_names) < 2):
                 raise ConfigError(
                     f"guidance={kind.name} learns to tell classes apart, and this data has {len(data.class_names)} "

@@ -6,6 +6,7 @@ data ─▶ (extractor) ─▶ autoencoder ─▶ latents ─▶ denoiser ─▶
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ldmlab.config.complete import files_of
 from ldmlab.config.compose import Composed
 from ldmlab.data import duplicates
 from ldmlab.errors import ConfigError, UserError
-from ldmlab.pipeline import budget, gaussian, memory, snapshots, weights_denoiser, weights_first_stage
+from ldmlab.pipeline import budget, gaussian, memory, planned, snapshots, weights_denoiser, weights_first_stage
 from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.launch import check_device, make_accelerator, set_threads
 from ldmlab.pipeline.learning_rate import LearningRateStage
@@ -27,6 +28,8 @@ from ldmlab.store.files import read_json, write_json
 from ldmlab.store.store import Store
 from ldmlab.training import tracking
 
+PLANNED = "no folder {roots} here: planned with the counts of conf/experiment/paper, so ids are not those of the run"
+
 
 def prepare(composed: Composed) -> Plan:
     """Data, parts, checks and plan: everything that can be wrong is found here. Trains nothing, writes at most data caches."""
@@ -34,7 +37,8 @@ def prepare(composed: Composed) -> Plan:
     check_device(cfg.runtime.device)
     store = Store(cfg.store, verify=cfg.verify is not False)
     caches = store.root / "data" / "cache"
-    data, val = build.dataset(cfg, "train", caches), build.dataset(cfg, "val", caches)
+    opened = partial(planned.dataset, cfg) if planned.planned(cfg) else partial(build.dataset, cfg, cache=caches)
+    data, val = opened(split="train"), opened(split="val")
     weights_denoiser.check_options(cfg)
     gaussian.check_options(cfg)
     choice = budget.choose_width(cfg, data, store)
@@ -48,6 +52,7 @@ def prepare(composed: Composed) -> Plan:
     weights_denoiser.check(cfg, choices, resolved.denoiser, resolved.objective)
     too_large = memory.complaint(resolved)  # of this machine: execute refuses, a plan may be for another one
     said = [too_large] if too_large else []
+    said += [PLANNED.format(roots=", ".join(planned.roots(cfg.data)))] if planned.planned(cfg) else []
     resolved.notes.extend([*said, *duplicates.notes(data, val), *weights_denoiser.notes(cfg), *snapshots.notes(cfg)])
     plan = Plan(resolved, store)
     check_files(plan)

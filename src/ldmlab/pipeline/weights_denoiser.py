@@ -26,7 +26,7 @@ from ldmlab.interop.official_unet import Average, UNetLayout
 from ldmlab.networks.attention import SelfAttention, SpatialTransformer
 from ldmlab.networks.blocks import OFFICIAL
 from ldmlab.networks.dit import PatchAttention
-from ldmlab.pipeline import weights_first_stage
+from ldmlab.pipeline import planned, weights_first_stage
 from ldmlab.pipeline.stage import deciding
 from ldmlab.store.checkpoint import save_tensors
 from ldmlab.store.files import atomic, read_json, write_json
@@ -34,13 +34,19 @@ from ldmlab.training.loop import total_steps
 
 
 def check(cfg: DictConfig, choices: dict[str, str], model: Denoiser, objective: Objective) -> None:
-    """Whether `ldm.weights` can be what `ldm`, `cond` and `objective` say. Reads the file; `model`: on the meta device.
+    """Whether `ldm.weights`, or `ldm.start`, can be what `ldm`, `cond` and `objective` say. Reads the file; `model`: on the meta device.
 
     Raises WeightsError or ConfigError, naming what differs and, of the network, which words fit.
     """
-    if cfg.ldm.weights is None:
+    source = cfg.ldm.start if cfg.ldm.weights is None else cfg.ldm.weights
+    if source is None or planned.planned(cfg):
         return
-    found = denoisers.read(Path(cfg.ldm.weights))
+    if cfg.ldm.weights is None and not Path(source).expanduser().exists():
+        raise WeightsError(
+            f"ldm.start={source}: no such file or folder. Give the weights that training begins with (of a finished denoiser: "
+            "store/denoiser/…), or null to train from the beginning."
+        )
+    found = denoisers.read(Path(source))
     expected = model.state_dict()
     for tensors in (found.copies.raw, found.copies.ema):
         if tensors is not None:
@@ -49,7 +55,7 @@ def check(cfg: DictConfig, choices: dict[str, str], model: Denoiser, objective: 
     check_groups(found, model.network)
     check_texts(found, model)
     check_objective(cfg, found, objective)
-    if cfg.eval.weights == "ema" and found.copies.ema is None:
+    if cfg.ldm.weights is not None and cfg.eval.weights == "ema" and found.copies.ema is None:
         raise ConfigError(
             f"eval.weights=ema, but {found.file} holds one copy of the weights and no averaged one beside it. "
             "Use eval.weights=raw, which is that copy."
@@ -62,6 +68,8 @@ def check_options(cfg: DictConfig) -> None:
         if cfg.ldm.fit is None and not build.closed_form(cfg):
             raise ConfigError("ldm.fit=null trains nothing. Give a budget, or trained weights: ldm.weights=file.")
         return
+    if cfg.ldm.start is not None:
+        raise ConfigError("ldm.weights is not trained, so ldm.start has nothing to begin. Leave one of them out.")
     if list(cfg.eval.at) != [1.0]:
         raise ConfigError(f"eval.at={list(cfg.eval.at)}: ldm.weights is one state of a denoiser. Use eval.at=[1.0].")
     if cfg.ldm.power_ema or cfg.eval.ema_width is not None:
@@ -95,6 +103,20 @@ def check_tensors(
     broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if broken:
         raise WeightsError(f"{found.file}: {some(broken)} holds values that are not finite; the file is damaged.")
+
+
+def start_of(cfg: DictConfig) -> dict[str, Any]:
+    """What of `ldm.start` decides a trained denoiser, for its id; {} without it."""
+    if cfg.ldm.start is None:
+        return {}
+    return {"start": "planned" if planned.planned(cfg) else denoisers.digest(Path(cfg.ldm.start))}
+
+
+def begin(cfg: DictConfig, model: Denoiser) -> None:
+    """Give an untrained denoiser the weights of `ldm.start`: those that were trained, else their average."""
+    if cfg.ldm.start is not None:
+        copies = denoisers.read(Path(cfg.ldm.start)).copies
+        load_into(model, copies.ema if copies.raw is None else copies.raw)
 
 
 def load_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -16,6 +16,7 @@ from ldmlab.autoencoders.scale import Scale
 from ldmlab.config.compose import group_options, load
 from ldmlab.errors import ConfigError, WeightsError
 from ldmlab.interop import compvis, weights
+from ldmlab.pipeline import planned
 
 UNMEASURED = ("none", "given", "stored")
 """Modes of `ae.latent_scale` that look at no data."""
@@ -39,6 +40,8 @@ def check(cfg: DictConfig, choices: dict[str, str], ae: Autoencoder) -> None:
             "ae.latent_scale.mode=first_batch_std takes the batch that ae is trained with, and ae.weights is not trained. "
             "Use mode=global with ae.latent_scale.images=<that batch size>, which is the same measurement."
         )
+    if planned.planned(cfg):
+        return
     found = weights.read(Path(cfg.ae.weights))
     expected = tensors_of(ae)
     if not expected:
@@ -81,8 +84,9 @@ def options(cfg: DictConfig) -> tuple[dict[str, Any], bool]:
     network: Any = OmegaConf.to_container(cfg.ae.network)
     network.pop("checkpointing", None)
     measured = scale.mode not in UNMEASURED
+    content = "planned" if planned.planned(cfg) else weights.sha256(Path(cfg.ae.weights))
     own: dict[str, Any] = {
-        "weights": weights.sha256(Path(cfg.ae.weights)), "format": weights.VERSION, "network": network,
+        "weights": content, "format": weights.VERSION, "network": network,
         "regulariser": cfg.ae.regulariser, "latent_scale": {"mode": scale.mode},
     }  # fmt: skip
     if measured:
