@@ -43,7 +43,7 @@ class Field:
 
     kind: its form in a batch (`Kind`). mirror, crop: what it becomes with its image; None: it has no right value then,
     and the augmentation is refused. values: how many numbers a label, a class map or a box's class can be, how many numbers a
-    vector has; None for others.
+    vector has; None for others. rows: K of boxes that are read from files; None for others.
     """
 
     name: str
@@ -51,6 +51,7 @@ class Field:
     mirror: Mirror | None
     crop: Cropped | None
     values: int | None = None
+    rows: int | None = None
 
 
 def unchanged(value: Any, crop: Crop | None = None) -> Any:
@@ -138,9 +139,9 @@ def text(name: str) -> Field:
     return Field(name, "text", swapped_sides, unchanged)
 
 
-def boxes(name: str, classes: int) -> Field:
+def boxes(name: str, classes: int, rows: int | None = None) -> Field:
     """Boxes with class numbers (`Kind`)."""
-    return Field(name, "boxes", mirrored_boxes, cropped_boxes, classes)
+    return Field(name, "boxes", mirrored_boxes, cropped_boxes, classes, rows)
 
 
 def class_map(name: str, classes: int) -> Field:

@@ -24,7 +24,8 @@ from PIL import Image, features
 from ldmlab.data.base import SPLITS, Split, digest
 from ldmlab.data.duplicates import in_two_splits, sentence
 from ldmlab.data.files import Found, Survey, in_order, readable, workers, write_json
-from ldmlab.data.folder import Labels, Listing, list_folder
+from ldmlab.data.folder import Labels, list_folder
+from ldmlab.data.listing import Listing
 from ldmlab.data.manifest import NAME, Manifest, ShardRecord, parse_manifest
 from ldmlab.data.tarindex import index_tar
 from ldmlab.data.transforms import CROP_RULE, center_crop, read_rgb

@@ -48,9 +48,15 @@ def center_crop(picture: Image.Image, resolution: int) -> np.ndarray:
     """
     while min(picture.size) >= 2 * resolution:
         picture = picture.resize((picture.width // 2, picture.height // 2), resample=Image.Resampling.BOX)
-    scale = resolution / min(picture.size)
-    size = (round(picture.width * scale), round(picture.height * scale))
-    pixels_HW3 = np.array(picture.resize(size, resample=Image.Resampling.BICUBIC))
-    top = (pixels_HW3.shape[0] - resolution) // 2
-    left = (pixels_HW3.shape[1] - resolution) // 2
-    return np.ascontiguousarray(pixels_HW3[top : top + resolution, left : left + resolution])
+    w, h, left, top = placed(picture.width, picture.height, resolution)
+    pixels_HWC = np.array(picture.resize((w, h), resample=Image.Resampling.BICUBIC))
+    return np.ascontiguousarray(pixels_HWC[top : top + resolution, left : left + resolution])
+
+
+def placed(width: int, height: int, resolution: int) -> tuple[int, int, int, int]:
+    """Width and height to which `center_crop` resizes a picture, and the left and top edge of the square that it cuts out."""
+    while min(width, height) >= 2 * resolution:
+        width, height = width // 2, height // 2
+    scale = resolution / min(width, height)
+    w, h = round(width * scale), round(height * scale)
+    return w, h, (w - resolution) // 2, (h - resolution) // 2
