@@ -3,6 +3,7 @@
 Shape letters: H W pixels, N boxes.
 """
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from ldmlab.data import fields
 from ldmlab.data.fields import Field
 from ldmlab.data.files import Survey
 from ldmlab.errors import DataError
@@ -81,7 +81,8 @@ class Maps:
 
     files: picture → file, relative to `root`. Of a class map the pixel's value is the class; of a file in colours, red + 256 green +
     65536 blue. segments: of panoptic maps, picture → value → class number. unlabelled: the value that means no class, which becomes the
-    last one. Of numbers (field kind "map"), 0 … the largest value of the file's type are 0 … 1.
+    last one. threshold: half of the largest value of the file's type and more is 1, the rest 0. Of numbers (field kind "map"), 0 … that
+    largest value are 0 … 1; floats stay.
     """
 
     field: Field
@@ -89,11 +90,12 @@ class Maps:
     files: Mapping[str, str]
     segments: Mapping[str, Mapping[int, int]] | None = None
     unlabelled: int | None = None
+    threshold: bool = False
 
     def contents(self, paths: list[str], cache: Path | None) -> list[Any]:
         if missing := [path for path in paths if path not in self.files]:
             raise DataError(_without(missing, self.field.name, str(self.root)))
-        found = Survey(self.root, cache)([self.files[path] for path in paths])
+        found = Survey(self.root, cache, map_problem)([self.files[path] for path in paths])
         if bad := [(name, what.problem) for name, what in found.items() if what.problem is not None]:
             raise DataError(f"{self.root / bad[0][0]} cannot be read: {bad[0][1]}. {len(bad)} such maps; repair them.")
         shas = [found[self.files[path]].sha256 for path in paths]
@@ -106,6 +108,8 @@ class Maps:
         value = read_map(file)
         if self.field.kind == "map":
             return _unit(value)
+        if self.threshold:
+            return (_unit(value) >= 0.5).astype(np.uint8)
         number_HW = value.astype(np.int64)  # a copy
         if self.segments is not None:
             number_HW = _named(number_HW, self.segments[path], file)
@@ -125,17 +129,33 @@ class Maps:
         return replace(self, files={**self.files, **other.files}, segments=both)
 
 
-def read_map(file: Path) -> np.ndarray:
-    """[H, W]: numbers of grey, palette, 1-bit and 16-bit pictures; red + 256 green + 65536 blue of coloured ones."""
-    with Image.open(file) as opened:
+def read_map(source: Path | bytes) -> np.ndarray:
+    """[H, W]: numbers of grey, palette, 1-bit and 16-bit pictures; red + 256 green + 65536 blue of coloured ones; or a .npy. Raises what
+    damaged files raise (ValueError, OSError …)."""
+    content = source if isinstance(source, bytes) else source.read_bytes()
+    if content.startswith(b"\x93NUMPY"):
+        found = np.load(io.BytesIO(content), allow_pickle=False)
+        if found.ndim != 2:
+            raise ValueError(f"an array of {found.ndim} dimensions, not 2")
+        return np.asarray(found)
+    with Image.open(io.BytesIO(content)) as opened:
         if opened.mode in ("RGB", "RGBA"):
             rgb_HW3 = np.asarray(opened.convert("RGB"), dtype=np.int64)
             return rgb_HW3 @ np.array([1, 256, 65_536])
         return np.asarray(opened).copy()
 
 
+def map_problem(content: bytes) -> str | None:
+    """Why a map cannot be read, or None when it can."""
+    try:
+        read_map(content)
+    except Exception as error:  # decoders raise many kinds on damaged files
+        return str(error) or type(error).__name__
+    return None
+
+
 def _unit(value: np.ndarray) -> np.ndarray:
-    if np.issubdtype(value.dtype, np.floating):
+    if np.issubdtype(value.dtype, np.floating) or value.dtype == bool:
         return value.astype(np.float32)
     most = 255 if value.dtype == np.uint8 else 65_535
     return (value / most).astype(np.float32)
@@ -152,4 +172,3 @@ def _named(segment_HW: np.ndarray, numbers: Mapping[int, int], file: Path) -> np
 def _without(missing: list[str], what: str, where: str) -> str:
     shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
     return f"{len(missing)} pictures have no {what} in {where}: {shown}. Add them, or leave the field out."
-

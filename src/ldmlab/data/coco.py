@@ -51,7 +51,9 @@ class Annotations:
     def listing(self, splits: tuple[Split, ...], val_fraction: float, test_fraction: float) -> Listing:
         """The pictures of these splits; without {split} in `images`, of all, divided by fractions."""
         if not self.root.is_dir():
-            raise DataError(f"data.root={self.root}: no such folder. Give the folder that holds pictures and annotations.")
+            raise DataError(
+                f"data.root={self.root}: no such folder. Give the folder that holds pictures and annotations."
+            )
         tables = {split: _Table(self, split) for split in (splits if self.by_split else ("train",))}
         paths: dict[Split, list[str]] = {split: [] for split in SPLITS}
         rule = f"the folders {self.images}"
@@ -69,7 +71,9 @@ class _Table:
     def __init__(self, files: Annotations, split: Split):
         self.files, self.split = files, split
         self.folder = files.images.format(split=split)
-        first = next(name for name in ("instances", "captions") if name == "captions" or getattr(files, name) is not None)
+        first = next(
+            name for name in ("instances", "captions") if name == "captions" or getattr(files, name) is not None
+        )
         self.images: Json = {image["id"]: image for image in self._json(first)["images"]}
         self.boxes: Json = self._rows() if "boxes" in files.fields or files.min_objects else {}
         kept = [n for n in self.images if len(self.boxes.get(n, ())) >= files.min_objects]
@@ -87,7 +91,9 @@ class _Table:
     def beside(self, name: FieldName) -> Beside:
         if name == "boxes":
             rows = {self.path_of[n]: boxes_N5 for n, boxes_N5 in self.boxes.items() if n in self.path_of}
-            sizes = {path: (int(self.images[n]["width"]), int(self.images[n]["height"])) for n, path in self.path_of.items()}
+            sizes = {
+                path: (int(self.images[n]["width"]), int(self.images[n]["height"])) for n, path in self.path_of.items()
+            }
             return Boxes(declare.boxes("boxes", len(self._categories()), self.files.objects), rows, sizes)
         return self._captions() if name == "caption" else self._maps()
 
@@ -122,7 +128,9 @@ class _Table:
         if panoptic.exists():
             return self._panoptic(read_json(panoptic, "data.segmentation"), inside)
         if not folder.is_dir():
-            raise DataError(f"data.segmentation: {folder} is no folder. Give that of the png files, or fewer data.fields.")
+            raise DataError(
+                f"data.segmentation: {folder} is no folder. Give that of the png files, or fewer data.fields."
+            )
         known = {name.stem for name in folder.glob("*.png")}
         files = {path: f"{inside}/{stem}.png" for path in self.paths if (stem := Path(path).stem) in known}
         classes = self.files.classes or 1 + max(self._categories())
@@ -146,7 +154,9 @@ def _joined(parts: list[Any]) -> Beside:
     first = parts[0]
     for other in parts[1:]:
         if other.field != first.field:
-            raise DataError(f"the field {first.field.name} has other classes in two splits: {first.field.values} and {other.field.values}.")
+            raise DataError(
+                f"the field {first.field.name} has other classes in two splits: {first.field.values} and {other.field.values}."
+            )
         first = first.joined(other)
     return first
 

@@ -159,6 +159,25 @@ def picture(name: str) -> Field:
     return Field(name, "picture", mirrored_map, cropped_map)
 
 
+def as_stored(field: Field) -> dict[str, Any]:
+    """What a manifest says of a field, for `restored`."""
+    return {"name": field.name, "kind": field.kind, "values": field.values, "rows": field.rows}
+
+
+def restored(stored: dict[str, Any]) -> Field:
+    """The field of a manifest, with what a mirror image and a crop do to its kind. Raises KeyError or ValueError for no such field."""
+    name, kind, values = str(stored["name"]), stored["kind"], stored["values"]
+    if kind == "text":
+        return text(name)
+    if kind == "boxes":
+        return boxes(name, int(values), int(stored["rows"]))
+    if kind == "classes":
+        return class_map(name, int(values))
+    if kind == "map":
+        return float_map(name)
+    raise ValueError(f"the field {name!r} is of the kind {kind!r}, which shards cannot hold")
+
+
 def check_mirrors(fields: Iterable[str], declared: Iterable[Field]) -> None:
     """ConfigError unless each field of a data set says what it becomes in a mirror image."""
     known = {field.name: field for field in declared}

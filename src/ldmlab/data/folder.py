@@ -7,18 +7,22 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from ldmlab.data.base import SPLITS, Split
+from ldmlab.data.beside_folder import Neighbours
 from ldmlab.data.files import SUFFIXES, list_pictures
-from ldmlab.data.listing import Listing, check_fractions, divided
+from ldmlab.data.listing import Listing, check_fractions, divided, learnt_by_heart
 from ldmlab.data.pictures import Pictures
-from ldmlab.errors import ConfigError, DataError
-from ldmlab.ranges import File, Given, MaybeImages, Pixels, Share
+from ldmlab.errors import DataError
+from ldmlab.ranges import File, Given, MaybeImages, Pixels, Range, Share
 
 Labels = Literal["auto", "folders", "none"]
 _SPLIT_FOLDERS: dict[str, Split] = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
-def list_folder(root: str | Path, val_fraction: float, test_fraction: float, labels: Labels) -> Listing:
-    """Finds pictures, splits and classes below `root`; DataError naming `data.root` where that is not possible."""
+def list_folder(
+    root: str | Path, val_fraction: float, test_fraction: float, labels: Labels, neighbours: Neighbours | None = None
+) -> Listing:
+    """Finds pictures, splits, classes and what is beside them below `root`; DataError naming `data.root` where that is not possible."""
+    neighbours = neighbours or Neighbours()
     place = Path(root).expanduser()
     check_fractions(val_fraction, test_fraction)
     if not place.exists():
@@ -27,7 +31,7 @@ def list_folder(root: str | Path, val_fraction: float, test_fraction: float, lab
         )
     if not place.is_dir():
         raise DataError(f"data.root={root} is a file, not a folder. Give the folder that holds the pictures.")
-    paths = list_pictures(place)
+    paths = neighbours.without(place, list_pictures(place))
     if not paths:
         state = "is empty" if not any(place.iterdir()) else "holds no pictures"
         raise DataError(
@@ -50,7 +54,7 @@ def list_folder(root: str | Path, val_fraction: float, test_fraction: float, lab
                 f"data.root={root}: the classes {', '.join(strange[:5])} appear in val/ or test/ but not in train/. "
                 "Give each split the same class folders, or set data.labels=none."
             )
-    return Listing(place, by_split, class_of, names, rule, fixed is not None)
+    return Listing(place, by_split, class_of, names, rule, fixed is not None, neighbours.read(place, paths))
 
 
 def _split_folders(root: Path, paths: list[str]) -> dict[Split, list[str]] | None:
@@ -105,6 +109,11 @@ class Folder(Pictures):
                     no picture does; folders: they must be; none: sub-folders mean nothing.
     val_fraction,
     test_fraction:  of a root without train/ and val/ folders, chosen by a hash of each picture's relative path.
+    captions:       txt, a text file beside each picture; or a json below root, {picture: text} or COCO's: the field caption.
+    segmentation,
+    depth, mask:    folders of maps with the pictures' paths (png, npy): the fields of these names.
+    classes:        of a segmentation; unlabelled: its value for no class, which becomes the last class, number `classes`.
+    overfit:        val and test are the training pictures themselves: to see what is learnt by heart.
     max_unreadable: how many pictures of this split may be damaged. They are named in the log, left out, and listed in
                     `split_record()`; one more than that raises DataError with their names. All files are read once for
                     this at the first start.
@@ -119,11 +128,38 @@ class Folder(Pictures):
         val_fraction: Share = 0.1,
         test_fraction: Share = 0.0,
         labels: Labels = "auto",
+        captions: File | None = None,
+        segmentation: File | None = None,
+        depth: File | None = None,
+        mask: File | None = None,
+        classes: Annotated[int, Range(at_least=1, at_most=65_535)] | None = None,
+        unlabelled: Annotated[int, Range(at_least=0, at_most=65_535)] | None = None,
+        overfit: bool = False,
         max_unreadable: MaybeImages = 0,
         flip: bool = True,
         cache: Annotated[Path | None, Given] = None,
     ):
-        if resolution < 1:
-            raise ConfigError(f"data.resolution={resolution} must be 1 or more.")
-        listing = list_folder(root, val_fraction, test_fraction, labels)
+        listing = self.listing_of(
+            root, val_fraction, test_fraction, labels, captions, segmentation, depth, mask, classes, unlabelled, overfit
+        )
         super().__init__(listing, resolution, split, max_unreadable, flip, cache)
+
+    @staticmethod
+    def listing_of(
+        root: str,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.0,
+        labels: Labels = "auto",
+        captions: str | None = None,
+        segmentation: str | None = None,
+        depth: str | None = None,
+        mask: str | None = None,
+        classes: int | None = None,
+        unlabelled: int | None = None,
+        overfit: bool = False,
+    ) -> Listing:
+        """All splits, for `prepare`."""
+        neighbours = Neighbours(captions, segmentation, depth, mask, classes, unlabelled)
+        fractions = (0.0, 0.0) if overfit else (val_fraction, test_fraction)
+        listing = list_folder(root, *fractions, labels, neighbours)
+        return learnt_by_heart(listing) if overfit else listing

@@ -72,7 +72,9 @@ def divided(paths: list[str], val_fraction: float, test_fraction: float) -> tupl
 def learnt_by_heart(listing: Listing) -> Listing:
     """val and test are the training pictures."""
     train = listing.pictures("train")
-    return replace(listing, paths={split: train for split in SPLITS}, rule="every split has all of the training pictures")
+    return replace(
+        listing, paths={split: train for split in SPLITS}, rule="every split has all of the training pictures"
+    )
 
 
 def check_fractions(val_fraction: float, test_fraction: float) -> None:

@@ -6,10 +6,12 @@ Shape letters: H W pixels, N images of the split.
 import logging
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ldmlab.data.base import ImageDataset, Sample, Split, digest
+from ldmlab.data.beside import Beside, Size
 from ldmlab.data.duplicates import in_two_splits
 from ldmlab.data.fields import label
 from ldmlab.data.files import Survey, readable
@@ -76,12 +78,7 @@ class Pictures:
             sample["label"] = int(self._labels[i])
         view = View(*picture.size, self.resolution)
         for part in self._listing.beside:
-            try:
-                sample[part.field.name] = view.of(part.field, part(path, picture.size))
-            except ValueError as error:
-                raise DataError(
-                    f"{self._listing.root / path}: its {part.field.name} is of another picture: {error}."
-                ) from error
+            sample[part.field.name] = beside_of(part, path, picture.size, view, self._listing.root)
         return sample
 
     def __getitems__(self, indices: list[int]) -> list[Sample]:
@@ -125,3 +122,11 @@ class Pictures:
             "unreadable": dict(self._excluded),
             "per_class": {self.class_names[k]: n for k, n in sorted(Counter(self._labels.tolist()).items())},
         }
+
+
+def beside_of(part: Beside, path: str, size: Size, view: View, root: Path) -> Any:
+    """What stands beside a picture, as it is in the square that is seen; DataError where it is of another picture."""
+    try:
+        return view.of(part.field, part(path, size))
+    except ValueError as error:
+        raise DataError(f"{root / path}: its {part.field.name} is of another picture: {error}.") from error

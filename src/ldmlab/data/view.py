@@ -12,7 +12,9 @@ from PIL import Image
 from ldmlab.data.fields import Field
 from ldmlab.data.transforms import placed
 
-SMALLEST = 1e-5  # of the square's area: boxes of which less is seen are left out (min_object_area of the published layouts)
+SMALLEST = (
+    1e-5  # of the square's area: boxes of which less is seen are left out (min_object_area of the published layouts)
+)
 ASPECT = 0.02  # how far the proportions of a map may be from those of its picture
 
 
@@ -42,7 +44,9 @@ class View:
         """[resolution, resolution] of a map of the whole picture, of the same type: whole numbers by the nearest pixel, floats by
         an antialiased bilinear filter. ValueError where the map has other proportions than the picture."""
         if abs(map_HW.shape[1] * self.height / (map_HW.shape[0] * self.width) - 1) > ASPECT:
-            raise ValueError(f"a map of {map_HW.shape[1]}x{map_HW.shape[0]} for a picture of {self.width}x{self.height}")
+            raise ValueError(
+                f"a map of {map_HW.shape[1]}x{map_HW.shape[0]} for a picture of {self.width}x{self.height}"
+            )
         w, h, left, top = placed(self.width, self.height, self.resolution)
         whole = np.issubdtype(map_HW.dtype, np.integer)
         layer = Image.fromarray(map_HW.astype(np.int32 if whole else np.float32))
