@@ -1,6 +1,7 @@
 """The only module that makes parts from options, and the only one that calls Hydra's instantiate."""
 
 import contextlib
+import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -91,6 +92,18 @@ def shapes_only() -> Iterator[None]:
 
 def dataset(cfg: DictConfig, split: str, cache: Path | None) -> ImageDataset:
     return cast(ImageDataset, part(cfg.data, split=split, cache=cache))
+
+
+def class_of(node: DictConfig) -> Any:
+    """The class behind a node's `_target_`."""
+    return get_object(node["_target_"])
+
+
+def options_for(node: DictConfig, function: Callable[..., Any]) -> dict[str, Any]:
+    """The options of a node that a function takes, as plain values."""
+    wanted = inspect.signature(function).parameters
+    plain = cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
+    return {name: value for name, value in plain.items() if name in wanted}
 
 
 def with_fields(cfg: DictConfig, split: str, cache: Path | None, fields: Sequence[str]) -> ImageDataset:

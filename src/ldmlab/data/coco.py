@@ -48,6 +48,10 @@ class Annotations:
     def by_split(self) -> bool:
         return "{split}" in self.images
 
+    def there(self) -> tuple[Split, ...]:
+        """The splits whose pictures are there."""
+        return tuple(split for split in SPLITS if (self.root / self.images.format(split=split)).is_dir())
+
     def listing(self, splits: tuple[Split, ...], val_fraction: float, test_fraction: float) -> Listing:
         """The pictures of these splits; without {split} in `images`, of all, divided by fractions."""
         if not self.root.is_dir():
@@ -211,13 +215,35 @@ class Coco(Pictures):
         flip: bool = False,
         cache: Annotated[Path | None, Given] = None,
     ):
+        listing = self.listing_of(
+            root, images, instances, captions, segmentation, fields, classes, unlabelled, objects, min_objects,
+            val_fraction, test_fraction, overfit, split,
+        )  # fmt: skip
+        super().__init__(listing, resolution, split, max_unreadable, flip, cache)
+
+    @staticmethod
+    def listing_of(
+        root: str,
+        images: str,
+        instances: str | None,
+        captions: str | None,
+        segmentation: str | None,
+        fields: list[FieldName],
+        classes: int | None = None,
+        unlabelled: int | None = None,
+        objects: int = 30,
+        min_objects: int = 0,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.0,
+        overfit: bool = False,
+        split: Split | None = None,
+    ) -> Listing:
+        """One split, or all that there are."""
         check_fractions(val_fraction, test_fraction)
         files = Annotations(
             Path(root).expanduser(), images, instances, captions, segmentation, list(fields), classes, unlabelled, objects,
             min_objects,
         )  # fmt: skip
         if overfit:
-            listing = learnt_by_heart(files.listing(("train",), 0.0, 0.0))
-        else:
-            listing = files.listing((split,), val_fraction, test_fraction)
-        super().__init__(listing, resolution, split, max_unreadable, flip, cache)
+            return learnt_by_heart(files.listing(("train",), 0.0, 0.0))
+        return files.listing(files.there() if split is None else (split,), val_fraction, test_fraction)

@@ -5,6 +5,7 @@ Shape letters: H W pixels, N images of the split.
 
 import logging
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,10 @@ class Pictures:
         )
         self.fields: tuple[str, ...] = tuple(field.name for field in self.declared)
         self._labels = np.array(listing.labels(self._paths), dtype=np.int64)
+
+    listing_of: Callable[
+        ..., Listing
+    ]  # of a subclass: all splits, from the options of its constructor that say where they are
 
     def __len__(self) -> int:
         return len(self._paths)
