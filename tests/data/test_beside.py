@@ -32,7 +32,12 @@ def root(tmp_path) -> Path:
         depth_HW = np.linspace(0, 65_535, 32 * 40).reshape(32, 40).astype(np.uint16)
         mask_HW = np.kron(rng.integers(0, 2, (4, 5)), np.ones((8, 8))).astype(np.uint8) * 255
         image_HW3 = np.stack([40 * kind_HW, (depth_HW // 257).astype(np.uint8), mask_HW], axis=2)
-        for where, pixels in (("pictures/", image_HW3), ("labels/", kind_HW), ("depth/", depth_HW), ("masks/", mask_HW)):
+        for where, pixels in (
+            ("pictures/", image_HW3),
+            ("labels/", kind_HW),
+            ("depth/", depth_HW),
+            ("masks/", mask_HW),
+        ):
             (tmp_path / f"{where}{folder}").mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(tmp_path / f"{where}{folder}" / name)
         (tmp_path / "pictures" / folder / f"{n}.txt").write_text(f"\n number {n} \nmore\n")
