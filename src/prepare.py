@@ -32,7 +32,7 @@ def prepare(composed: Composed, words: str) -> None:
             "celebahq_25k."
         )
     listing = kind.listing_of(**build.options_for(data, kind.listing_of))
-    encoding = Encoding(how.format, how.quality)
+    encoding = Encoding(how.format, how.quality, data.channels)
     pack(listing, cfg.out, data.resolution, encoding, how.images_per_shard, data.max_unreadable, how.licence)
 
 

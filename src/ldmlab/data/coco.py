@@ -17,7 +17,7 @@ from ldmlab.data.beside import Beside, Boxes, Captions, Maps
 from ldmlab.data.listing import Listing, check_fractions, divided, learnt_by_heart
 from ldmlab.data.pictures import Pictures
 from ldmlab.errors import ConfigError, DataError
-from ldmlab.ranges import Depth, File, Given, Items, MaybeImages, Pixels, Range, Share
+from ldmlab.ranges import Depth, File, Given, ImageChannels, Items, MaybeImages, Pixels, Range, Share
 
 FieldName = Literal["boxes", "caption", "segmentation"]
 Json = dict[str, Any]
@@ -191,7 +191,7 @@ class Coco(Pictures):
     val_fraction,
     test_fraction: where `images` has no {split}: chosen by a hash of each picture's path.
     overfit:      val and test are the training pictures themselves: to see what is learnt by heart.
-    max_unreadable, cache: see `Pictures`.
+    channels, max_unreadable, cache: see `Pictures`.
     """
 
     def __init__(
@@ -211,6 +211,7 @@ class Coco(Pictures):
         val_fraction: Share = 0.1,
         test_fraction: Share = 0.0,
         overfit: bool = False,
+        channels: ImageChannels = 3,
         max_unreadable: MaybeImages = 0,
         flip: bool = False,
         cache: Annotated[Path | None, Given] = None,
@@ -219,7 +220,7 @@ class Coco(Pictures):
             root, images, instances, captions, segmentation, fields, classes, unlabelled, objects, min_objects,
             val_fraction, test_fraction, overfit, split,
         )  # fmt: skip
-        super().__init__(listing, resolution, split, max_unreadable, flip, cache)
+        super().__init__(listing, resolution, split, max_unreadable, flip, cache, channels)
 
     @staticmethod
     def listing_of(

@@ -12,7 +12,7 @@ from ldmlab.data.files import SUFFIXES, list_pictures
 from ldmlab.data.listing import Listing, check_fractions, divided, learnt_by_heart
 from ldmlab.data.pictures import Pictures
 from ldmlab.errors import DataError
-from ldmlab.ranges import File, Given, MaybeImages, Pixels, Range, Share
+from ldmlab.ranges import File, Given, ImageChannels, MaybeImages, Pixels, Range, Share
 
 Labels = Literal["auto", "folders", "none"]
 _SPLIT_FOLDERS: dict[str, Split] = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -135,6 +135,7 @@ class Folder(Pictures):
         classes: Annotated[int, Range(at_least=1, at_most=65_535)] | None = None,
         unlabelled: Annotated[int, Range(at_least=0, at_most=65_535)] | None = None,
         overfit: bool = False,
+        channels: ImageChannels = 3,
         max_unreadable: MaybeImages = 0,
         flip: bool = True,
         cache: Annotated[Path | None, Given] = None,
@@ -142,7 +143,7 @@ class Folder(Pictures):
         listing = self.listing_of(
             root, val_fraction, test_fraction, labels, captions, segmentation, depth, mask, classes, unlabelled, overfit
         )
-        super().__init__(listing, resolution, split, max_unreadable, flip, cache)
+        super().__init__(listing, resolution, split, max_unreadable, flip, cache, channels)
 
     @staticmethod
     def listing_of(

@@ -16,7 +16,7 @@ from ldmlab.data.files import list_pictures
 from ldmlab.data.listing import Listing
 from ldmlab.data.pictures import Pictures
 from ldmlab.errors import DataError
-from ldmlab.ranges import File, Given, MaybeImages, Pixels
+from ldmlab.ranges import File, Given, ImageChannels, MaybeImages, Pixels
 
 ListedLabels = Literal["folders", "list", "none"]
 _SPAN = re.compile(r"(\d+):(\d+)")
@@ -50,6 +50,7 @@ class Listed(Pictures):
         labels: ListedLabels = "none",
         classes: File | None = None,
         leave_out: list[str] = [],  # noqa: B006 - read only
+        channels: ImageChannels = 3,
         max_unreadable: MaybeImages = 0,
         flip: bool = False,
         cache: Annotated[Path | None, Given] = None,
@@ -57,7 +58,7 @@ class Listed(Pictures):
         listing = self.listing_of(
             root, train_folder, val_folder, test_folder, train, val, test, labels, classes, leave_out, split
         )
-        super().__init__(listing, resolution, split, max_unreadable, flip, cache)
+        super().__init__(listing, resolution, split, max_unreadable, flip, cache, channels)
 
     @staticmethod
     def listing_of(

@@ -16,7 +16,7 @@ from ldmlab.data.files import list_pictures
 from ldmlab.data.listing import Listing
 from ldmlab.data.pictures import Pictures
 from ldmlab.errors import DataError
-from ldmlab.ranges import Depth, File, Given, MaybeImages, Pixels, Range
+from ldmlab.ranges import Depth, File, Given, ImageChannels, MaybeImages, Pixels, Range
 
 NAMES: dict[Split, str] = {"train": "train", "val": "validation", "test": "test"}
 CORNERS = ["XMin", "YMin", "XMax", "YMax"]
@@ -29,7 +29,7 @@ class OpenImages(Pictures):
     boxes:    csv with ImageID, LabelName, XMin, XMax, YMin, YMax; corners are fractions of the picture.
     classes:  csv of LabelName and name, without a head: the classes, in its order. Boxes of others are left out.
     objects:  boxes of a sample at most, the largest ones. min_objects: pictures with fewer boxes are left out.
-    max_unreadable, cache: see `Pictures`.
+    channels, max_unreadable, cache: see `Pictures`.
     """
 
     def __init__(
@@ -42,12 +42,13 @@ class OpenImages(Pictures):
         classes: File = "class-descriptions-boxable.csv",
         objects: Depth = 30,
         min_objects: Annotated[int, Range(at_least=0, at_most=1_000)] = 2,
+        channels: ImageChannels = 3,
         max_unreadable: MaybeImages = 0,
         flip: bool = False,
         cache: Annotated[Path | None, Given] = None,
     ):
         listing = self.listing_of(root, images, boxes, classes, objects, min_objects, split)
-        super().__init__(listing, resolution, split, max_unreadable, flip, cache)
+        super().__init__(listing, resolution, split, max_unreadable, flip, cache, channels)
 
     @staticmethod
     def listing_of(

@@ -17,9 +17,10 @@ from ldmlab.data.duplicates import in_two_splits
 from ldmlab.data.fields import label
 from ldmlab.data.files import Survey, readable
 from ldmlab.data.listing import Listing
-from ldmlab.data.transforms import CROP_RULE, center_crop, read_rgb
+from ldmlab.data.transforms import CROP_RULE, center_crop, channels_named, read_picture
 from ldmlab.data.view import View
 from ldmlab.errors import ConfigError, DataError
+from ldmlab.ranges import ImageChannels
 
 log = logging.getLogger(__name__)
 
@@ -31,11 +32,19 @@ class Pictures:
     max_unreadable: how many pictures of this split may be damaged. They are named in the log, left out, and listed in
                     `split_record()`; one more than that raises DataError with their names. All files are read once for
                     this at the first start.
+    channels:       of the images (`transforms.read_picture`).
     cache:          folder that remembers what was read; None reads every file at every start.
     """
 
     def __init__(
-        self, listing: Listing, resolution: int, split: Split, max_unreadable: int, flip: bool, cache: Path | None
+        self,
+        listing: Listing,
+        resolution: int,
+        split: Split,
+        max_unreadable: int,
+        flip: bool,
+        cache: Path | None,
+        channels: ImageChannels = 3,
     ):
         if resolution < 1:
             raise ConfigError(f"data.resolution={resolution} must be 1 or more.")
@@ -51,7 +60,7 @@ class Pictures:
         self._listing = listing
         self._sha256 = [found[path].sha256 for path in self._paths]
         self._beside = {part.field.name: part.contents(self._paths, cache) for part in listing.beside}
-        self.resolution = resolution
+        self.resolution, self.channels = resolution, channels
         self.split = split
         self.flip = flip
         self.class_names = listing.class_names
@@ -72,7 +81,7 @@ class Pictures:
     def __getitem__(self, i: int) -> Sample:
         path = self._paths[i]
         try:
-            picture = read_rgb(self._listing.root / path)
+            picture = read_picture(self._listing.root / path, self.channels)
             sample: Sample = {"image": center_crop(picture, self.resolution)}
         except Exception as error:
             raise DataError(
@@ -114,6 +123,7 @@ class Pictures:
                 "crop": CROP_RULE,
                 "resolution": self.resolution,
                 **({"beside": self._beside} if self._beside else {}),
+                **channels_named(self.channels),
             }
         )
 

@@ -31,7 +31,7 @@ from ldmlab.data.manifest import NAME, Manifest, ShardRecord, parse_manifest
 from ldmlab.data.members import decoded, encoded, extension_of
 from ldmlab.data.pictures import beside_of
 from ldmlab.data.tarindex import index_tar
-from ldmlab.data.transforms import CROP_RULE, center_crop, read_rgb
+from ldmlab.data.transforms import CROP_RULE, center_crop, channels_named, read_picture, read_rgb
 from ldmlab.data.view import View
 from ldmlab.errors import ConfigError, DataError
 from ldmlab.store.files import sha256_file
@@ -46,16 +46,21 @@ _LOCK = ".lock"
 @dataclass(frozen=True)
 class Encoding:
     """How a cropped picture is stored. jpg: `quality` with 4:4:4 chroma; webp: lossy `quality`; png: lossless, quality
-    unused."""
+    unused. channels: see `transforms.read_picture`; jpg has no fourth."""
 
     format: Literal["jpg", "png", "webp"]
     quality: int
+    channels: int = 3
 
     def __post_init__(self) -> None:
         if self.format not in ("jpg", "png", "webp"):
             raise ConfigError(f"prepare.format={self.format!r} must be one of jpg, png, webp.")
         if not 1 <= self.quality <= 100:
             raise ConfigError(f"prepare.quality={self.quality} must lie in 1 … 100.")
+        if self.channels == 4 and self.format == "jpg":
+            raise ConfigError(
+                "prepare.format=jpg cannot keep the fourth channel of data.channels=4. Use prepare.format=png or webp."
+            )
 
     def __call__(self, picture: Image.Image) -> bytes:
         out = io.BytesIO()
@@ -66,6 +71,10 @@ class Encoding:
         else:
             picture.save(out, "PNG")
         return out.getvalue()
+
+    def said(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {"format": self.format, "quality": self.quality, **channels_named(self.channels)}
 
     def versions(self) -> dict[str, str | None]:
         """Libraries that decide the bytes."""
@@ -141,7 +150,7 @@ def _pack(
         plan="",
         resolution=resolution,
         crop=CROP_RULE,
-        encoding=asdict(encoding),
+        encoding=encoding.said(),
         versions=encoding.versions(),
         split_rule=listing.rule,
         fields=[*([] if listing.class_of is None else ["label"]), *(part.field.name for part in listing.beside)],
@@ -304,13 +313,14 @@ class _ShardMaker:
             raise DataError(
                 f"{self.listing.root / path} changed while the data set was being made. Repeat the command."
             )
-        picture = read_rgb(content)
+        picture = read_picture(content, self.encoding.channels)
         view = View(*picture.size, self.resolution)
         members = {
             extension_of(part.field): encoded(part.field, beside_of(part, path, picture.size, view, self.listing.root))
             for part in self.listing.beside
         }
-        return self.encoding(Image.fromarray(center_crop(picture, self.resolution))), members
+        square_HWC = center_crop(picture, self.resolution)
+        return self.encoding(Image.fromarray(square_HWC[..., 0] if square_HWC.shape[2] == 1 else square_HWC)), members
 
 
 def verify(out: str | Path, say: Callable[[str], None] = print) -> Manifest:

@@ -24,10 +24,10 @@ from ldmlab.data.files import in_order, picture_problem, workers, write_json
 from ldmlab.data.manifest import NAME, Manifest, ShardRecord, parse_manifest
 from ldmlab.data.members import CAPTION, decoded, extension_of
 from ldmlab.data.tarindex import index_tar
-from ldmlab.data.transforms import CROP_RULE, center_crop, read_rgb
+from ldmlab.data.transforms import CROP_RULE, center_crop, channels_named, read_picture
 from ldmlab.data.view import View
 from ldmlab.errors import ConfigError, DataError
-from ldmlab.ranges import File, Given, Pixels, Range
+from ldmlab.ranges import File, Given, ImageChannels, Pixels, Range
 from ldmlab.store.files import sha256_file
 from ldmlab.terminal import progress
 
@@ -43,6 +43,7 @@ class Shards:
     last check counts. `verify` reads and decodes everything.
 
     root:       a folder; or `pipe:<command>`, http(s)://, s3:// of a set with a manifest, which is copied into `cache` once.
+    channels:   of the images (`transforms.read_picture`).
     captions:   of a set without a manifest, the members `<key>.txt` are the field caption, where there are any.
     val_shards: of tars whose names say no split (img2dataset's 00000.tar …), the last so many in the order of names are val, the rest
                 train. 0: names say it.
@@ -55,6 +56,7 @@ class Shards:
         resolution: Pixels,
         split: Annotated[Split, Given] = "train",
         flip: bool = True,
+        channels: ImageChannels = 3,
         captions: bool = True,
         val_shards: Annotated[int, Range(at_least=0, at_most=1_000_000)] = 0,
         cache: Annotated[Path | None, Given] = None,
@@ -64,7 +66,7 @@ class Shards:
         if split not in SPLITS:
             raise ConfigError(f"split must be one of {', '.join(SPLITS)}; got {split!r}.")
         self.root = _folder(root, split, cache)
-        self.resolution = resolution
+        self.resolution, self.channels = resolution, channels
         self.split = split
         self.flip = flip
         self._val_shards = val_shards
@@ -102,7 +104,7 @@ class Shards:
     def __getitem__(self, i: int) -> Sample:
         file, what, offset = self.root / self._names[self._shard[i]], "the picture", int(self._offset[i])
         try:
-            picture = read_rgb(self._files.read(file, offset, int(self._size[i])))
+            picture = read_picture(self._files.read(file, offset, int(self._size[i])), self.channels)
             sample: Sample = {"image": center_crop(picture, self.resolution)}
             if self._labelled:
                 sample["label"] = int(self._labels[i])
@@ -143,6 +145,7 @@ class Shards:
                 "split": self.split,
                 "crop": CROP_RULE,
                 "resolution": self.resolution,
+                **channels_named(self.channels),
             }
         )
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from einops import rearrange
 
+from ldmlab.data.transforms import as_rgb
 from ldmlab.store.files import atomic
 
 
@@ -30,7 +31,9 @@ def save_sheet(path: Path, images_NHWC: np.ndarray, columns: int) -> None:
     from PIL import Image
 
     with atomic(path) as beside:
-        Image.fromarray(tiled(images_NHWC, columns, max(1, 64 // images_NHWC.shape[1]))).save(beside, format="png")
+        Image.fromarray(tiled(as_rgb(images_NHWC), columns, max(1, 64 // images_NHWC.shape[1]))).save(
+            beside, format="png"
+        )
 
 
 def error_sheet(path: Path, original: np.ndarray, reconstructed: np.ndarray) -> None:
