@@ -79,7 +79,7 @@ class _Table:
             name for name in ("instances", "captions") if name == "captions" or getattr(files, name) is not None
         )
         self.images: Json = {image["id"]: image for image in self._json(first)["images"]}
-        self.boxes: Json = self._rows() if "boxes" in files.fields or files.min_objects else {}
+        self.boxes: dict[int, np.ndarray] = self._rows() if "boxes" in files.fields or files.min_objects else {}
         kept = [n for n in self.images if len(self.boxes.get(n, ())) >= files.min_objects]
         self.path_of = {n: f"{self.folder}/{self.images[n]['file_name']}" for n in kept}
         self.paths = sorted(self.path_of.values())

@@ -78,7 +78,11 @@ class Listed(Pictures):
         place = Path(root).expanduser()
         if not place.is_dir():
             raise DataError(f"data.root={root}: no such folder. Give the folder that holds the pictures.")
-        lists = {"train": (train_folder, train), "val": (val_folder, val), "test": (test_folder, test)}
+        lists: dict[Split, tuple[str | None, str | None]] = {
+            "train": (train_folder, train),
+            "val": (val_folder, val),
+            "test": (test_folder, test),
+        }
         found = Lists(place, lists, labels, classes, tuple(leave_out))
         return found.listing([split] if split is not None else [one for one in SPLITS if lists[one][0] is not None])
 

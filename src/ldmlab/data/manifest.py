@@ -97,7 +97,8 @@ def _record(stored: dict[str, Any]) -> ShardRecord:
     record = ShardRecord(**stored)
     if not _SHARD_NAME.fullmatch(record.name):
         raise ValueError(f"{record.name!r} is not a shard name")
-    beside = [record.labels] if record.labels is not None else []
-    if any(len(column) != count for column in (record.offsets, record.sizes, *beside, *record.members.values())):
+    columns: list[list[Any]] = [record.offsets, record.sizes, *record.members.values()]
+    columns += [record.labels] if record.labels is not None else []
+    if any(len(column) != count for column in columns):
         raise ValueError(f"the counts of {record.name} disagree")
     return record

@@ -88,14 +88,14 @@ def _group(file: Path, members: list[tarfile.TarInfo], descriptor: int) -> TarIn
     labels = [_label(file, member, descriptor) for member in with_label] or None
     found = Counter(ext for _, parts in samples for ext in parts if ext not in PICTURES and ext != "cls")
     whole = sorted(ext for ext, count in found.items() if count == len(samples))
-    members = {ext: [[parts[ext].offset_data, parts[ext].size] for _, parts in samples] for ext in whole}
+    others = {ext: [[parts[ext].offset_data, parts[ext].size] for _, parts in samples] for ext in whole}
     partial = {ext: count for ext, count in sorted(found.items()) if count < len(samples)}
     return TarIndex(
         [key for key, _ in samples],
         [m.offset_data for m in pictures],
         [m.size for m in pictures],
         labels,
-        members,
+        others,
         partial,
     )
 
