@@ -139,7 +139,7 @@ def autoencoder(cfg: DictConfig) -> Autoencoder:
 
 def image_channels(cfg: DictConfig, node: DictConfig, option: str) -> dict[str, int]:
     """What a part is told of images that are not RGB: {} of RGB. ConfigError for a part that takes nothing else."""
-    channels = int(cfg.data.get("channels", 3))
+    channels = int(cfg.data.channels) if "channels" in cfg.data else 3
     if channels == 3:
         return {}
     if "image_channels" not in inspect.signature(class_of(node)).parameters:
@@ -166,7 +166,7 @@ def first_stage_loss(cfg: DictConfig, classifier: nn.Module | None) -> Any:
 
 def _discriminator(cfg: DictConfig) -> dict[str, nn.Module]:
     """The discriminator of images that are not RGB, where the loss has one."""
-    node = cfg.ae.loss.get("discriminator")
+    node = cfg.ae.loss.discriminator if "discriminator" in cfg.ae.loss else None
     given = {} if node is None else image_channels(cfg, node, "ae.loss.discriminator")
     return (
         {"discriminator": part(node, **given) if node.get("_partial_", False) else _made(node, **given)}

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from option_words import replacing
 from PIL import Image
 
 from ldmlab.autoencoders.discriminator import PatchGAN
@@ -120,7 +121,7 @@ def test_first_stages_of_grey_pictures(pictures, tmp_path, ae):
 def test_what_needs_rgb_says_so_before_anything_starts(pictures, tmp_path):
     def refused(pattern: str, *more: str) -> None:
         with pytest.raises(ConfigError, match=pattern):
-            prepare(load(words(pictures, tmp_path / "store", 1, *more)))
+            prepare(load(replacing(words(pictures, tmp_path / "store", 1), more)))
 
     refused(
         r"ae.loss.perceptual looks through a network of pictures with 3 channels, and data.channels=1",

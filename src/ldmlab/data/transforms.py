@@ -73,17 +73,6 @@ def center_crop(picture: Image.Image, resolution: int) -> np.ndarray:
     return square_HWC if square_HWC.ndim == 3 else square_HWC[..., None]
 
 
-def as_rgb(image_XHWC: np.ndarray) -> np.ndarray:
-    """Images to look at, uint8 [..., H, W, 3]: grey three times, opacity laid on white; RGB as it is."""
-    if image_XHWC.shape[-1] == 1:
-        return np.repeat(image_XHWC, 3, axis=-1)
-    if image_XHWC.shape[-1] != 4:
-        return image_XHWC
-    opacity_XHW1 = image_XHWC[..., 3:].astype(np.float32) / 255
-    laid: np.ndarray = (image_XHWC[..., :3] * opacity_XHW1 + 255 * (1 - opacity_XHW1)).round().astype(np.uint8)
-    return laid
-
-
 def placed(width: int, height: int, resolution: int) -> tuple[int, int, int, int]:
     """Width and height to which `center_crop` resizes a picture, and the left and top edge of the square that it cuts out."""
     while min(width, height) >= 2 * resolution:

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 from einops import rearrange
 
-from ldmlab.data.transforms import as_rgb
 from ldmlab.store.files import atomic
 
 
@@ -24,6 +23,17 @@ def tiled(images_NHWC: np.ndarray, columns: int, scale: int = 1, gap: int = 2, g
     padded_NHWC = np.pad(enlarged_NHWC, ((0, missing), (0, gap), (0, gap), (0, 0)), constant_values=ground)
     sheet_HWC = rearrange(padded_NHWC, "(r c) h w k -> (r h) (c w) k", c=columns)
     return sheet_HWC[: len(sheet_HWC) - gap, : sheet_HWC.shape[1] - gap]
+
+
+def as_rgb(image_XHWC: np.ndarray) -> np.ndarray:
+    """Images to look at, uint8 [..., H, W, 3]: grey three times, opacity laid on white; RGB as it is."""
+    if image_XHWC.shape[-1] == 1:
+        return np.repeat(image_XHWC, 3, axis=-1)
+    if image_XHWC.shape[-1] != 4:
+        return image_XHWC
+    opacity_XHW1 = image_XHWC[..., 3:].astype(np.float32) / 255
+    laid: np.ndarray = (image_XHWC[..., :3] * opacity_XHW1 + 255 * (1 - opacity_XHW1)).round().astype(np.uint8)
+    return laid
 
 
 def save_sheet(path: Path, images_NHWC: np.ndarray, columns: int) -> None:

@@ -11,9 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ldmlab.data.transforms import as_rgb
 from ldmlab.errors import DataError
-from ldmlab.pipeline.sheets import tiled
+from ldmlab.pipeline.sheets import as_rgb, tiled
 from ldmlab.reports.records import Run, SampleSet, Snapshot
 
 LARGEST = 128
