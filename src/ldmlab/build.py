@@ -167,12 +167,9 @@ def first_stage_loss(cfg: DictConfig, classifier: nn.Module | None) -> Any:
 def _discriminator(cfg: DictConfig) -> dict[str, nn.Module]:
     """The discriminator of images that are not RGB, where the loss has one."""
     node = cfg.ae.loss.discriminator if "discriminator" in cfg.ae.loss else None
-    given = {} if node is None else image_channels(cfg, node, "ae.loss.discriminator")
-    return (
-        {"discriminator": part(node, **given) if node.get("_partial_", False) else _made(node, **given)}
-        if given
-        else {}
-    )
+    if node is None or not (given := image_channels(cfg, node, "ae.loss.discriminator")):
+        return {}
+    return {"discriminator": part(node, **given) if node.get("_partial_", False) else _made(node, **given)}
 
 
 def needs_classifier(cfg: DictConfig) -> bool:

@@ -78,10 +78,10 @@ class _Table:
         first = next(
             name for name in ("instances", "captions") if name == "captions" or getattr(files, name) is not None
         )
-        self.images: Json = {image["id"]: image for image in self._json(first)["images"]}
+        self.images: dict[int, Any] = {image["id"]: image for image in self._json(first)["images"]}
         self.boxes: dict[int, np.ndarray] = self._rows() if "boxes" in files.fields or files.min_objects else {}
-        kept = [n for n in self.images if len(self.boxes.get(n, ())) >= files.min_objects]
-        self.path_of = {n: f"{self.folder}/{self.images[n]['file_name']}" for n in kept}
+        kept = [n for n in self.images if (len(self.boxes[n]) if n in self.boxes else 0) >= files.min_objects]
+        self.path_of: dict[int, str] = {n: f"{self.folder}/{self.images[n]['file_name']}" for n in kept}
         self.paths = sorted(self.path_of.values())
         if lost := [path for path in self.paths if not (files.root / path).is_file()]:
             raise DataError(
