@@ -74,6 +74,7 @@ class _Table:
 
     def __init__(self, files: Annotations, split: Split):
         self.files, self.split = files, split
+        self._read: dict[str, Json] = {}  # COCO's instances take half a minute to read
         self.folder = files.images.format(split=split)
         first = next(
             name for name in ("instances", "captions") if name == "captions" or getattr(files, name) is not None
@@ -90,7 +91,9 @@ class _Table:
             )
 
     def _json(self, option: str) -> Json:
-        return read_json(self.files.path(option, self.split), f"data.{option}")
+        if option not in self._read:
+            self._read[option] = read_json(self.files.path(option, self.split), f"data.{option}")
+        return self._read[option]
 
     def beside(self, name: FieldName) -> Beside:
         if name == "boxes":
