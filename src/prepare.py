@@ -1,19 +1,23 @@
-"""Turn a folder of pictures into shards and a manifest, or check that they are still what they were.
+"""Turn pictures and what stands beside them into shards and a manifest, or check that they are still what they were.
 
     python src/prepare.py data.root=/pictures data.resolution=256 out=/shards/pictures
+    python src/prepare.py data=coco data.root=/coco 'data.fields=[boxes,caption]' out=/shards/coco
     python src/prepare.py out=/shards/pictures verify=true
 
-Class sub-folders become labels. A kill at any moment loses at most one shard; the same command goes on. Afterwards:
+Class sub-folders become labels; every other field of the data goes along (docs/guide/data.md). A kill at any moment loses at
+most one shard; the same command goes on. Afterwards:
 python src/train.py data=shards data.root=/shards/pictures data.resolution=256
 """
 
+from ldmlab import build
 from ldmlab.cli import command
 from ldmlab.config.compose import Composed
 from ldmlab.errors import ConfigError
 
 
 def prepare(composed: Composed, words: str) -> None:
-    from ldmlab.data.prepare import prepare, verify
+    from ldmlab.data.pictures import Pictures
+    from ldmlab.data.prepare import Encoding, pack, verify
 
     cfg = composed.cfg
     if cfg.out is None:
@@ -21,14 +25,15 @@ def prepare(composed: Composed, words: str) -> None:
     if cfg.verify:
         verify(cfg.out)
         return
-    if not cfg.data["_target_"].endswith(".Folder"):
-        raise ConfigError("prepare.py makes shards from a folder of pictures: data=folder data.root=/pictures.")
-    data, how = cfg.data, cfg.prepare
-    prepare(
-        data.root, cfg.out, data.resolution, val_fraction=data.val_fraction, test_fraction=data.test_fraction,
-        labels=data.labels, images_per_shard=how.images_per_shard, format=how.format, quality=how.quality,
-        max_unreadable=data.max_unreadable, licence=how.licence,
-    )  # fmt: skip
+    data, how, kind = cfg.data, cfg.prepare, build.class_of(cfg.data)
+    if not issubclass(kind, Pictures):
+        raise ConfigError(
+            "prepare.py makes shards from files: data=folder data.root=/pictures, coco, open_images, imagenet, places, lsun, ffhq or "
+            "celebahq_25k."
+        )
+    listing = kind.listing_of(**build.options_for(data, kind.listing_of))
+    encoding = Encoding(how.format, how.quality, data.channels)
+    pack(listing, cfg.out, data.resolution, encoding, how.images_per_shard, data.max_unreadable, how.licence)
 
 
 def menu(words: list[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """The only module that makes parts from options, and the only one that calls Hydra's instantiate."""
 
 import contextlib
+import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -17,7 +18,7 @@ from ldmlab.autoencoders.autoencoder import Autoencoder
 from ldmlab.conditioning.base import Conditioner, Facts, built
 from ldmlab.conditioning.compose import Compose
 from ldmlab.conditioning.one_hot import OneHot
-from ldmlab.data.base import ImageDataset
+from ldmlab.data.base import ImageDataset, channels_of
 from ldmlab.data.fields import Field
 from ldmlab.diffusion.denoiser import Denoiser
 from ldmlab.diffusion.gaussian import GaussianDenoiser
@@ -93,6 +94,18 @@ def dataset(cfg: DictConfig, split: str, cache: Path | None) -> ImageDataset:
     return cast(ImageDataset, part(cfg.data, split=split, cache=cache))
 
 
+def class_of(node: DictConfig) -> Any:
+    """The class behind a node's `_target_`."""
+    return get_object(node["_target_"])
+
+
+def options_for(node: DictConfig, function: Callable[..., Any]) -> dict[str, Any]:
+    """The options of a node that a function takes, as plain values."""
+    wanted = inspect.signature(function).parameters
+    plain = cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
+    return {name: value for name, value in plain.items() if name in wanted}
+
+
 def with_fields(cfg: DictConfig, split: str, cache: Path | None, fields: Sequence[str]) -> ImageDataset:
     """The run's data as it is, not mirrored, with these fields where it can give them: shapes can give all of theirs."""
     own = editable(cfg.data)
@@ -120,8 +133,21 @@ def autoencoder(cfg: DictConfig) -> Autoencoder:
     with seeded(cfg.ae.seed, "autoencoder"):
         node = cfg.ae.regulariser
         regulariser = part(node, c=cfg.ae.network.c) if node.get("_partial_", False) else part(node)
-        network = part(cfg.ae.network, channels_in=regulariser.channels_in)
+        network = part(cfg.ae.network, channels_in=regulariser.channels_in, **image_channels(cfg, cfg.ae.network, "ae"))
         return Autoencoder(network, regulariser)
+
+
+def image_channels(cfg: DictConfig, node: DictConfig, option: str) -> dict[str, int]:
+    """What a part is told of images that are not RGB: {} of RGB. ConfigError for a part that takes nothing else."""
+    channels = int(cfg.data.channels) if "channels" in cfg.data else 3
+    if channels == 3:
+        return {}
+    if "image_channels" not in inspect.signature(class_of(node)).parameters:
+        raise ConfigError(
+            f"{option} takes pictures in RGB, and data.channels={channels}. {class_of(node).__name__} has no argument image_channels; "
+            "choose another part, or data.channels=3."
+        )
+    return {"image_channels": channels}
 
 
 def first_stage_loss(cfg: DictConfig, classifier: nn.Module | None) -> Any:
@@ -132,8 +158,18 @@ def first_stage_loss(cfg: DictConfig, classifier: nn.Module | None) -> Any:
             bare = editable(node)
             perceptual, bare.perceptual = bare.perceptual, None
             bare["_partial_"] = True
-            return instantiate(bare, _convert_="all")(perceptual=part(perceptual, classifier=classifier))
-        return part(node)
+            made = {"perceptual": part(perceptual, classifier=classifier), **_discriminator(cfg)}
+            return instantiate(bare, _convert_="all")(**made)
+        own = _discriminator(cfg)
+        return _made(node, _partial_=True)(**own) if own else part(node)
+
+
+def _discriminator(cfg: DictConfig) -> dict[str, nn.Module]:
+    """The discriminator of images that are not RGB, where the loss has one."""
+    node = cfg.ae.loss.discriminator if "discriminator" in cfg.ae.loss else None
+    if node is None or not (given := image_channels(cfg, node, "ae.loss.discriminator")):
+        return {}
+    return {"discriminator": part(node, **given) if node.get("_partial_", False) else _made(node, **given)}
 
 
 def needs_classifier(cfg: DictConfig) -> bool:
@@ -171,7 +207,7 @@ def conditioner(
             ae = autoencoder(cfg)
     facts = Facts(
         n_classes=len(data.class_names), class_names=tuple(data.class_names), resolution=data.resolution,
-        latent_shape=ae.latent_shape(data.resolution), first_stage=encode,
+        latent_shape=ae.latent_shape(data.resolution), first_stage=encode, image_channels=channels_of(data),
         vocabulary={field.name: field.values for field in data.declared}, trained_tokenizer=tokenizer,
     )  # fmt: skip
     node = conditioners(cfg)
@@ -318,7 +354,8 @@ def extractor(cfg: DictConfig, declared: Sequence[Field]) -> nn.Module | None:
             from ldmlab.data.shapes import DECLARED
 
             declared = list(DECLARED.values())
-        return cast(nn.Module, part(node, declared=declared))
+        given = {} if node.trained_on == "shapes" else image_channels(cfg, node, "eval.extractor")
+        return cast(nn.Module, part(node, declared=declared, **given))
 
 
 def optimizer(module: nn.Module, fit: DictConfig) -> torch.optim.Optimizer:

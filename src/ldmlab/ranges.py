@@ -8,7 +8,7 @@ A number without a rule must be finite; a whole number lies within 2^53, where a
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 LARGEST = 2**53
 MOST = 10**13  # images of a training
@@ -198,6 +198,7 @@ Pixels = Annotated[int, Range(at_least=1, at_most=16_384)]  # a side
 Width = Annotated[int, Range(at_least=1, at_most=16_384)]  # channels
 Depth = Annotated[int, Range(at_least=1, at_most=1_000)]  # blocks, heads
 Steps = Annotated[int, Range(at_least=1, at_most=1_000_000)]
+ImageChannels = Literal[1, 3, 4]  # grey, RGB, RGB and opacity
 Codes = Annotated[int, Range(at_least=2, at_most=2**24)]
 Interval = Annotated[list[float], Rising()]
 Multipliers = Annotated[list[Annotated[int, Range(at_least=1, at_most=1_024)]], Items(at_least=1, at_most=12)]

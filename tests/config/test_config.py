@@ -20,7 +20,8 @@ from ldmlab.config.compose import CONF, ROOT, group_options, groups, load, misfi
 from ldmlab.data.fields import label
 from ldmlab.errors import ConfigError, DataError, UserError
 
-PICTURES = {"data=folder": "data.root=/nowhere", "data=shards": "data.root=/nowhere"}
+PICTURES = {f"data={name}": ["data.root=/nowhere"] for name in group_options("data") if name != "shapes"}
+PICTURES["data=lsun"] += ["data.train=list.txt", "data.val=list.txt"]
 
 
 @pytest.mark.parametrize(
@@ -131,13 +132,15 @@ def text_encoder(kind: str) -> Path:
 
 def with_files(words: list[str]) -> list[str]:
     """Options that a file must be given to."""
-    more = [root for option, root in PICTURES.items() if option in words]
+    more = [file for option, files in PICTURES.items() if option in words for file in files]
     if "eval=squeezenet" in words:
         more.append("eval.extractor.weights=/nowhere.pth")
     if any("perceptual=squeezenet" in w for w in words):
         more.append("ae.loss.perceptual.weights=/nowhere.pth")
     if "experiment=photos64" in words:
         more += ["data.root=/nowhere", "eval.extractor.weights=/nowhere.pth"]
+    if any(word.startswith("experiment=overfit_") for word in words):
+        more.append("data.root=/nowhere")
     if any(word.startswith("experiment=compression_") for word in words):
         more += ["seeds.first_stage=1", "seeds.denoiser=1"]  # one run of the study
         if {"experiment=compression_shapes64", "experiment=compression_small"}.isdisjoint(words):

@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader
 
 from ldmlab.data import files
 from ldmlab.data.base import ImageDataset, to_batch
-from ldmlab.data.folder import Folder, split_of
+from ldmlab.data.folder import Folder
+from ldmlab.data.listing import split_of
 from ldmlab.errors import ConfigError, DataError
 
 

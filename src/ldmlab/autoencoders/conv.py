@@ -21,8 +21,6 @@ from ldmlab.autoencoders.norm import NormSwish, group_norm
 from ldmlab.errors import ConfigError
 from ldmlab.ranges import Depth, Given, Multipliers, Sizes, Width
 
-IMAGE_CHANNELS = 3
-
 
 class ConvNetwork(Network):
     """Encoder, decoder and the two 1×1 convolutions around the bottleneck; f = 2^(len(multipliers) − 1).
@@ -52,8 +50,10 @@ class ConvNetwork(Network):
         attention_factors: Sizes | None = None,
         middle_attention: bool = True,
         checkpointing: bool = False,
+        image_channels: Annotated[int, Given] = 3,
     ):
         super().__init__()
+        self.image_channels = image_channels
         attention_factors = attention_factors or []
         self.c = c
         self.f = 2 ** (len(multipliers) - 1)
@@ -61,8 +61,8 @@ class ConvNetwork(Network):
         at_level = [2**level in attention_factors for level in range(len(multipliers))]
         widths = [width * m for m in multipliers]
         h = channels_in(c)
-        self.encoder = Encoder(h, width, widths, blocks, at_level, middle_attention, checkpointing)
-        self.decoder = Decoder(c, widths, blocks, at_level, middle_attention, checkpointing)
+        self.encoder = Encoder(h, width, widths, blocks, at_level, middle_attention, checkpointing, image_channels)
+        self.decoder = Decoder(c, widths, blocks, at_level, middle_attention, checkpointing, image_channels)
         self.quant_conv = nn.Conv2d(h, h, 1)
         self.post_quant_conv = nn.Conv2d(c, c, 1)
 
@@ -234,9 +234,10 @@ class Encoder(nn.Module):
         attention: list[bool],
         middle_attention: bool,
         checkpointing: bool,
+        image_channels: int = 3,
     ):
         super().__init__()
-        self.conv_in = nn.Conv2d(IMAGE_CHANNELS, width, 3, padding=1)
+        self.conv_in = nn.Conv2d(image_channels, width, 3, padding=1)
         self.down = nn.ModuleList()
         for level, (before, after) in enumerate(zip([width, *widths[:-1]], widths, strict=True)):
             down = Blocks(before, after, blocks, attention[level], checkpointing)
@@ -258,7 +259,14 @@ class Decoder(nn.Module):
     """Latent → the map that `conv_out` turns into an image (kept apart, because the adaptive weight needs it)."""
 
     def __init__(
-        self, c: int, widths: list[int], blocks: int, attention: list[bool], middle_attention: bool, checkpointing: bool
+        self,
+        c: int,
+        widths: list[int],
+        blocks: int,
+        attention: list[bool],
+        middle_attention: bool,
+        checkpointing: bool,
+        image_channels: int = 3,
     ):
         super().__init__()
         self.conv_in = nn.Conv2d(c, widths[-1], 3, padding=1)
@@ -273,7 +281,7 @@ class Decoder(nn.Module):
             before = widths[level]
         self.up = nn.ModuleList(ups)
         self.norm_out = NormSwish(widths[0])
-        self.conv_out = nn.Conv2d(widths[0], IMAGE_CHANNELS, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[0], image_channels, 3, padding=1)
 
     def forward(self, z_BCHW: Tensor) -> Tensor:
         x_BCHW = self.mid(self.conv_in(z_BCHW))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldmlab.errors import ConfigError
-from ldmlab.ranges import Range, Width
+from ldmlab.ranges import Given, Range, Width
 
 
 class GroupedBatchNorm(nn.Module):
@@ -47,13 +47,21 @@ class PatchGAN(nn.Module):
     width    filters of the first convolution; doubled per layer up to eight times
     """
 
-    def __init__(self, layers: Annotated[int, Range(at_least=1, at_most=12)] = 3, width: Width = 64):
+    def __init__(
+        self,
+        layers: Annotated[int, Range(at_least=1, at_most=12)] = 3,
+        width: Width = 64,
+        image_channels: Annotated[int, Given] = 3,
+    ):
         super().__init__()
         for name, value in {"layers": layers, "width": width}.items():
             if value < 1:
                 raise ConfigError(f"ae.loss.discriminator.{name}={value} must be at least 1.")
         self.layers = layers
-        main: list[nn.Module] = [nn.Conv2d(3, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2, inplace=True)]
+        main: list[nn.Module] = [
+            nn.Conv2d(image_channels, width, 4, stride=2, padding=1),
+            nn.LeakyReLU(0.2, inplace=True),
+        ]
         before = width
         for layer in range(1, layers + 1):
             after = width * min(2**layer, 8)

@@ -14,17 +14,26 @@ from ldmlab.ranges import Given, Width
 
 
 class IdentityNetwork(Network):
-    """Both directions return their input; f = 1, c = 3, no parameters, nothing to train.
+    """Both directions return their input; f = 1, c = 3 (data.channels), no parameters, nothing to train.
 
-    Raises ConfigError for c other than 3 and for a regulariser that wants other channels (take ae/regulariser=none).
+    Raises ConfigError for c other than that and for a regulariser that wants other channels (take ae/regulariser=none).
     """
 
     f = 1
 
-    def __init__(self, channels_in: Annotated[Callable[[int], int], Given], c: Width = 3):
+    def __init__(
+        self,
+        channels_in: Annotated[Callable[[int], int], Given],
+        c: Width = 3,
+        image_channels: Annotated[int, Given] = 3,
+    ):
         super().__init__()
-        if c != 3:
-            raise ConfigError(f"ae.network.c={c}: the latent of ae=identity is the image, so c is 3. Leave it out.")
+        if c != image_channels:
+            way = "Leave it out" if image_channels == 3 else f"Set ae.network.c={image_channels}"
+            raise ConfigError(
+                f"ae.network.c={c}: the latent of ae=identity is the image, so c is {image_channels}. {way}."
+            )
+        self.image_channels = image_channels
         if channels_in(c) != c:
             raise ConfigError(
                 f"ae=identity hands over {c} channels, ae.regulariser wants {channels_in(c)}; take ae/regulariser=none."

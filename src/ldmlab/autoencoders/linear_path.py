@@ -2,7 +2,7 @@
 
 Among all linear maps of a patch to c numbers and back it loses the least squared error.
 
-Shape letters: B batch, C channels, H W space of the latent, P = 3·f·f values of a patch, Q = c·window² taps (and one
+Shape letters: B batch, C channels, H W space of the latent, P = 3·f·f values of a patch (of a grey image f·f), Q = c·window² taps (and one
 constant), M = B·H·W patches.
 """
 
@@ -17,7 +17,6 @@ from ldmlab.autoencoders.regularisers.base import widen
 from ldmlab.errors import TrainingError
 from ldmlab.networks.blocks import no_autocast
 
-IMAGE_CHANNELS = 3
 LAPPED_POSITIONS = 400_000  # patches that the lapped encoder is found on, at most
 COEFFICIENTS_PER_CHANNEL, MIN_COEFFICIENTS = 4, 48  # components of a patch that the lapped encoder reads
 RIDGE = 1e-6  # of the taps' mean square, added to each: neighbours repeat one another
@@ -64,7 +63,7 @@ def patch_moments(f: int, images: Iterable[Tensor]) -> Moments:
     """Of all f×f patches of the batches [B, 3, ·, ·]. Raises TrainingError when there is no image."""
     moments: Moments | None = None
     for image_BCHW in images:
-        moments = moments or Moments(IMAGE_CHANNELS * f * f, image_BCHW.device)
+        moments = moments or Moments(image_BCHW.shape[1] * f * f, image_BCHW.device)
         moments.update(patches(image_BCHW, f))
     if moments is None:
         raise TrainingError("the linear first stage found no training image to take its components from.")
@@ -73,7 +72,7 @@ def patch_moments(f: int, images: Iterable[Tensor]) -> Moments:
 
 def coefficients(image_BCHW: Tensor, basis_QP: Tensor, mean_P: Tensor, f: int) -> Tensor:
     """Of each f×f patch in the components of the basis, not scaled, [B, Q, H, W]."""
-    weight_Q3ff = basis_QP.view(-1, IMAGE_CHANNELS, f, f)
+    weight_Q3ff = basis_QP.view(len(basis_QP), -1, f, f)
     return F.conv2d(image_BCHW, weight_Q3ff, -basis_QP @ mean_P, stride=f)
 
 
@@ -84,9 +83,9 @@ def decoder_of(equations: NormalEquations) -> tuple[Tensor, Tensor]:
     return equations.solve(RIDGE * equations.count)
 
 
-def coefficients_kept(f: int, c: int) -> int:
+def coefficients_kept(f: int, c: int, image_channels: int = 3) -> int:
     """Q: components of a patch that a linear path reads when it looks beyond the patch."""
-    return min(IMAGE_CHANNELS * f * f, max(COEFFICIENTS_PER_CHANNEL * c, MIN_COEFFICIENTS))
+    return min(image_channels * f * f, max(COEFFICIENTS_PER_CHANNEL * c, MIN_COEFFICIENTS))
 
 
 def principal_components(covariance_PP: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,14 +149,14 @@ class LinearPath(LinearMap):
     context_CQWW: Tensor
     offset_C: Tensor
 
-    def __init__(self, f: int, c: int, window: int = 1, whiten: bool = True, rounds: int = 0):
+    def __init__(self, f: int, c: int, window: int = 1, whiten: bool = True, rounds: int = 0, image_channels: int = 3):
         super().__init__()
-        size = IMAGE_CHANNELS * f * f
+        size = image_channels * f * f
         self.f, self.c, self.window, self.whiten, self.rounds = f, c, window, whiten, rounds
         self.register_buffer("mean_P", torch.zeros(size))
         self.register_buffer("basis_CP", torch.zeros(c, size))
         if rounds:
-            q = coefficients_kept(f, c)
+            q = coefficients_kept(f, c, image_channels)
             self.register_buffer("basis_QP", torch.zeros(q, size))
             self.register_buffer("context_CQWW", torch.zeros(c, q, window, window))
             self.register_buffer("offset_C", torch.zeros(c))
@@ -174,7 +173,7 @@ class LinearPath(LinearMap):
                 return windowed(self._coefficients(widen(image_BCHW)), self.context_CQWW, self.offset_C)
             weight_CP = self.basis_CP / self.std_C[:, None]
             bias_C = -weight_CP @ self.mean_P
-            weight_C3ff = weight_CP.view(self.c, IMAGE_CHANNELS, self.f, self.f)
+            weight_C3ff = weight_CP.view(self.c, -1, self.f, self.f)
             return F.conv2d(widen(image_BCHW), weight_C3ff, bias_C, stride=self.f)
 
     def _coefficients(self, image_BCHW: Tensor) -> Tensor:

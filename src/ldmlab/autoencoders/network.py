@@ -12,6 +12,7 @@ class Network(nn.Module):
     """Encoder and decoder of one first stage: `ConvNetwork` (the paper's), `ResidualNetwork`, `PCANetwork`, `IdentityNetwork`."""
 
     f: int  # down-sampling factor
+    image_channels: int = 3  # of the images that it takes
     c: int  # latent channels
     fits: bool = False  # whether `fit_linear` takes values from the training images before training
     fit_images: int | None = None  # how many of them; None is all

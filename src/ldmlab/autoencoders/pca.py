@@ -7,16 +7,17 @@ Shape letters: B batch, C channels, H W space of the latent, P = 3·f·f values 
 """
 
 from collections.abc import Callable, Iterable
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldmlab.autoencoders.linear_path import IMAGE_CHANNELS, LinearMap, LinearPath
+from ldmlab.autoencoders.linear_path import LinearMap, LinearPath
 from ldmlab.autoencoders.network import Network
 from ldmlab.autoencoders.whole_image import WholeImagePath
 from ldmlab.errors import ConfigError
+from ldmlab.ranges import Given
 
 
 class PCANetwork(Network):
@@ -45,11 +46,13 @@ class PCANetwork(Network):
         rounds: int = 0,
         image_size: int | None = None,
         mirror: bool = False,
+        image_channels: Annotated[int, Given] = 3,
     ):
         super().__init__()
-        check_linear(f, c, fit_images, window, rounds, image_size, mirror)
+        self.image_channels = image_channels
+        check_linear(f, c, fit_images, window, rounds, image_size, mirror, image_channels)
         self.f, self.c, self.fit_images = f, c, fit_images
-        self.linear = linear_map(f, c, window, whiten, rounds, image_size, mirror)
+        self.linear = linear_map(f, c, window, whiten, rounds, image_size, mirror, image_channels)
         self.image_size, self.least_images = self.linear.image_size, self.linear.least_images
         self.quant_conv = nn.Conv2d(c, channels_in(c), 1).requires_grad_(False)
         with torch.no_grad():  # the components as they are; what else the regulariser asks for is constant
@@ -95,21 +98,35 @@ class PCANetwork(Network):
 
 
 def linear_map(
-    f: int, c: int, window: int, whiten: bool, rounds: int, image_size: int | None, mirror: bool
+    f: int,
+    c: int,
+    window: int,
+    whiten: bool,
+    rounds: int,
+    image_size: int | None,
+    mirror: bool,
+    image_channels: int = 3,
 ) -> LinearMap:
     """Of patches, or (with image_size) of whole images."""
     if image_size is None:
-        return LinearPath(f, c, window, whiten, rounds)
-    return WholeImagePath(f, c, image_size, whiten, mirror)
+        return LinearPath(f, c, window, whiten, rounds, image_channels)
+    return WholeImagePath(f, c, image_size, whiten, mirror, image_channels)
 
 
 def check_linear(
-    f: int, c: int, images: int | None, window: int, rounds: int, image_size: int | None, mirror: bool
+    f: int,
+    c: int,
+    images: int | None,
+    window: int,
+    rounds: int,
+    image_size: int | None,
+    mirror: bool,
+    image_channels: int = 3,
 ) -> None:
     """Raises ConfigError for values that no linear first stage has."""
     if not 1 <= f <= 32:
         raise ConfigError(f"ae.network.f={f} must be between 1 and 32.")
-    most = IMAGE_CHANNELS * f * f
+    most = image_channels * f * f
     if not 1 <= c <= most:
         raise ConfigError(
             f"ae.network.c={c}: a {f}x{f} patch has {most} values, so at most as many components; take 1 to {most}."

@@ -41,6 +41,8 @@ class _Distance(nn.Module):
     """Squared difference of feature maps of unit length at each position, weighted per channel, mean over positions,
     summed over layers."""
 
+    image_channels: int | None = 3  # that its network sees; None: those of the images it was trained on
+
     def feature_maps(self, image_BCHW: Tensor) -> Sequence[Tensor]:
         raise NotImplementedError
 
@@ -145,6 +147,8 @@ class ShapesDistance(_Distance):
 
     classifier  a module with `feature_maps(image_BCHW in [-1, 1]) → maps` (passed by build, not an option)
     """
+
+    image_channels = None  # the classifier's
 
     def __init__(self, classifier: Annotated[nn.Module, Given]):
         super().__init__()

@@ -8,18 +8,18 @@ Shape letters: B batch, C channels, H W space, P = 3·f·f values of a patch.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldmlab.autoencoders.conv import ConvResidual
-from ldmlab.autoencoders.linear_path import IMAGE_CHANNELS
 from ldmlab.autoencoders.network import Network
 from ldmlab.autoencoders.norm import NormSwish
 from ldmlab.autoencoders.pca import check_linear, linear_map
 from ldmlab.errors import ConfigError
+from ldmlab.ranges import Given
 
 Path = Literal["pca", "average", "none"]
 
@@ -64,22 +64,24 @@ class ResidualNetwork(Network):
         rounds: int = 0,
         image_size: int | None = None,
         mirror: bool = False,
+        image_channels: Annotated[int, Given] = 3,
     ):
         super().__init__()
+        self.image_channels = image_channels
         depths = depths or [2] * len(multipliers)
         decoder_depths = decoder_depths or depths
         _check(c, multipliers, stem, width, depths, decoder_depths)
         self.c, self.stem, self.f = c, stem, stem * 2 ** (len(multipliers) - 1)
-        check_linear(self.f, c, fit_images, window, rounds, image_size, mirror)
+        check_linear(self.f, c, fit_images, window, rounds, image_size, mirror, image_channels)
         self.fits, self.fit_images = path == "pca", fit_images
-        linear = (self.f, c, window, whiten, rounds, image_size, mirror)
+        linear = (self.f, c, window, whiten, rounds, image_size, mirror, image_channels)
         self.linear = linear_map(*linear) if path == "pca" else None
         if self.linear is not None:
             self.image_size, self.least_images = self.linear.image_size, self.linear.least_images
         widths = [width * m for m in multipliers]
         shortcut = path == "average"
-        self.encoder = ResidualEncoder(channels_in(c), stem, widths, depths, shortcut)
-        self.decoder = ResidualDecoder(c, stem, widths, decoder_depths, shortcut)
+        self.encoder = ResidualEncoder(channels_in(c), stem, widths, depths, shortcut, image_channels)
+        self.decoder = ResidualDecoder(c, stem, widths, decoder_depths, shortcut, image_channels)
         if path == "pca":
             for conv in (self.encoder.conv_out, self.decoder.conv_out):
                 nn.init.zeros_(conv.weight)
@@ -225,10 +227,18 @@ class Up(nn.Module):
 class ResidualEncoder(nn.Module):
     """Image → `channels_out` maps at 1/f of the size."""
 
-    def __init__(self, channels_out: int, stem: int, widths: list[int], depths: list[int], shortcut: bool):
+    def __init__(
+        self,
+        channels_out: int,
+        stem: int,
+        widths: list[int],
+        depths: list[int],
+        shortcut: bool,
+        image_channels: int = 3,
+    ):
         super().__init__()
         self.stem, self.shortcut, self.channels_out = stem, shortcut, channels_out
-        self.conv_in = nn.Conv2d(IMAGE_CHANNELS * stem * stem, widths[0], 3, padding=1)
+        self.conv_in = nn.Conv2d(image_channels * stem * stem, widths[0], 3, padding=1)
         levels: list[nn.Module] = []
         for level, width in enumerate(widths):
             if level:
@@ -247,7 +257,9 @@ class ResidualEncoder(nn.Module):
 class ResidualDecoder(nn.Module):
     """Latent → the map that `conv_out` turns into pixels (kept apart, because the adaptive weight needs it)."""
 
-    def __init__(self, c: int, stem: int, widths: list[int], depths: list[int], shortcut: bool):
+    def __init__(
+        self, c: int, stem: int, widths: list[int], depths: list[int], shortcut: bool, image_channels: int = 3
+    ):
         super().__init__()
         self.shortcut = shortcut
         self.conv_in = nn.Conv2d(c, widths[-1], 3, padding=1)
@@ -258,7 +270,7 @@ class ResidualDecoder(nn.Module):
                 levels.append(Up(widths[level], widths[level - 1], shortcut))
         self.levels = nn.Sequential(*levels)
         self.norm_out = NormSwish(widths[0])
-        self.conv_out = nn.Conv2d(widths[0], IMAGE_CHANNELS * stem * stem, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[0], image_channels * stem * stem, 3, padding=1)
 
     def forward(self, z_BCHW: Tensor) -> Tensor:
         x_BCHW = self.conv_in(z_BCHW)

@@ -17,7 +17,6 @@ from torch.nn import functional as F
 
 from ldmlab.autoencoders.lapped import NormalEquations, level
 from ldmlab.autoencoders.linear_path import (
-    IMAGE_CHANNELS,
     LinearMap,
     Moments,
     coefficients,
@@ -56,7 +55,9 @@ class WholeImagePath(LinearMap):
     encoder_waits = True
     decoder_waits = False
 
-    def __init__(self, f: int, c: int, image_size: int, whiten: bool = True, mirror: bool = False):
+    def __init__(
+        self, f: int, c: int, image_size: int, whiten: bool = True, mirror: bool = False, image_channels: int = 3
+    ):
         super().__init__()
         if image_size % f or image_size < f:
             raise ConfigError(
@@ -64,8 +65,8 @@ class WholeImagePath(LinearMap):
                 f"{max(1, image_size // f) * f} or {(image_size // f + 1) * f}."
             )
         self.f, self.c, self.side, self.whiten, self.mirror = f, c, image_size // f, whiten, mirror
-        size, positions = IMAGE_CHANNELS * f * f, self.side**2
-        q = min(coefficients_kept(f, c), MOST_COEFFICIENTS // positions)
+        size, positions = image_channels * f * f, self.side**2
+        q = min(coefficients_kept(f, c, image_channels), MOST_COEFFICIENTS // positions)
         if q < min(2 * c, size):
             raise ConfigError(
                 f"ae.network.image_size={image_size}: with f={f} an image has {positions:,} positions, and the linear path of whole "

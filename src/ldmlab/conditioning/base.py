@@ -121,7 +121,7 @@ class Facts:
     vocabulary: per field of the data set, how many numbers a label, class map or box class can be; None for fields without
     such numbers. first_stage: image [B, 3, H, W] in [-1, 1] → standardised latents [B, c, h, w], without gradients;
     None where there is no trained first stage (plans, costs). trained_tokenizer: folder of the tokenizer that was trained on the
-    captions; None where there is none yet (plans, costs).
+    captions; None where there is none yet (plans, costs). image_channels: 3 of RGB.
     """
 
     n_classes: int
@@ -131,6 +131,7 @@ class Facts:
     vocabulary: dict[str, int | None]
     first_stage: Callable[[Tensor], Tensor] | None = None
     trained_tokenizer: Path | None = None
+    image_channels: int = 3
 
 
 FACTS = tuple(field.name for field in fields(Facts))

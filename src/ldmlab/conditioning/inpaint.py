@@ -39,8 +39,10 @@ class Inpaint(nn.Module):
         resolution: Annotated[int, Given],
         first_stage: Annotated[Callable[[Tensor], Tensor] | None, Given],
         masks: Annotated[list[MaskKind], Items(at_least=1, distinct=True)] = ["thick", "medium", "thin", "box"],  # noqa: B006 - read only
+        image_channels: Annotated[int, Given] = 3,
     ):
         super().__init__()
+        self.image_channels = image_channels
         self.latent_shape, self.resolution, self.first_stage, self.kinds = latent_shape, resolution, first_stage, masks
         self.size: Size = latent_shape[1:]
         self.concat_channels: int = latent_shape[0] + 1
@@ -55,7 +57,7 @@ class Inpaint(nn.Module):
         side = self.resolution // self.size[0]
         pixels = (size[0] * side, size[1] * side)
         image_13HW, mask_11HW = (
-            torch.full((1, 3, *pixels), -1.0, device=device),
+            torch.full((1, self.image_channels, *pixels), -1.0, device=device),
             torch.ones(1, 1, *pixels, device=device),
         )
         concat_1Chw = self._cond(image_13HW, mask_11HW, size).concat_BCHW

@@ -41,8 +41,10 @@ class LowResolution(nn.Module):
         resolution: Annotated[int, Given],
         degradation: Literal["bicubic", "bsr_light"] = "bicubic",
         factor: Annotated[int, Range(at_least=2, at_most=16)] = 4,
+        image_channels: Annotated[int, Given] = 3,
     ):
         super().__init__()
+        self.concat_channels = image_channels
         if resolution % factor:
             low, high = resolution // factor * factor, -(-resolution // factor) * factor
             raise ConfigError(

@@ -17,7 +17,8 @@ Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 Sample = dict[str, Any]
-"""One example: "image" uint8 [resolution, resolution, 3] RGB, and one entry per declared field."""
+"""One example: "image" uint8 [resolution, resolution, C], C = 3 (RGB) unless the data says otherwise, and one entry per declared
+field."""
 
 
 @runtime_checkable
@@ -67,6 +68,11 @@ class Examples(Protocol):
     def __getitems__(self, indices: list[int]) -> list[Sample] | dict[str, Any]:
         """Samples, or the whole batch as it is."""
         ...
+
+
+def channels_of(dataset: Any) -> int:
+    """C of its images: what it says in `channels`, else 3."""
+    return int(getattr(dataset, "channels", 3))
 
 
 def digest(facts: dict[str, Any]) -> str:

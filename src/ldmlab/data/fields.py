@@ -43,7 +43,7 @@ class Field:
 
     kind: its form in a batch (`Kind`). mirror, crop: what it becomes with its image; None: it has no right value then,
     and the augmentation is refused. values: how many numbers a label, a class map or a box's class can be, how many numbers a
-    vector has; None for others.
+    vector has; None for others. rows: K of boxes that are read from files; None for others.
     """
 
     name: str
@@ -51,6 +51,7 @@ class Field:
     mirror: Mirror | None
     crop: Cropped | None
     values: int | None = None
+    rows: int | None = None
 
 
 def unchanged(value: Any, crop: Crop | None = None) -> Any:
@@ -138,9 +139,9 @@ def text(name: str) -> Field:
     return Field(name, "text", swapped_sides, unchanged)
 
 
-def boxes(name: str, classes: int) -> Field:
+def boxes(name: str, classes: int, rows: int | None = None) -> Field:
     """Boxes with class numbers (`Kind`)."""
-    return Field(name, "boxes", mirrored_boxes, cropped_boxes, classes)
+    return Field(name, "boxes", mirrored_boxes, cropped_boxes, classes, rows)
 
 
 def class_map(name: str, classes: int) -> Field:
@@ -156,6 +157,25 @@ def float_map(name: str) -> Field:
 def picture(name: str) -> Field:
     """Another image of the same view: low resolution."""
     return Field(name, "picture", mirrored_map, cropped_map)
+
+
+def as_stored(field: Field) -> dict[str, Any]:
+    """What a manifest says of a field, for `restored`."""
+    return {"name": field.name, "kind": field.kind, "values": field.values, "rows": field.rows}
+
+
+def restored(stored: dict[str, Any]) -> Field:
+    """The field of a manifest, with what a mirror image and a crop do to its kind. Raises KeyError or ValueError for no such field."""
+    name, kind, values = str(stored["name"]), stored["kind"], stored["values"]
+    if kind == "text":
+        return text(name)
+    if kind == "boxes":
+        return boxes(name, int(values), int(stored["rows"]))
+    if kind == "classes":
+        return class_map(name, int(values))
+    if kind == "map":
+        return float_map(name)
+    raise ValueError(f"the field {name!r} is of the kind {kind!r}, which shards cannot hold")
 
 
 def check_mirrors(fields: Iterable[str], declared: Iterable[Field]) -> None:

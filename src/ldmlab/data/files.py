@@ -85,10 +85,13 @@ def in_order(work: Callable[[A], B], items: Iterable[A], threads: int) -> Iterat
 
 
 class Survey:
-    """Contents and readability of the files below one folder, remembered in `cache` (None: nothing is remembered)."""
+    """Contents and readability of the files below one folder, remembered in `cache` (None: nothing is remembered).
 
-    def __init__(self, root: Path, cache: Path | None):
-        self.root = root
+    problem: why a file's content cannot be used, or None; of pictures, `picture_problem`.
+    """
+
+    def __init__(self, root: Path, cache: Path | None, problem: Callable[[bytes], str | None] | None = None):
+        self.root, self._problem = root, problem or picture_problem
         place = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:16]
         self._memory = None if cache is None else Path(cache) / f"files-{place}.json"
 
@@ -126,7 +129,7 @@ class Survey:
             content = (self.root / path).read_bytes()
         except OSError as error:
             return Found("", f"cannot be opened: {error.strerror}")
-        return Found(hashlib.sha256(content).hexdigest(), picture_problem(content))
+        return Found(hashlib.sha256(content).hexdigest(), self._problem(content))
 
     def _load(self) -> dict[str, list[Any]]:
         if self._memory is None or not self._memory.exists():

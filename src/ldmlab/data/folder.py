@@ -3,87 +3,35 @@
 Shape letters: H W pixels, N images of the split.
 """
 
-import hashlib
-import logging
-import os
-from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
-
-from ldmlab.data.base import SPLITS, ImageDataset, Sample, Split, digest
-from ldmlab.data.duplicates import in_two_splits
-from ldmlab.data.fields import label
-from ldmlab.data.files import SUFFIXES, Survey, list_pictures, readable
-from ldmlab.data.transforms import CROP_RULE, center_crop, read_rgb
-from ldmlab.errors import ConfigError, DataError
-from ldmlab.ranges import File, Given, MaybeImages, Pixels, Share
-
-log = logging.getLogger(__name__)
+from ldmlab.data.base import SPLITS, Split
+from ldmlab.data.beside_folder import Neighbours
+from ldmlab.data.files import SUFFIXES, list_pictures
+from ldmlab.data.listing import Listing, check_fractions, divided, learnt_by_heart
+from ldmlab.data.pictures import Pictures
+from ldmlab.errors import DataError
+from ldmlab.ranges import File, Given, ImageChannels, MaybeImages, Pixels, Range, Share
 
 Labels = Literal["auto", "folders", "none"]
 _SPLIT_FOLDERS: dict[str, Split] = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-_HASH_RULE = "u = first 8 bytes of sha256(relative path) / 2^64; val: u < {val}; test: u >= 1 - {test}; train: the rest"
 
 
-@dataclass(frozen=True)
-class Listing:
-    """Every picture of a root, sorted into splits; paths are relative to the root, classes per path (None: no
-    labels)."""
-
-    root: Path
-    paths: dict[Split, list[str]]
-    class_of: dict[str, str] | None
-    class_names: tuple[str, ...]
-    rule: str
-    by_folder: bool  # split by train/ and val/ folders, not by hash
-
-    def labels(self, paths: list[str]) -> list[int]:
-        """Class numbers of `paths`; [] when there are no classes."""
-        if self.class_of is None:
-            return []
-        number = {name: k for k, name in enumerate(self.class_names)}
-        return [number[self.class_of[path]] for path in paths]
-
-    def pictures(self, split: Split) -> list[str]:
-        """Paths of one split; DataError when it has none."""
-        if split not in SPLITS:
-            raise ConfigError(f"split must be one of {', '.join(SPLITS)}; got {split!r}.")
-        if self.paths[split]:
-            return self.paths[split]
-        counts = ", ".join(f"{name} {len(paths)}" for name, paths in self.paths.items())
-        if self.by_folder:
-            way_out = (
-                f"Add pictures in {self.root}/{split}/, or give a root without split folders to have them divided."
-            )
-        else:
-            option = "lower data.val_fraction" if split == "train" else f"raise data.{split}_fraction"
-            way_out = f"Add pictures, or {option}."
-        raise DataError(
-            f"data.root={self.root} has no picture for the split {split!r} ({counts}; {self.rule}). {way_out}"
-        )
-
-
-def split_of(path: str, val_fraction: float, test_fraction: float) -> Split:
-    """The split of a picture, from its relative path alone: adding pictures moves no other one, and changing one
-    fraction leaves the other split as it was."""
-    u = int.from_bytes(hashlib.sha256(os.fsencode(path)).digest()[:8], "big") / 2**64
-    return "val" if u < val_fraction else "test" if u >= 1 - test_fraction else "train"
-
-
-def list_folder(root: str | Path, val_fraction: float, test_fraction: float, labels: Labels) -> Listing:
-    """Finds pictures, splits and classes below `root`; DataError naming `data.root` where that is not possible."""
+def list_folder(
+    root: str | Path, val_fraction: float, test_fraction: float, labels: Labels, neighbours: Neighbours | None = None
+) -> Listing:
+    """Finds pictures, splits, classes and what is beside them below `root`; DataError naming `data.root` where that is not possible."""
+    neighbours = neighbours or Neighbours()
     place = Path(root).expanduser()
-    _check_fractions(val_fraction, test_fraction)
+    check_fractions(val_fraction, test_fraction)
     if not place.exists():
         raise DataError(
             f"data.root={root}: no such folder. Give the folder that holds the pictures (or train/ and val/)."
         )
     if not place.is_dir():
         raise DataError(f"data.root={root} is a file, not a folder. Give the folder that holds the pictures.")
-    paths = list_pictures(place)
+    paths = neighbours.without(place, list_pictures(place))
     if not paths:
         state = "is empty" if not any(place.iterdir()) else "holds no pictures"
         raise DataError(
@@ -92,10 +40,8 @@ def list_folder(root: str | Path, val_fraction: float, test_fraction: float, lab
         )
     fixed = _split_folders(place, paths)
     if fixed is None:
-        by_split: dict[Split, list[str]] = {split: [] for split in SPLITS}
-        for path in paths:
-            by_split[split_of(path, val_fraction, test_fraction)].append(path)
-        rule, depth = _HASH_RULE.format(val=val_fraction, test=test_fraction), 0
+        by_split, rule = divided(paths, val_fraction, test_fraction)
+        depth = 0
     else:
         by_split, depth = fixed, 1
         rule = "the folders train/, val/ and test/ of the root"
@@ -108,18 +54,7 @@ def list_folder(root: str | Path, val_fraction: float, test_fraction: float, lab
                 f"data.root={root}: the classes {', '.join(strange[:5])} appear in val/ or test/ but not in train/. "
                 "Give each split the same class folders, or set data.labels=none."
             )
-    return Listing(place, by_split, class_of, names, rule, fixed is not None)
-
-
-def _check_fractions(val_fraction: float, test_fraction: float) -> None:
-    for name, value in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
-        if not 0 <= value < 1:
-            raise ConfigError(f"data.{name}={value} must lie in [0, 1); 0.1 keeps one picture in ten.")
-    if val_fraction + test_fraction >= 1:
-        raise ConfigError(
-            f"data.val_fraction={val_fraction} and data.test_fraction={test_fraction} leave nothing to train on; "
-            "lower one of them."
-        )
+    return Listing(place, by_split, class_of, names, rule, fixed is not None, neighbours.read(place, paths))
 
 
 def _split_folders(root: Path, paths: list[str]) -> dict[Split, list[str]] | None:
@@ -167,13 +102,18 @@ def _classes(root: Path, paths: list[str], labels: Labels, depth: int) -> dict[s
     )
 
 
-class Folder:
+class Folder(Pictures):
     """Pictures below `root`, cropped and resized by ADM's rule (`transforms.center_crop`).
 
     labels:         auto: the sub-folder names are the classes when every picture lies in one, and there are none when
                     no picture does; folders: they must be; none: sub-folders mean nothing.
     val_fraction,
     test_fraction:  of a root without train/ and val/ folders, chosen by a hash of each picture's relative path.
+    captions:       txt, a text file beside each picture; or a json below root, {picture: text} or COCO's: the field caption.
+    segmentation,
+    depth, mask:    folders of maps with the pictures' paths (png, npy): the fields of these names.
+    classes:        of a segmentation; unlabelled: its value for no class, which becomes the last class, number `classes`.
+    overfit:        val and test are the training pictures themselves: to see what is learnt by heart.
     max_unreadable: how many pictures of this split may be damaged. They are named in the log, left out, and listed in
                     `split_record()`; one more than that raises DataError with their names. All files are read once for
                     this at the first start.
@@ -188,81 +128,39 @@ class Folder:
         val_fraction: Share = 0.1,
         test_fraction: Share = 0.0,
         labels: Labels = "auto",
+        captions: File | None = None,
+        segmentation: File | None = None,
+        depth: File | None = None,
+        mask: File | None = None,
+        classes: Annotated[int, Range(at_least=1, at_most=65_535)] | None = None,
+        unlabelled: Annotated[int, Range(at_least=0, at_most=65_535)] | None = None,
+        overfit: bool = False,
+        channels: ImageChannels = 3,
         max_unreadable: MaybeImages = 0,
         flip: bool = True,
         cache: Annotated[Path | None, Given] = None,
     ):
-        if resolution < 1:
-            raise ConfigError(f"data.resolution={resolution} must be 1 or more.")
-        listing = list_folder(root, val_fraction, test_fraction, labels)
-        found = Survey(listing.root, cache)(listing.pictures(split))
-        self._paths = readable(listing.root, found, max_unreadable)
-        self._excluded = {path: what.problem for path, what in found.items() if what.problem is not None}
-        for path, problem in self._excluded.items():
-            log.warning("left out: %s cannot be read (%s)", listing.root / path, problem)
-        if not self._paths:
-            raise DataError(f"data.root={root}: none of the {len(found)} pictures of the split {split!r} can be read.")
-        self._listing = listing
-        self._sha256 = [found[path].sha256 for path in self._paths]
-        self.resolution = resolution
-        self.split = split
-        self.flip = flip
-        self.class_names = listing.class_names
-        self.declared = (label(len(self.class_names)),) if listing.class_of is not None else ()
-        self.fields: tuple[str, ...] = tuple(field.name for field in self.declared)
-        self._labels = np.array(listing.labels(self._paths), dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def __getitem__(self, i: int) -> Sample:
-        file = self._listing.root / self._paths[i]
-        try:
-            image = center_crop(read_rgb(file), self.resolution)
-        except Exception as error:
-            raise DataError(
-                f"{file} could be read when the data set was opened and cannot now: {error}. "
-                "Start again to have it checked."
-            ) from error
-        return {"image": image, "label": int(self._labels[i])} if self.fields else {"image": image}
-
-    def __getitems__(self, indices: list[int]) -> list[Sample]:
-        return [self[i] for i in indices]
-
-    def labels(self) -> np.ndarray:
-        """int64 [N]."""
-        if not self.fields:
-            raise DataError(f"data.root={self._listing.root} has no labels: its pictures are not in class folders.")
-        return self._labels
-
-    def in_two_splits(self, other: ImageDataset) -> list[list[str]]:
-        """Groups of paths with equal content in this split and in another one of the same root."""
-        splits = {
-            one.split: zip(one._paths, one._sha256, strict=True) for one in (self, other) if isinstance(one, Folder)
-        }
-        return in_two_splits(splits)
-
-    def fingerprint(self) -> str:
-        """sha256 (hex) over relative paths, contents, classes, split rule, crop rule and resolution."""
-        return digest(
-            {
-                "files": [[path, sha256] for path, sha256 in zip(self._paths, self._sha256, strict=True)],
-                "labels": self._labels.tolist(),
-                "class_names": self.class_names,
-                "split": self.split,
-                "rule": self._listing.rule,
-                "crop": CROP_RULE,
-                "resolution": self.resolution,
-            }
+        listing = self.listing_of(
+            root, val_fraction, test_fraction, labels, captions, segmentation, depth, mask, classes, unlabelled, overfit
         )
+        super().__init__(listing, resolution, split, max_unreadable, flip, cache, channels)
 
-    def split_record(self) -> dict[str, object]:
-        """How the root was divided, for cards: rule, pictures found per split, and what was left out of this one."""
-        return {
-            "rule": self._listing.rule,
-            "found": {split: len(paths) for split, paths in self._listing.paths.items()},
-            "split": self.split,
-            "images": len(self),
-            "unreadable": dict(self._excluded),
-            "per_class": {self.class_names[k]: n for k, n in sorted(Counter(self._labels.tolist()).items())},
-        }
+    @staticmethod
+    def listing_of(
+        root: str,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.0,
+        labels: Labels = "auto",
+        captions: str | None = None,
+        segmentation: str | None = None,
+        depth: str | None = None,
+        mask: str | None = None,
+        classes: int | None = None,
+        unlabelled: int | None = None,
+        overfit: bool = False,
+    ) -> Listing:
+        """All splits, for `prepare`."""
+        neighbours = Neighbours(captions, segmentation, depth, mask, classes, unlabelled)
+        fractions = (0.0, 0.0) if overfit else (val_fraction, test_fraction)
+        listing = list_folder(root, *fractions, labels, neighbours)
+        return learnt_by_heart(listing) if overfit else listing

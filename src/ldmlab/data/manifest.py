@@ -17,7 +17,9 @@ _SHARD_NAME = re.compile(
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """One tar: its content hash, and per sample the picture's byte offset, size and label."""
+    """One tar: its content hash, and per sample the picture's byte offset, size and label. members: of the other fields, by the
+    extension of their members (`members.extension_of`), [offset, size] per sample; partial: how many samples have a member that
+    not all have."""
 
     name: str
     bytes: int
@@ -25,6 +27,8 @@ class ShardRecord:
     offsets: list[int]
     sizes: list[int]
     labels: list[int] | None
+    members: dict[str, list[list[int]]] = field(default_factory=dict)
+    partial: dict[str, int] = field(default_factory=dict)
 
     @property
     def images(self) -> int:
@@ -49,16 +53,24 @@ class Manifest:
     unreadable: dict[str, str] = field(default_factory=dict)  # left out: path → problem
     in_two_splits: list[list[str]] = field(default_factory=list)  # paths with equal content in different splits
     licence: str = ""
+    declared: list[dict[str, Any]] = field(default_factory=list)  # fields beside the label (`fields.as_stored`)
 
     def images(self, split: Split) -> int:
         return sum(shard.images for shard in self.splits[split])
 
     def to_json(self) -> dict[str, Any]:
         shards = {
-            split: {"images": self.images(split), "shards": [{"images": s.images, **asdict(s)} for s in records]}
+            split: {"images": self.images(split), "shards": [_said(s) | {"images": s.images} for s in records]}
             for split, records in self.splits.items()
         }
-        return {"format": FORMAT, **asdict(self), "splits": shards}
+        return {"format": FORMAT, **_said(self), "splits": shards}
+
+
+def _said(record: Any) -> dict[str, Any]:
+    """Without what sets of pictures and labels alone do not have: their manifests stay as they were."""
+    return {
+        name: value for name, value in asdict(record).items() if value or name not in ("members", "partial", "declared")
+    }
 
 
 def parse_manifest(text: str, where: object) -> Manifest:
@@ -85,8 +97,8 @@ def _record(stored: dict[str, Any]) -> ShardRecord:
     record = ShardRecord(**stored)
     if not _SHARD_NAME.fullmatch(record.name):
         raise ValueError(f"{record.name!r} is not a shard name")
-    if not count == len(record.offsets) == len(record.sizes) or (
-        record.labels is not None and len(record.labels) != count
-    ):
+    columns: list[list[Any]] = [record.offsets, record.sizes, *record.members.values()]
+    columns += [record.labels] if record.labels is not None else []
+    if any(len(column) != count for column in columns):
         raise ValueError(f"the counts of {record.name} disagree")
     return record

@@ -23,11 +23,16 @@ from PIL import Image, features
 
 from ldmlab.data.base import SPLITS, Split, digest
 from ldmlab.data.duplicates import in_two_splits, sentence
+from ldmlab.data.fields import as_stored, restored
 from ldmlab.data.files import Found, Survey, in_order, readable, workers, write_json
-from ldmlab.data.folder import Labels, Listing, list_folder
+from ldmlab.data.folder import Labels, list_folder
+from ldmlab.data.listing import Listing
 from ldmlab.data.manifest import NAME, Manifest, ShardRecord, parse_manifest
+from ldmlab.data.members import decoded, encoded, extension_of
+from ldmlab.data.pictures import beside_of
 from ldmlab.data.tarindex import index_tar
-from ldmlab.data.transforms import CROP_RULE, center_crop, read_rgb
+from ldmlab.data.transforms import CROP_RULE, center_crop, channels_named, read_picture, read_rgb
+from ldmlab.data.view import View
 from ldmlab.errors import ConfigError, DataError
 from ldmlab.store.files import sha256_file
 from ldmlab.terminal import progress
@@ -41,16 +46,21 @@ _LOCK = ".lock"
 @dataclass(frozen=True)
 class Encoding:
     """How a cropped picture is stored. jpg: `quality` with 4:4:4 chroma; webp: lossy `quality`; png: lossless, quality
-    unused."""
+    unused. channels: see `transforms.read_picture`; jpg has no fourth."""
 
     format: Literal["jpg", "png", "webp"]
     quality: int
+    channels: int = 3
 
     def __post_init__(self) -> None:
         if self.format not in ("jpg", "png", "webp"):
             raise ConfigError(f"prepare.format={self.format!r} must be one of jpg, png, webp.")
         if not 1 <= self.quality <= 100:
             raise ConfigError(f"prepare.quality={self.quality} must lie in 1 … 100.")
+        if self.channels == 4 and self.format == "jpg":
+            raise ConfigError(
+                "prepare.format=jpg cannot keep the fourth channel of data.channels=4. Use prepare.format=png or webp."
+            )
 
     def __call__(self, picture: Image.Image) -> bytes:
         out = io.BytesIO()
@@ -61,6 +71,10 @@ class Encoding:
         else:
             picture.save(out, "PNG")
         return out.getvalue()
+
+    def said(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {"format": self.format, "quality": self.quality, **channels_named(self.channels)}
 
     def versions(self) -> dict[str, str | None]:
         """Libraries that decide the bytes."""
@@ -95,23 +109,36 @@ def prepare(
     Raises DataError when a source picture cannot be read (beyond `max_unreadable`, named), changes under way, or when
     `out` holds something else.
     """
+    listing = list_folder(root, val_fraction, test_fraction, labels)
+    encoding = Encoding(format, quality)
+    return pack(listing, out, resolution, encoding, images_per_shard, max_unreadable, licence)
+
+
+def pack(
+    listing: Listing,
+    out: str | Path,
+    resolution: int,
+    encoding: Encoding,
+    images_per_shard: int = 1000,
+    max_unreadable: int = 0,
+    licence: str = "",
+) -> Manifest:
+    """The pictures of a listing, with all that stands beside them; otherwise as `prepare`."""
     if resolution < 1 or images_per_shard < 1:
         raise ConfigError(f"resolution={resolution} and images_per_shard={images_per_shard} must be 1 or more.")
-    encoding = Encoding(format, quality)
     target = Path(out).expanduser()
-    listing = list_folder(root, val_fraction, test_fraction, labels)
     _check_target(target)
     (target / _WORK).mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(target / _LOCK, timeout=0):
-            return _prepare(listing, target, resolution, images_per_shard, encoding, max_unreadable, licence)
+            return _pack(listing, target, resolution, images_per_shard, encoding, max_unreadable, licence)
     except Timeout:
         raise DataError(
             f"{target} is being prepared by another process. Wait for it, or give another folder."
         ) from None
 
 
-def _prepare(
+def _pack(
     listing: Listing, out: Path, resolution: int, per_shard: int, encoding: Encoding, max_unreadable: int, licence: str
 ) -> Manifest:
     found, good = _survey(listing, out / _WORK, max_unreadable)
@@ -123,18 +150,19 @@ def _prepare(
         plan="",
         resolution=resolution,
         crop=CROP_RULE,
-        encoding=asdict(encoding),
+        encoding=encoding.said(),
         versions=encoding.versions(),
         split_rule=listing.rule,
-        fields=[] if listing.class_of is None else ["label"],
+        fields=[*([] if listing.class_of is None else ["label"]), *(part.field.name for part in listing.beside)],
         class_names=list(listing.class_names),
         splits={},
         sources={split: [[path, found[path].sha256] for path in paths] for split, paths in ordered.items()},
         unreadable={path: what.problem for path, what in found.items() if what.problem is not None},
         in_two_splits=in_two_splits({s: [(path, found[path].sha256) for path in ordered[s]] for s in ordered}),
         licence=licence,
+        declared=[as_stored(part.field) for part in listing.beside],
     )
-    draft = replace(draft, plan=_plan(draft, per_shard))
+    draft = replace(draft, plan=_plan(draft, per_shard, _beside(listing, ordered, out / _WORK)))
     if draft.in_two_splits:
         log.warning(sentence(draft.in_two_splits))
     if (finished := _finished(out, draft)) is not None:
@@ -167,8 +195,16 @@ def _place(path: str) -> bytes:
     return hashlib.sha256(os.fsencode(path)).digest()
 
 
-def _plan(draft: Manifest, per_shard: int) -> str:
-    facts = {**draft.to_json(), "images_per_shard": per_shard}
+def _beside(listing: Listing, ordered: dict[Split, list[str]], work: Path) -> dict[str, Any]:
+    """What decides the fields beside the pictures; {} without any."""
+    paths = [path for split in ordered.values() for path in split]
+    return (
+        {"beside": {part.field.name: part.contents(paths, work) for part in listing.beside}} if listing.beside else {}
+    )
+
+
+def _plan(draft: Manifest, per_shard: int, beside: dict[str, Any]) -> str:
+    facts = {**draft.to_json(), "images_per_shard": per_shard, **beside}
     return digest({name: value for name, value in facts.items() if name not in ("plan", "versions", "splits")})
 
 
@@ -244,7 +280,7 @@ class _ShardMaker:
         self._write(file, name.split("-")[0], paths, first, advance)
         index = index_tar(file)
         record = ShardRecord(
-            file.name, file.stat().st_size, sha256_file(file), index.offsets, index.sizes, index.labels
+            file.name, file.stat().st_size, sha256_file(file), index.offsets, index.sizes, index.labels, index.members
         )
         write_json(note, asdict(record))
         return record
@@ -257,7 +293,11 @@ class _ShardMaker:
         with open(part, "wb") as stream:
             with TarWriter(stream, mtime=0, encoder=False) as tar:
                 for n, content in enumerate(in_order(self._encode, paths, workers())):
-                    sample: dict[str, Any] = {"__key__": f"{split}{first + n:08d}", self.encoding.format: content}
+                    sample: dict[str, Any] = {
+                        "__key__": f"{split}{first + n:08d}",
+                        self.encoding.format: content[0],
+                        **content[1],
+                    }
                     if labels:
                         sample["cls"] = str(labels[n]).encode()
                     tar.write(sample)
@@ -266,13 +306,21 @@ class _ShardMaker:
             os.fsync(stream.fileno())
         os.replace(part, file)
 
-    def _encode(self, path: str) -> bytes:
+    def _encode(self, path: str) -> tuple[bytes, dict[str, bytes]]:
+        """The picture, and the other members by extension."""
         content = (self.listing.root / path).read_bytes()
         if hashlib.sha256(content).hexdigest() != self.found[path].sha256:
             raise DataError(
                 f"{self.listing.root / path} changed while the data set was being made. Repeat the command."
             )
-        return self.encoding(Image.fromarray(center_crop(read_rgb(content), self.resolution)))
+        picture = read_picture(content, self.encoding.channels)
+        view = View(*picture.size, self.resolution)
+        members = {
+            extension_of(part.field): encoded(part.field, beside_of(part, path, picture.size, view, self.listing.root))
+            for part in self.listing.beside
+        }
+        square_HWC = center_crop(picture, self.resolution)
+        return self.encoding(Image.fromarray(square_HWC[..., 0] if square_HWC.shape[2] == 1 else square_HWC)), members
 
 
 def verify(out: str | Path, say: Callable[[str], None] = print) -> Manifest:
@@ -320,9 +368,20 @@ def _problem(folder: Path, record: ShardRecord, manifest: Manifest) -> str | Non
     if sha256_file(file) != record.sha256:
         return "altered: its sha256 is another one"
     index = index_tar(file)
-    if (index.offsets, index.sizes, index.labels) != (record.offsets, record.sizes, record.labels):
+    if (index.offsets, index.sizes, index.labels, index.members) != (
+        record.offsets,
+        record.sizes,
+        record.labels,
+        record.members,
+    ):
         return "the manifest's offsets or labels are not those of the shard"
     content = file.read_bytes()
+    for field in map(restored, manifest.declared):
+        for key, (offset, length) in zip(index.keys, index.members[extension_of(field)], strict=True):
+            try:
+                decoded(field, content[offset : offset + length])
+            except Exception as error:
+                return f"{field.name} of {key} cannot be read: {error}"
     for key, offset, length in zip(index.keys, index.offsets, index.sizes, strict=True):
         try:
             size_found = read_rgb(content[offset : offset + length]).size

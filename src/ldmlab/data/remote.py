@@ -13,10 +13,12 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from ldmlab.data.address import REMOTE, address_of, fetch_manifest, open_stream
 from ldmlab.data.base import Sample, Split, digest
-from ldmlab.data.fields import label
+from ldmlab.data.fields import label, restored
 from ldmlab.data.manifest import ShardRecord
+from ldmlab.data.members import decoded, extension_of
 from ldmlab.data.tarindex import PICTURES
 from ldmlab.data.transforms import CROP_RULE, center_crop, read_rgb
+from ldmlab.data.view import View
 from ldmlab.errors import ConfigError, DataError
 from ldmlab.randomness import seed_of
 
@@ -65,9 +67,10 @@ class RemoteShards(IterableDataset[Sample]):
                 "each needs at least one. Use fewer processes, or prepare with a smaller images_per_shard."
             )
         labelled = all(shard.labels is not None for shard in self._shards)
-        self.fields: tuple[str, ...] = ("label",) if labelled else ()
         self.class_names = tuple(self.manifest.class_names)
-        self.declared = (label(len(self.class_names)),) if labelled else ()
+        self._beside = [restored(stored) for stored in self.manifest.declared]
+        self.declared = (*([label(len(self.class_names))] if labelled else []), *self._beside)
+        self.fields: tuple[str, ...] = tuple(field.name for field in self.declared)
         self.epoch, self.skip_shards = 0, 0
 
     def set_epoch(self, epoch: int, skip_shards: int = 0) -> None:
@@ -130,10 +133,15 @@ class RemoteShards(IterableDataset[Sample]):
     def _decode(self, shard: ShardRecord, sample: dict[str, Any]) -> Sample:
         content = next(sample[extension] for extension in PICTURES if extension in sample)
         try:
-            image = center_crop(read_rgb(content), self.resolution)
+            picture = read_rgb(content)
+            found: Sample = {"image": center_crop(picture, self.resolution)}
+            if "label" in self.fields:
+                found["label"] = int(sample["cls"])
+            view = View(*picture.size, self.resolution)
+            found |= {f.name: view.of(f, decoded(f, sample[extension_of(f)])) for f in self._beside}
         except Exception as error:
-            raise DataError(f"{shard.name}: the picture {sample['__key__']} cannot be read: {error}.") from error
-        return {"image": image, "label": int(sample["cls"])} if self.fields else {"image": image}
+            raise DataError(f"{shard.name}: the sample {sample['__key__']} cannot be read: {error}.") from error
+        return found
 
 
 class _Stream(Protocol):

@@ -19,13 +19,15 @@ from filelock import FileLock
 from ldmlab.data.address import REMOTE
 from ldmlab.data.base import SPLITS, ImageDataset, Sample, Split, digest
 from ldmlab.data.fetch import local_copy
-from ldmlab.data.fields import label
+from ldmlab.data.fields import Field, label, restored, text
 from ldmlab.data.files import in_order, picture_problem, workers, write_json
 from ldmlab.data.manifest import NAME, Manifest, ShardRecord, parse_manifest
+from ldmlab.data.members import CAPTION, decoded, extension_of
 from ldmlab.data.tarindex import index_tar
-from ldmlab.data.transforms import CROP_RULE, center_crop, read_rgb
+from ldmlab.data.transforms import CROP_RULE, center_crop, channels_named, read_picture
+from ldmlab.data.view import View
 from ldmlab.errors import ConfigError, DataError
-from ldmlab.ranges import File, Given, Pixels
+from ldmlab.ranges import File, Given, ImageChannels, Pixels, Range
 from ldmlab.store.files import sha256_file
 from ldmlab.terminal import progress
 
@@ -40,8 +42,12 @@ class Shards:
     A shard is read in full, and its first picture decoded, when it is new or its size or mtime changed; otherwise its
     last check counts. `verify` reads and decodes everything.
 
-    root:  a folder; or `pipe:<command>`, http(s)://, s3:// of a set with a manifest, which is copied into `cache` once.
-    cache: folder for the index and the hashes; None makes them anew at every start.
+    root:       a folder; or `pipe:<command>`, http(s)://, s3:// of a set with a manifest, which is copied into `cache` once.
+    channels:   of the images (`transforms.read_picture`).
+    captions:   of a set without a manifest, the members `<key>.txt` are the field caption, where there are any.
+    val_shards: of tars whose names say no split (img2dataset's 00000.tar …), the last so many in the order of names are val, the rest
+                train. 0: names say it.
+    cache:      folder for the index and the hashes; None makes them anew at every start.
     """
 
     def __init__(
@@ -50,6 +56,9 @@ class Shards:
         resolution: Pixels,
         split: Annotated[Split, Given] = "train",
         flip: bool = True,
+        channels: ImageChannels = 3,
+        captions: bool = True,
+        val_shards: Annotated[int, Range(at_least=0, at_most=1_000_000)] = 0,
         cache: Annotated[Path | None, Given] = None,
     ):
         if resolution < 1:
@@ -57,26 +66,35 @@ class Shards:
         if split not in SPLITS:
             raise ConfigError(f"split must be one of {', '.join(SPLITS)}; got {split!r}.")
         self.root = _folder(root, split, cache)
-        self.resolution = resolution
+        self.resolution, self.channels = resolution, channels
         self.split = split
         self.flip = flip
+        self._val_shards = val_shards
         manifest = read_manifest(self.root)
-        shards = _Check(self.root, split, manifest, cache)()
+        shards = _Check(self.root, split, manifest, cache, val_shards)()
         labelled = {shard.labels is not None for shard in shards}
         if len(labelled) == 2:
             bare = next(shard.name for shard in shards if shard.labels is None)
             raise DataError(
                 f"{self.root / bare} has no labels (.cls members), other shards of {split!r} have. Make it again."
             )
-        self.fields: tuple[str, ...] = ("label",) if labelled == {True} else ()
         self._names = [shard.name for shard in shards]
         self._sha256 = [shard.sha256 for shard in shards]
         self._shard = np.repeat(np.arange(len(shards)), [shard.images for shard in shards])
         self._offset = np.concatenate([np.array(shard.offsets, dtype=np.int64) for shard in shards])
         self._size = np.concatenate([np.array(shard.sizes, dtype=np.int64) for shard in shards])
         self._labels = np.concatenate([np.array(shard.labels or [], dtype=np.int64) for shard in shards])
-        self.class_names = _class_names(self.root, manifest, self._labels) if self.fields else ()
-        self.declared = (label(len(self.class_names)),) if self.fields else ()
+        self._labelled = labelled == {True}
+        self.class_names = _class_names(self.root, manifest, self._labels) if self._labelled else ()
+        self._beside = _beside(self.root, manifest, shards, captions)
+        self._members = {
+            field.name: np.concatenate(
+                [np.array(shard.members[extension_of(field)], dtype=np.int64) for shard in shards]
+            )
+            for field in self._beside
+        }
+        self.declared = (*([label(len(self.class_names))] if self._labelled else []), *self._beside)
+        self.fields: tuple[str, ...] = tuple(field.name for field in self.declared)
         self._in_two_splits = [] if manifest is None else manifest.in_two_splits
         self._files = _OpenFiles()
 
@@ -84,28 +102,35 @@ class Shards:
         return len(self._offset)
 
     def __getitem__(self, i: int) -> Sample:
-        file = self.root / self._names[self._shard[i]]
+        file, what, offset = self.root / self._names[self._shard[i]], "the picture", int(self._offset[i])
         try:
-            content = self._files.read(file, int(self._offset[i]), int(self._size[i]))
-            image = center_crop(read_rgb(content), self.resolution)
+            picture = read_picture(self._files.read(file, offset, int(self._size[i])), self.channels)
+            sample: Sample = {"image": center_crop(picture, self.resolution)}
+            if self._labelled:
+                sample["label"] = int(self._labels[i])
+            view = View(*picture.size, self.resolution)
+            for field in self._beside:
+                what, (offset, size) = f"the {field.name}", map(int, self._members[field.name][i])
+                sample[field.name] = view.of(field, decoded(field, self._files.read(file, offset, size)))
         except Exception as error:
             raise DataError(
-                f"{file}: the picture at byte {self._offset[i]} cannot be read: {error}. Make the shard again."
+                f"{file}: {what} at byte {offset} cannot be read: {error}. Make the shard again."
             ) from error
-        return {"image": image, "label": int(self._labels[i])} if self.fields else {"image": image}
+        return sample
 
     def __getitems__(self, indices: list[int]) -> list[Sample]:
         return [self[i] for i in indices]
 
     def labels(self) -> np.ndarray:
         """int64 [N]."""
-        if not self.fields:
+        if not self._labelled:
             raise DataError(f"data.root={self.root}: the shards of {self.split!r} have no labels (.cls members).")
         return self._labels
 
     def split_record(self) -> dict[str, object]:
         """How the splits were made, for cards: by the names of the shards."""
-        return {"rule": f"shards named {self.split}-*", "split": self.split, "images": len(self)}
+        rule = f"the last {self._val_shards} shards are val" if self._val_shards else f"shards named {self.split}-*"
+        return {"rule": rule, "split": self.split, "images": len(self)}
 
     def in_two_splits(self, other: ImageDataset) -> list[list[str]]:
         """Groups of paths with equal content in different splits, as `prepare` found them; [] without a manifest."""
@@ -120,6 +145,7 @@ class Shards:
                 "split": self.split,
                 "crop": CROP_RULE,
                 "resolution": self.resolution,
+                **channels_named(self.channels),
             }
         )
 
@@ -157,11 +183,14 @@ class _OpenFiles:
             os.close(descriptor)
 
 
+_READ = 2  # version of what a check reads of a shard: 2 also where all its members lie
+
+
 class _Check:
     """Finds the shards of one split and makes sure that they are what they were."""
 
-    def __init__(self, root: Path, split: Split, manifest: Manifest | None, cache: Path | None):
-        self.root, self.split = root, split
+    def __init__(self, root: Path, split: Split, manifest: Manifest | None, cache: Path | None, val_shards: int = 0):
+        self.root, self.split, self.val_shards = root, split, val_shards
         self.expected = None if manifest is None else {record.name: record for record in manifest.splits.get(split, [])}
         place = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:16]
         self.memory = None if cache is None else Path(cache) / f"shards-{split}-{place}.json"
@@ -176,7 +205,7 @@ class _Check:
                 f"data.root={self.root} has no shards {self.split}-*.tar; it has {', '.join(there)}. "
                 "Give a folder of WebDataset tars, or make one with src/prepare.py."
             )
-        if self.expected is None and (lost := sorted(set(remembered) - set(names))):
+        if self.expected is None and not self.val_shards and (lost := sorted(set(remembered) - set(names))):
             raise DataError(f"{self.root / lost[0]} is missing: it was there before. {self._accept()}")
         stamps = {name: self._stamp(name) for name in names}
         jobs = [(name, stamps[name], remembered.get(name)) for name in names]
@@ -211,20 +240,23 @@ class _Check:
             raise DataError(
                 f"{file} was altered: its sha256 is {sha256[:16]}…, not {wanted.sha256[:16]}…. {self._accept()}"
             )
-        if wanted is None:
+        if self.expected is None:
             index = index_tar(file)
-            wanted = ShardRecord(name, stamp[0], sha256, index.offsets, index.sizes, index.labels)
+            wanted = ShardRecord(
+                name, stamp[0], sha256, index.offsets, index.sizes, index.labels, index.members, index.partial
+            )
+        assert wanted is not None
         _decode_first(file, wanted)
         return wanted
 
     @staticmethod
     def _remembered(stamp: list[int], record: ShardRecord) -> dict[str, Any]:
-        return {"stamp": stamp, "record": asdict(record), "decoded": 1}
+        return {"stamp": stamp, "record": asdict(record), "decoded": _READ}
 
     @staticmethod
     def _seen(known: dict[str, Any] | None, stamp: list[int]) -> bool:
         """Whether this very file was read in full before, and a picture of it decoded."""
-        return known is not None and known["stamp"] == stamp and known.get("decoded") == 1
+        return known is not None and known["stamp"] == stamp and known.get("decoded") == _READ
 
     def _accept(self) -> str:
         if self.expected is not None:
@@ -240,14 +272,27 @@ class _Check:
 
     def _numbered(self) -> list[str]:
         """The tars of the split by file name; DataError when their numbers leave a gap."""
-        names = sorted(name for name in _tars(self.root) if name.startswith(f"{self.split}-"))
-        numbers = {int(found[1]): name for name in names if (found := re.fullmatch(rf"{self.split}-(\d+)\.tar", name))}
+        prefix = "" if self.val_shards else f"{self.split}-"
+        names = sorted(name for name in _tars(self.root) if name.startswith(prefix))
+        numbers = {int(found[1]): name for name in names if (found := re.fullmatch(rf"{prefix}(\d+)\.tar", name))}
         for number in range(min(numbers, default=0), max(numbers, default=-1)):
             if number not in numbers:
-                width = len(next(iter(numbers.values()))) - len(f"{self.split}-.tar")
-                lost = self.root / f"{self.split}-{number:0{width}d}.tar"
+                width = len(next(iter(numbers.values()))) - len(f"{prefix}.tar")
+                lost = self.root / f"{prefix}{number:0{width}d}.tar"
                 raise DataError(f"{lost} is missing, and shards after it are there. Copy it again.")
-        return names
+        if not self.val_shards or not names:
+            return names
+        if self.val_shards >= len(names):
+            raise DataError(
+                f"data.val_shards={self.val_shards} leaves none of the {len(names)} shards in {self.root} to train on. Lower it."
+            )
+        return (
+            names[-self.val_shards :]
+            if self.split == "val"
+            else names[: -self.val_shards]
+            if self.split == "train"
+            else []
+        )
 
     def _recall(self) -> dict[str, Any]:
         if self.memory is None or not self.memory.exists():
@@ -290,6 +335,24 @@ def read_manifest(root: Path) -> Manifest | None:
     """The manifest of a prepared folder; None where there is none."""
     file = root / NAME
     return parse_manifest(file.read_text(), file) if file.exists() else None
+
+
+def _beside(root: Path, manifest: Manifest | None, shards: list[ShardRecord], captions: bool) -> list[Field]:
+    """The fields beside picture and label: those of the manifest, else captions; DataError where some samples have none."""
+    if manifest is not None:
+        return [restored(stored) for stored in manifest.declared]
+    field = text(CAPTION)
+    extension = extension_of(field)
+    having = [shard for shard in shards if extension in shard.members]
+    if not captions or (not having and not any(extension in shard.partial for shard in shards)):
+        return []
+    if len(having) < len(shards):
+        bare = next(shard for shard in shards if extension not in shard.members)
+        raise DataError(
+            f"{root / bare.name}: {bare.partial.get(extension, 0)} of its {bare.images} samples have a caption (.{extension}). Make it "
+            "again, or leave captions out with data.captions=false."
+        )
+    return [field]
 
 
 def _class_names(root: Path, manifest: Manifest | None, labels: np.ndarray) -> tuple[str, ...]:

@@ -2,12 +2,13 @@
 
 A shard is an uncompressed tar in WebDataset's layout: consecutive members `<key>.<extension>` make one sample; the key
 ends at the first dot of the file name. A sample has one picture (jpg, jpeg, png, webp) and may have a label (`cls`, a
-decimal integer).
+decimal integer) and other members (`members.py`).
 """
 
 import os
 import tarfile
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ldmlab.data.files import SUFFIXES
@@ -19,12 +20,15 @@ _END = bytes(1024)  # a tar ends with two zero blocks
 
 @dataclass(frozen=True)
 class TarIndex:
-    """Byte positions of the pictures, in order; `labels` is None when no sample has one."""
+    """Byte positions of the pictures, in order; `labels` is None when no sample has one. members: [offset, size] of the other
+    members by extension, of those that every sample has; partial: how many samples have one of the others."""
 
     keys: list[str]
     offsets: list[int]
     sizes: list[int]
     labels: list[int] | None
+    members: dict[str, list[list[int]]] = field(default_factory=dict)
+    partial: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -82,7 +86,18 @@ def _group(file: Path, members: list[tarfile.TarInfo], descriptor: int) -> TarIn
         bare = next(key for key, parts in samples if "cls" not in parts)
         raise DataError(f"{file}: {len(with_label)} of {len(samples)} samples have a label (.cls); {bare} has none.")
     labels = [_label(file, member, descriptor) for member in with_label] or None
-    return TarIndex([key for key, _ in samples], [m.offset_data for m in pictures], [m.size for m in pictures], labels)
+    found = Counter(ext for _, parts in samples for ext in parts if ext not in PICTURES and ext != "cls")
+    whole = sorted(ext for ext, count in found.items() if count == len(samples))
+    others = {ext: [[parts[ext].offset_data, parts[ext].size] for _, parts in samples] for ext in whole}
+    partial = {ext: count for ext, count in sorted(found.items()) if count < len(samples)}
+    return TarIndex(
+        [key for key, _ in samples],
+        [m.offset_data for m in pictures],
+        [m.size for m in pictures],
+        labels,
+        others,
+        partial,
+    )
 
 
 def _picture(file: Path, key: str, parts: dict[str, tarfile.TarInfo]) -> tarfile.TarInfo:

@@ -1,6 +1,6 @@
 """From a picture file in any usual form to a square 8-bit RGB array.
 
-Shape letters: H W pixels, 3 RGB.
+Shape letters: H W pixels, C channels: 1 grey, 3 RGB, 4 RGB and opacity.
 """
 
 import io
@@ -27,6 +27,25 @@ def read_rgb(source: Path | bytes) -> Image.Image:
         return _to_rgb(ImageOps.exif_transpose(opened))
 
 
+def read_picture(source: Path | bytes, channels: int = 3) -> Image.Image:
+    """As `read_rgb`, in as many channels: 1, grey, of colours their luma (ITU-R 601); 4, RGB and opacity, 255 where a file has none.
+    16 bits become 8 in all of them."""
+    if channels == 3:
+        return read_rgb(source)
+    if channels == 1:
+        return read_rgb(source).convert("L")  # grey there and back is exact
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
+        opened.load()
+        picture = ImageOps.exif_transpose(opened)
+        sixteen = picture.mode.startswith("I")
+        return (_to_rgb(picture) if sixteen else picture).convert("RGBA")
+
+
+def channels_named(channels: int) -> dict[str, int]:
+    """What a fingerprint says of them: nothing of RGB, so that data sets before there was a choice keep theirs."""
+    return {} if channels == 3 else {"channels": channels}
+
+
 def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I"):  # 16-bit grey: "I;16" and relatives, "I" from older formats
         grey = np.asarray(picture, dtype=np.int64)
@@ -39,7 +58,7 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
 
 
 def center_crop(picture: Image.Image, resolution: int) -> np.ndarray:
-    """uint8 [resolution, resolution, 3]: `center_crop_arr` of guided-diffusion (image_datasets.py), which ADM and LDM
+    """uint8 [resolution, resolution, C]: `center_crop_arr` of guided-diffusion (image_datasets.py), which ADM and LDM
     use for ImageNet.
 
     Halved with a box filter while the short side is at least twice the resolution, then resized with a bicubic filter
@@ -48,9 +67,16 @@ def center_crop(picture: Image.Image, resolution: int) -> np.ndarray:
     """
     while min(picture.size) >= 2 * resolution:
         picture = picture.resize((picture.width // 2, picture.height // 2), resample=Image.Resampling.BOX)
-    scale = resolution / min(picture.size)
-    size = (round(picture.width * scale), round(picture.height * scale))
-    pixels_HW3 = np.array(picture.resize(size, resample=Image.Resampling.BICUBIC))
-    top = (pixels_HW3.shape[0] - resolution) // 2
-    left = (pixels_HW3.shape[1] - resolution) // 2
-    return np.ascontiguousarray(pixels_HW3[top : top + resolution, left : left + resolution])
+    w, h, left, top = placed(picture.width, picture.height, resolution)
+    pixels_HWC = np.array(picture.resize((w, h), resample=Image.Resampling.BICUBIC))
+    square_HWC = np.ascontiguousarray(pixels_HWC[top : top + resolution, left : left + resolution])
+    return square_HWC if square_HWC.ndim == 3 else square_HWC[..., None]
+
+
+def placed(width: int, height: int, resolution: int) -> tuple[int, int, int, int]:
+    """Width and height to which `center_crop` resizes a picture, and the left and top edge of the square that it cuts out."""
+    while min(width, height) >= 2 * resolution:
+        width, height = width // 2, height // 2
+    scale = resolution / min(width, height)
+    w, h = round(width * scale), round(height * scale)
+    return w, h, (w - resolution) // 2, (h - resolution) // 2

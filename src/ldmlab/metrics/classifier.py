@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from ldmlab.data.fields import Field
 from ldmlab.errors import ConfigError
-from ldmlab.metrics.corruptions import LUMA
+from ldmlab.metrics.corruptions import luma_of
 from ldmlab.metrics.features import Features, FeatureSet, hash_of
 from ldmlab.ranges import Given, Items, Width
 
@@ -75,13 +75,13 @@ class Early(nn.Module):
     Half of the first layer begins at second differences of luma: from random weights 20 000 images of training do not find them.
     """
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, image_channels: int = 3):
         super().__init__()
-        self.conv1, self.conv2 = nn.Conv2d(3, width, 3), nn.Conv2d(width, width, 3, stride=2)
+        self.conv1, self.conv2 = nn.Conv2d(image_channels, width, 3), nn.Conv2d(width, width, 3, stride=2)
         with torch.no_grad():
             for i in range(width // 2):
                 kernel_33 = torch.tensor(SECOND_DIFFERENCES[i % 4]) / 4
-                self.conv1.weight[i] = torch.tensor(LUMA)[:, None, None] * kernel_33
+                self.conv1.weight[i] = luma_of(image_channels)[:, None, None] * kernel_33
                 self.conv1.bias[i] = 0.0  # type: ignore[index]
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
@@ -118,8 +118,10 @@ class Classifier(nn.Module):
         width: Width = 32,
         learns: Annotated[list[str], Items(distinct=True)] = ["label"],  # noqa: B006 - read only
         trained_on: Literal["shapes", "data"] = "data",
+        image_channels: Annotated[int, Given] = 3,
     ):
         super().__init__()
+        self.image_channels = image_channels
         if width % 8:
             near = max(8, round(width / 8) * 8)
             raise ConfigError(
@@ -133,8 +135,8 @@ class Classifier(nn.Module):
             f"classifier of {', '.join(self.values)} and of changes; x / 127.5 - 1; no resize; over space; standardised"
         )
         widths = [width, 2 * width, 3 * width, 3 * width]
-        self.early = Early(width // 4)
-        self.stem = ScaledConv(3, width)
+        self.early = Early(width // 4, image_channels)
+        self.stem = ScaledConv(image_channels, width)
         self.downs = nn.ModuleList(ScaledConv(widths[i], widths[i + 1], stride=2) for i in range(3))
         self.blocks = nn.ModuleList(Residual(after) for after in widths[1:])
         self.heads = nn.ModuleDict({name: nn.Linear(self.feature_dim, values) for name, values in self.values.items()})
@@ -173,8 +175,8 @@ class Classifier(nn.Module):
         return torch.cat([self.early(image_BCHW), late_BD], dim=1)
 
     def forward(self, image_BCHW: Tensor, changed_BCHW: Tensor | None = None) -> Features | dict[str, Tensor]:
-        if image_BCHW.ndim != 4 or image_BCHW.shape[1] != 3:
-            raise ValueError(f"{self.name} takes [B, 3, H, W]; got {tuple(image_BCHW.shape)}")
+        if image_BCHW.ndim != 4 or image_BCHW.shape[1] != self.image_channels:
+            raise ValueError(f"{self.name} takes [B, {self.image_channels}, H, W]; got {tuple(image_BCHW.shape)}")
         if min(image_BCHW.shape[2:]) < self.min_size:
             raise ConfigError(
                 f"eval.extractor: the classifier takes images of at least {self.min_size} pixels a side; "

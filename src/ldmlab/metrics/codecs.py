@@ -68,8 +68,8 @@ def coded(image_NHWC: np.ndarray, code: Callable[["Image", int], tuple[bytes, in
     N, H, W, C = image_NHWC.shape
     bits, found = 0, []
     for image_HWC in image_NHWC:
-        data, size = code(Image.fromarray(image_HWC), quality)
-        back_HWC = np.array(Image.open(io.BytesIO(data)).convert("RGB"))
+        data, size = code(Image.fromarray(image_HWC[..., 0] if C == 1 else image_HWC), quality)
+        back_HWC = np.array(Image.open(io.BytesIO(data)).convert("L" if C == 1 else "RGB")).reshape(H, W, C)
         pair = [torch.from_numpy(np.ascontiguousarray(x)).permute(2, 0, 1)[None] for x in (image_HWC, back_HWC)]
         found.append(float(psnr(*pair).clamp(max=highest_psnr(C, H, W))))
         bits += 8 * size
@@ -104,7 +104,10 @@ def _entropy_bits(level_M: np.ndarray) -> float:
 
 
 def codec_curves(image_NHWC: np.ndarray, training: Iterable[Tensor]) -> dict[str, list[CodecPoint]]:
-    """The points of each codec for uint8 RGB images, rate rising; without rounded components where 8 does not divide the image's sides."""
+    """The points of each codec for uint8 images, grey or RGB, rate rising; without rounded components where 8 does not divide the
+    image's sides. Of images with opacity, which the codecs treat apart, none."""
+    if image_NHWC.shape[3] == 4:
+        return {}
     found = {
         "JPEG": [coded(image_NHWC, _jpeg, quality) for quality in JPEG_QUALITIES],
         "WebP": [coded(image_NHWC, _webp, quality) for quality in WEBP_QUALITIES],

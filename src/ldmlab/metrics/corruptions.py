@@ -20,6 +20,13 @@ from ldmlab.errors import ConfigError
 from ldmlab.randomness import ImageNoise, seed_of
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+
+
+def luma_of(image_channels: int) -> Tensor:
+    """[C]: what each channel counts in the brightness of an image; of a grey one all, of opacity nothing."""
+    return torch.tensor((*LUMA, 0.0)[:image_channels] if image_channels > 1 else (1.0,))
+
+
 COARSE = 2.0  # pixels: what a Gaussian of this sigma takes away is texture, what it leaves is shape
 FIELD = 4  # control points a side of a warp
 
@@ -186,4 +193,4 @@ def smooth(image_BCHW: Tensor, sigma: Dose) -> Tensor:
 
 def _grey(image_BCHW: Tensor) -> Tensor:
     """Luma, [B, 1, H, W]."""
-    return (image_BCHW * image_BCHW.new_tensor(LUMA)[:, None, None]).sum(dim=1, keepdim=True)
+    return (image_BCHW * luma_of(image_BCHW.shape[1]).to(image_BCHW)[:, None, None]).sum(dim=1, keepdim=True)

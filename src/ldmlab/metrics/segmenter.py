@@ -34,13 +34,14 @@ class Segmenter(nn.Module):
     Args:
         classes: numbers that a pixel's class can be, K; 0 is the background where the data says so.
         width: channels at full size; the halved levels have 2, 3 and 3 times as many.
+        image_channels: 3 of RGB.
     """
 
-    def __init__(self, classes: int, width: int):
+    def __init__(self, classes: int, width: int, image_channels: int = 3):
         super().__init__()
-        self.classes, self.width = classes, width
+        self.classes, self.width, self.image_channels = classes, width, image_channels
         widths = [width, 2 * width, 3 * width, 3 * width]
-        self.stem = ScaledConv(3, width)
+        self.stem = ScaledConv(image_channels, width)
         self.downs = nn.ModuleList(ScaledConv(widths[i], widths[i + 1], stride=2) for i in range(3))
         self.blocks = nn.ModuleList(Residual(after) for after in widths[1:])
         self.ups = nn.ModuleList(ScaledConv(widths[i + 1] + widths[i], widths[i]) for i in (2, 1, 0))
@@ -49,8 +50,10 @@ class Segmenter(nn.Module):
 
     def forward(self, image_BCHW: Tensor) -> PerPixel:
         """Of uint8 images in 0 … 255 or float ones in [-1, 1], [B, 3, H, W] from 16 pixels a side."""
-        if image_BCHW.ndim != 4 or image_BCHW.shape[1] != 3 or min(image_BCHW.shape[2:]) < SMALLEST:
-            raise ValueError(f"the segmenter takes [B, 3, H, W] from {SMALLEST} px; got {tuple(image_BCHW.shape)}")
+        if image_BCHW.ndim != 4 or image_BCHW.shape[1] != self.image_channels or min(image_BCHW.shape[2:]) < SMALLEST:
+            raise ValueError(
+                f"the segmenter takes [B, {self.image_channels}, H, W] from {SMALLEST} px; got {tuple(image_BCHW.shape)}"
+            )
         x_BCHW = image_BCHW.float() / 127.5 - 1 if image_BCHW.dtype == torch.uint8 else image_BCHW
         h_BCHW = self.stem(x_BCHW.contiguous(memory_format=torch.channels_last))
         passed = []

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldmlab.autoencoders.linear_path import IMAGE_CHANNELS, LinearPath
+from ldmlab.autoencoders.linear_path import LinearPath
+from ldmlab.data.base import channels_of
 from ldmlab.data.batches import to_float, to_uint8
 from ldmlab.diffusion.linear_gaussian import Stationary
 from ldmlab.errors import TrainingError
@@ -129,9 +130,10 @@ class Diagnostics(Stage):
         """Encoder and decoder of principal components with the same f and c; None where those hold the whole patch, or the
         training patches are too few.
         """
-        if c >= IMAGE_CHANNELS * f * f:
+        channels = channels_of(ctx.data)
+        if c >= channels * f * f:
             return None
-        path = LinearPath(f, c).to(ctx.device)
+        path = LinearPath(f, c, image_channels=channels).to(ctx.device)
         try:
             path.fit(training_images(ctx, FIT_IMAGES))
         except TrainingError:

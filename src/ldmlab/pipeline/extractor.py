@@ -52,7 +52,8 @@ def load_extractor(plan: "Plan", ctx: Context) -> Any:
 def _forward_flops(net: nn.Module, size: int) -> float:
     """Of one image, counted on the meta device: an image of 4096x4096 would take a minute."""
     shapes = copy.deepcopy(net).to("meta")
-    return flops_of(lambda: shapes(torch.zeros(1, 3, size, size, device="meta")))
+    channels = int(getattr(net, "image_channels", 3))
+    return flops_of(lambda: shapes(torch.zeros(1, channels, size, size, device="meta")))
 
 
 class ExtractorStage(Stage):

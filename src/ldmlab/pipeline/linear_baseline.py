@@ -43,9 +43,10 @@ def linear_psnr(
     training: gives batches [B, 3, H, W] in [-1, 1] of at most that many images. None when c numbers hold a whole patch, and when there
     are fewer training patches than components.
     """
-    if c >= 3 * f * f:
+    channels = int(read([0]).shape[3])
+    if c >= channels * f * f:
         return None
-    linear = LinearPath(f, c).to(device)
+    linear = LinearPath(f, c, image_channels=channels).to(device)
     try:
         linear.fit(training(FIT_IMAGES))
     except TrainingError:  # fewer patches than components: nothing to compare with

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from ldmlab.autoencoders.linear_path import IMAGE_CHANNELS, patch_moments, patches, principal_components
+from ldmlab.autoencoders.linear_path import patch_moments, patches, principal_components
 from ldmlab.errors import ConfigError
 from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.data import DataStage
@@ -37,9 +37,15 @@ class PixelNoise(ImageNoise):
     """
 
     def __init__(
-        self, seeds: Sequence[int], resolution: int, f: int, basis_CP: Tensor | None, device: torch.device | str = "cpu"
+        self,
+        seeds: Sequence[int],
+        resolution: int,
+        f: int,
+        basis_CP: Tensor | None,
+        device: torch.device | str = "cpu",
+        image_channels: int = 3,
     ):
-        super().__init__(seeds, (IMAGE_CHANNELS, resolution, resolution), device)
+        super().__init__(seeds, (image_channels, resolution, resolution), device)
         self.f, self.basis_CP = f, None if basis_CP is None else basis_CP.to(device)
 
     def __call__(self) -> Tensor:
@@ -83,7 +89,7 @@ class NoiseBasisStage(Stage):
         return {"data": self.plan.stage(DataStage)}
 
     def check(self) -> None:
-        most = IMAGE_CHANNELS * self.f**2
+        most = self.plan.resolved.autoencoder.network.image_channels * self.f**2
         if self.c > most:
             raise ConfigError(
                 f"eval.noise=pixels: this latent has {self.c} channels, and a patch of {self.f}x{self.f} pixels gives {most} "
@@ -117,5 +123,6 @@ def noise_of(plan: "Plan", ctx: Context) -> Any:
     if plan.resolved.cfg.eval.noise != "pixels":
         return ImageNoise
     on, f = upstream(plan).get("noise"), plan.resolved.autoencoder.f
+    channels = plan.resolved.autoencoder.network.image_channels
     basis_CP = on.load(ctx) if isinstance(on, NoiseBasisStage) else None
-    return lambda seeds, shape, device: PixelNoise(seeds, shape[1] * f, f, basis_CP, device)
+    return lambda seeds, shape, device: PixelNoise(seeds, shape[1] * f, f, basis_CP, device, channels)

@@ -26,6 +26,7 @@ from ldmlab.pipeline.resolved import Resolved
 from ldmlab.pipeline.samples import SamplesStage
 from ldmlab.pipeline.scores import ScoresStage
 from ldmlab.pipeline.segmenter import SegmenterStage
+from ldmlab.pipeline.shuffled_samples import ShuffledSamplesStage
 from ldmlab.pipeline.stage import Row, SnapshotStage, Stage
 from ldmlab.pipeline.tokenizer import TokenizerStage
 from ldmlab.pipeline.weak_model import WeakModel
@@ -36,7 +37,7 @@ from ldmlab.terminal import clock
 KINDS: tuple[type[Stage], ...] = (
     DataStage, TokenizerStage, ExtractorStage, FirstStage, DecoderStage, ReconstructionsStage, LatentsStage, LearningRateStage,
     DenoiserStage, CooldownStage, GaussianStage, NoisyClassifierStage, WeakModel, NoiseBasisStage, SamplesStage, ReferenceStage,
-    ChainStage, SegmenterStage, NullSamplesStage, RegressionStage, RegressedStage, ScoresStage,
+    ChainStage, SegmenterStage, NullSamplesStage, ShuffledSamplesStage, RegressionStage, RegressedStage, ScoresStage,
 )  # fmt: skip
 """The stages of the package. Where two could come first, the earlier here does; order is otherwise by what each stands on."""
 

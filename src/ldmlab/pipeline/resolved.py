@@ -20,7 +20,7 @@ from ldmlab.autoencoders.whole_image import WITHOUT
 from ldmlab.conditioning.base import Conditioner
 from ldmlab.conditioning.compose import parts_of
 from ldmlab.conditioning.source import POSITION, ConditionSource, chosen
-from ldmlab.data.base import ImageDataset
+from ldmlab.data.base import ImageDataset, channels_of
 from ldmlab.data.fields import check_mirrors
 from ldmlab.data.shapes import FIELDS
 from ldmlab.diffusion.denoiser import Denoiser
@@ -100,7 +100,7 @@ class Resolved:
         """Counted for a dry run, and where a budget has counted already: meta kernels load PyTorch's compiler, which takes 5 s."""
         if not self.cfg.dry_run and self.budget is None:
             return Costs()
-        image = torch.empty(1, 3, self.resolution, self.resolution, device="meta")
+        image = torch.empty(1, channels_of(self.data), self.resolution, self.resolution, device="meta")
         z = torch.empty(1, *self.latent_shape, device="meta")
         return Costs(
             flops_of(lambda: self.autoencoder.moments(image)),
@@ -175,6 +175,7 @@ def resolve(cfg: DictConfig, choices: dict[str, str], data: ImageDataset, val: I
     found = Resolved(
         cfg, choices, data, val, caches, autoencoder, denoiser, objective, sampler, guidance, extractor
     )  # fmt: skip
+    check_channels(found)
     check_sampling(found)
     check_guidance(found)
     check_label(found)
@@ -211,6 +212,27 @@ def check_batches(cfg: DictConfig) -> None:
                 f"ae.decoder_fit.batch_size={cfg.ae.decoder_fit.batch_size} over {ranks} processes is not a multiple of "
                 f"ae.loss.norm_images={group}. Change one of them."
             )
+
+
+def check_channels(found: Resolved) -> None:
+    """Fixed networks of RGB pictures, in the first stage's loss and as extractor, against data of other channels."""
+    cfg, channels = found.cfg, channels_of(found.data)
+    if channels == 3:
+        return
+    perceptual = cfg.ae.loss.perceptual if cfg.ae.loss is not None else None
+    if perceptual is not None and not build.needs_classifier(cfg):
+        seen = getattr(build.class_of(perceptual), "image_channels", 3)
+        if seen not in (None, channels):
+            raise ConfigError(
+                f"ae.loss.perceptual looks through a network of pictures with {seen} channels, and data.channels={channels}. Use "
+                "ae/loss/perceptual=none, or data.channels=3."
+            )
+    seen = getattr(found.extractor, "image_channels", 3)
+    if found.extractor is not None and seen != channels:
+        raise ConfigError(
+            f"eval={found.choices['eval']} takes its features from pictures with {seen} channels, and data.channels={channels}. Use "
+            "eval=classifier, which is trained on the data, or eval=none."
+        )
 
 
 def check_divides(path: str, batch_size: int, ranks: int) -> None:

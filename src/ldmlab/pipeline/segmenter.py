@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 
 from ldmlab import build
-from ldmlab.data.base import ImageDataset, to_batch
+from ldmlab.data.base import ImageDataset, channels_of, to_batch
 from ldmlab.errors import ConfigError
 from ldmlab.metrics.iou import Confusion
 from ldmlab.metrics.segmenter import NETWORK, Segmenter, load_segmenter
@@ -48,7 +48,11 @@ class SegmenterStage(Stage):
         if self.cfg.dry_run:
             with torch.device("meta"):
                 net = self._untrained()
-        forward = flops_of(lambda: net(torch.zeros(1, 3, size, size, device="meta"))) if net is not None else 0.0
+        forward = (
+            flops_of(lambda: net(torch.zeros(1, net.image_channels, size, size, device="meta")))
+            if net is not None
+            else 0.0
+        )
         many = f" {millions(parameters_of(net))}" if net is not None else ""
         return Row(f"segmenter{many} · {', '.join(self._fields())}", total_steps(fit) * fit.batch_size, 3 * forward)
 
@@ -61,12 +65,14 @@ class SegmenterStage(Stage):
     def _untrained(self) -> Segmenter:
         (field,) = [field for field in self._data("val").declared if field.name == CLASSES]
         with build.seeded("segmenter"):
-            return Segmenter(field.values or 1, self.cfg.segmenter.width)
+            return Segmenter(field.values or 1, self.cfg.segmenter.width, channels_of(self._data("val")))
 
     def work(self, ctx: Context, folder: Path) -> float:
         net, train = self._untrained(), self._data("train")
         if ctx.main:
-            write_json(folder / NETWORK, {"classes": net.classes, "width": net.width})
+            write_json(
+                folder / NETWORK, {"classes": net.classes, "width": net.width, "image_channels": net.image_channels}
+            )
         loss = SegmenterLoss(net, CLASSES, DEPTH if DEPTH in self._fields() else None)
         done = ctx.train(self.address, folder, loss, train, ctx.cfg.segmenter.fit)
         if ctx.main:

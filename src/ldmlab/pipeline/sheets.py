@@ -25,12 +25,25 @@ def tiled(images_NHWC: np.ndarray, columns: int, scale: int = 1, gap: int = 2, g
     return sheet_HWC[: len(sheet_HWC) - gap, : sheet_HWC.shape[1] - gap]
 
 
+def as_rgb(image_XHWC: np.ndarray) -> np.ndarray:
+    """Images to look at, uint8 [..., H, W, 3]: grey three times, opacity laid on white; RGB as it is."""
+    if image_XHWC.shape[-1] == 1:
+        return np.repeat(image_XHWC, 3, axis=-1)
+    if image_XHWC.shape[-1] != 4:
+        return image_XHWC
+    opacity_XHW1 = image_XHWC[..., 3:].astype(np.float32) / 255
+    laid: np.ndarray = (image_XHWC[..., :3] * opacity_XHW1 + 255 * (1 - opacity_XHW1)).round().astype(np.uint8)
+    return laid
+
+
 def save_sheet(path: Path, images_NHWC: np.ndarray, columns: int) -> None:
     """The images as one PNG on white, small ones enlarged to 64 pixels a side."""
     from PIL import Image
 
     with atomic(path) as beside:
-        Image.fromarray(tiled(images_NHWC, columns, max(1, 64 // images_NHWC.shape[1]))).save(beside, format="png")
+        Image.fromarray(tiled(as_rgb(images_NHWC), columns, max(1, 64 // images_NHWC.shape[1]))).save(
+            beside, format="png"
+        )
 
 
 def error_sheet(path: Path, original: np.ndarray, reconstructed: np.ndarray) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ldmlab.errors import DataError
-from ldmlab.pipeline.sheets import tiled
+from ldmlab.pipeline.sheets import as_rgb, tiled
 from ldmlab.reports.records import Run, SampleSet, Snapshot
 
 LARGEST = 128
@@ -121,10 +121,11 @@ def data_uri(data: bytes, kind: str) -> str:
 
 
 def png_bytes(image_HWC: Any) -> bytes:
+    import numpy as np
     from PIL import Image
 
     out = io.BytesIO()
-    Image.fromarray(image_HWC).save(out, format="PNG", optimize=True)
+    Image.fromarray(as_rgb(np.asarray(image_HWC))).save(out, format="PNG", optimize=True)
     return out.getvalue()
 
 
@@ -138,7 +139,7 @@ def reduced(image_HWC: Any, factor: int) -> Any:
     import numpy as np
     from PIL import Image
 
-    image_HWC = np.ascontiguousarray(image_HWC)
+    image_HWC = as_rgb(np.ascontiguousarray(image_HWC))
     return image_HWC if factor == 1 else np.asarray(Image.fromarray(image_HWC).reduce(factor))
 
 
@@ -199,7 +200,7 @@ def sheet(pictures: Pictures, side: int = SHEET_SIDE) -> bytes:
     for r, (label, images) in enumerate(zip(labels, rows, strict=True)):
         pen.text((4, r * step + side // 2), label, fill="#1b1d21", font=font, anchor="lm")
         for n, image_HWC in enumerate(images):
-            picture = Image.fromarray(np.ascontiguousarray(image_HWC))
+            picture = Image.fromarray(as_rgb(np.ascontiguousarray(image_HWC)))
             how = Image.Resampling.NEAREST if picture.width < side else Image.Resampling.BOX
             page.paste(picture.resize((side, side), how), (left + n * step, r * step))
     return png_bytes(np.asarray(page))

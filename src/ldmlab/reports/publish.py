@@ -113,7 +113,7 @@ def export_samples(run: Path, out: Path | None) -> str:
         name = samples.class_name(samples.labels[i]) if samples.labels else ""
         file = f"{i:05d}{'-' + name.replace(' ', '_').replace('/', '_') if name else ''}.png"
         with atomic(folder / file) as beside:
-            Image.fromarray(image_HWC).save(beside, format="png")
+            Image.fromarray(image_HWC[..., 0] if image_HWC.shape[2] == 1 else image_HWC).save(beside, format="png")
         said = {"file": file, "seed": samples.seeds[i], "class": name, "description": samples.description(i)}
         rows.append({key: value for key, value in said.items() if value != ""})
     write_json(folder / "samples.json", rows)

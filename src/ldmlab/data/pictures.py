@@ -1,0 +1,147 @@
+"""Picture files as a data set, with what stands beside each of them. Where the files are and what is beside them says a `Listing`.
+
+Shape letters: H W pixels, N images of the split.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ldmlab.data.base import ImageDataset, Sample, Split, digest
+from ldmlab.data.beside import Beside, Size
+from ldmlab.data.duplicates import in_two_splits
+from ldmlab.data.fields import label
+from ldmlab.data.files import Survey, readable
+from ldmlab.data.listing import Listing
+from ldmlab.data.transforms import CROP_RULE, center_crop, channels_named, read_picture
+from ldmlab.data.view import View
+from ldmlab.errors import ConfigError, DataError
+from ldmlab.ranges import ImageChannels
+
+log = logging.getLogger(__name__)
+
+
+class Pictures:
+    """The pictures of one split, cropped and resized by ADM's rule (`transforms.center_crop`), and their fields in the same square.
+
+    listing:        which pictures there are, and what is beside them.
+    max_unreadable: how many pictures of this split may be damaged. They are named in the log, left out, and listed in
+                    `split_record()`; one more than that raises DataError with their names. All files are read once for
+                    this at the first start.
+    channels:       of the images (`transforms.read_picture`).
+    cache:          folder that remembers what was read; None reads every file at every start.
+    """
+
+    def __init__(
+        self,
+        listing: Listing,
+        resolution: int,
+        split: Split,
+        max_unreadable: int,
+        flip: bool,
+        cache: Path | None,
+        channels: ImageChannels = 3,
+    ):
+        if resolution < 1:
+            raise ConfigError(f"data.resolution={resolution} must be 1 or more.")
+        found = Survey(listing.root, cache)(listing.pictures(split))
+        self._paths = readable(listing.root, found, max_unreadable)
+        self._excluded = {path: what.problem for path, what in found.items() if what.problem is not None}
+        for path, problem in self._excluded.items():
+            log.warning("left out: %s cannot be read (%s)", listing.root / path, problem)
+        if not self._paths:
+            raise DataError(
+                f"data.root={listing.root}: none of the {len(found)} pictures of the split {split!r} can be read."
+            )
+        self._listing = listing
+        self._sha256 = [found[path].sha256 for path in self._paths]
+        self._beside = {part.field.name: part.contents(self._paths, cache) for part in listing.beside}
+        self.resolution, self.channels = resolution, channels
+        self.split = split
+        self.flip = flip
+        self.class_names = listing.class_names
+        self.declared = (
+            *([label(len(self.class_names))] if listing.class_of is not None else []),
+            *(part.field for part in listing.beside),
+        )
+        self.fields: tuple[str, ...] = tuple(field.name for field in self.declared)
+        self._labels = np.array(listing.labels(self._paths), dtype=np.int64)
+
+    listing_of: Callable[
+        ..., Listing
+    ]  # of a subclass: all splits, from the options of its constructor that say where they are
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, i: int) -> Sample:
+        path = self._paths[i]
+        try:
+            picture = read_picture(self._listing.root / path, self.channels)
+            sample: Sample = {"image": center_crop(picture, self.resolution)}
+        except Exception as error:
+            raise DataError(
+                f"{self._listing.root / path} could be read when the data set was opened and cannot now: {error}. "
+                "Start again to have it checked."
+            ) from error
+        if self._listing.class_of is not None:
+            sample["label"] = int(self._labels[i])
+        view = View(*picture.size, self.resolution)
+        for part in self._listing.beside:
+            sample[part.field.name] = beside_of(part, path, picture.size, view, self._listing.root)
+        return sample
+
+    def __getitems__(self, indices: list[int]) -> list[Sample]:
+        return [self[i] for i in indices]
+
+    def labels(self) -> np.ndarray:
+        """int64 [N]."""
+        if self._listing.class_of is None:
+            raise DataError(f"data.root={self._listing.root} has no labels: its pictures are not in class folders.")
+        return self._labels
+
+    def in_two_splits(self, other: ImageDataset) -> list[list[str]]:
+        """Groups of paths with equal content in this split and in another one of the same root."""
+        splits = {
+            one.split: zip(one._paths, one._sha256, strict=True) for one in (self, other) if isinstance(one, Pictures)
+        }
+        return in_two_splits(splits)
+
+    def fingerprint(self) -> str:
+        """sha256 (hex) over relative paths, contents, fields, classes, split rule, crop rule and resolution."""
+        return digest(
+            {
+                "files": [[path, sha256] for path, sha256 in zip(self._paths, self._sha256, strict=True)],
+                "labels": self._labels.tolist(),
+                "class_names": self.class_names,
+                "split": self.split,
+                "rule": self._listing.rule,
+                "crop": CROP_RULE,
+                "resolution": self.resolution,
+                **({"beside": self._beside} if self._beside else {}),
+                **channels_named(self.channels),
+            }
+        )
+
+    def split_record(self) -> dict[str, object]:
+        """How the root was divided, for cards: rule, pictures found per split, and what was left out of this one."""
+        return {
+            "rule": self._listing.rule,
+            "found": {split: len(paths) for split, paths in self._listing.paths.items()},
+            "split": self.split,
+            "images": len(self),
+            "unreadable": dict(self._excluded),
+            "per_class": {self.class_names[k]: n for k, n in sorted(Counter(self._labels.tolist()).items())},
+        }
+
+
+def beside_of(part: Beside, path: str, size: Size, view: View, root: Path) -> Any:
+    """What stands beside a picture, as it is in the square that is seen; DataError where it is of another picture."""
+    try:
+        return view.of(part.field, part(path, size))
+    except ValueError as error:
+        raise DataError(f"{root / path}: its {part.field.name} is of another picture: {error}.") from error

@@ -1,0 +1,137 @@
+"""Grey, four-channel and 16-bit pictures: read, packed, and through a whole run; what needs RGB says so."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from option_words import replacing
+from PIL import Image
+
+from ldmlab.autoencoders.discriminator import PatchGAN
+from ldmlab.config.compose import load
+from ldmlab.data.folder import Folder
+from ldmlab.data.prepare import Encoding, pack
+from ldmlab.data.shards import Shards
+from ldmlab.errors import ConfigError
+from ldmlab.pipeline.run import execute, prepare
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    """Of one kind each: 8-bit grey, 16-bit grey, RGB, RGB with opacity; the same ramp of grey in all of them."""
+    root = tmp_path / "in"
+    for n in range(24):
+        ramp_HW = (np.linspace(0, 200, 16 * 16).reshape(16, 16) + 2 * n).astype(np.uint8)
+        opacity_HW = np.where(np.arange(16) < 8, 255, 40 + n).astype(np.uint8)[None].repeat(16, 0)
+        kinds = (
+            ramp_HW,
+            ramp_HW.astype(np.uint16) * 257,
+            np.stack([ramp_HW] * 3, axis=2),
+            np.stack([ramp_HW] * 3 + [opacity_HW], axis=2),
+        )
+        (root / "ab"[n % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(kinds[n % 4]).save(root / "ab"[n % 2] / f"{n:02d}.png")
+    return root
+
+
+def number(path: str) -> int:
+    return int(Path(path).stem)
+
+
+def test_every_kind_of_picture_is_read_in_as_many_channels(pictures):
+    for channels in (1, 3, 4):
+        data = Folder(str(pictures), 16, val_fraction=0.0, channels=channels)  # type: ignore[arg-type]
+        for path, sample in zip(data._paths, data, strict=True):  # type: ignore[call-overload]
+            n = number(path)
+            ramp_HW = (np.linspace(0, 200, 256).reshape(16, 16) + 2 * n).astype(np.uint8)
+            assert sample["image"].shape == (16, 16, channels) and sample["image"].dtype == np.uint8
+            opaque = np.s_[:, : 8 if n % 4 == 3 else 16]  # of the rest, 1 and 3 channels see the white behind
+            assert np.array_equal(sample["image"][..., 0][opaque], ramp_HW[opaque])
+            if channels == 4:
+                assert np.array_equal(sample["image"][..., :3], np.stack([ramp_HW] * 3, axis=2))
+                assert np.unique(sample["image"][..., 3]).tolist() == ([40 + n, 255] if n % 4 == 3 else [255])
+
+
+def test_channels_go_into_shards_and_are_another_data_set(pictures, tmp_path):
+    ids = {c: Folder(str(pictures), 16, val_fraction=0.0, channels=c).fingerprint() for c in (1, 3, 4)}  # type: ignore[arg-type]
+    assert len(set(ids.values())) == 3 and ids[3] == Folder(str(pictures), 16, val_fraction=0.0).fingerprint()
+    for channels in (1, 4):
+        out = tmp_path / f"out{channels}"
+        pack(Folder.listing_of(str(pictures), 0.0), out, 16, Encoding("png", 95, channels))
+        images = [
+            {sample["image"].tobytes() for sample in data}
+            for data in (
+                Shards(str(out), 16, channels=channels),  # type: ignore[arg-type]
+                Folder(str(pictures), 16, val_fraction=0.0, channels=channels),  # type: ignore[arg-type]
+            )
+        ]
+        assert images[0] == images[1]
+    with pytest.raises(ConfigError, match=r"prepare.format=jpg cannot keep the fourth channel"):
+        Encoding("jpg", 95, 4)
+
+
+def words(root: Path, store: Path, channels: int, *more: str) -> list[str]:
+    return [
+        "debug=tiny", "data=folder", f"data.root={root}", "data.resolution=16", f"data.channels={channels}", "data.val_fraction=0.3",
+        "ldm=unet_study", "ldm.network.width=8", "ldm.network.norm_group_channels=4", "eval=classifier",
+        "cond=class_vector", f"store={store}", "runtime.threads=1", "ldm.fit.images=16", "ldm.fit.batch_size=8", "ldm.fit.warmup=0",
+        "ldm.fit.cooldown=0", "sampler.steps=2", "eval.extractor.width=8", "eval.extractor_fit.images=16",
+        "eval.extractor_fit.batch_size=8",
+        "eval.metrics=[fid]", "eval.samples=6", "eval.reference.images=8", "eval.reconstructions=4", "eval.batch_size=4", *more,
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("channels", "more"),
+    [
+        (
+            1,
+            [
+                "ae=kl_f4_small",
+                "ae/loss/discriminator=patchgan_2",
+                "ae.network.width=32",
+                "ae.fit.images=8",
+                "ae.fit.batch_size=4",
+            ],
+        ),
+        (4, ["ae=identity", "ae.network.c=4"]),
+    ],
+)
+def test_a_whole_run(pictures, tmp_path, channels, more):
+    composed = load(words(pictures, tmp_path / "store", channels, *more))
+    assert execute(composed, "python src/train.py") is not None
+    plan = prepare(composed)
+    samples = np.load(plan.store.folder(plan.address("samples")) / "images.npy")
+    assert samples.shape == (6, 16, 16, channels)
+    assert Image.open(plan.store.folder(plan.address("samples")) / "grid.png").mode == "RGB"
+
+
+@pytest.mark.parametrize("ae", ["pca_f4", "kl_f4_quick", "kl_f4_small"])
+def test_first_stages_of_grey_pictures(pictures, tmp_path, ae):
+    more = ["ae.network.c=3"] if ae == "pca_f4" else []
+    plan = prepare(load(words(pictures, tmp_path / "store", 1, f"ae={ae}", "until=autoencoder", *more)))
+    network = plan.resolved.autoencoder.network
+    assert network.image_channels == 1
+    z_BCHW = plan.resolved.autoencoder.moments(torch.empty(2, 1, 16, 16, device="meta"))
+    assert z_BCHW.shape[2:] == (4, 4)
+
+
+def test_what_needs_rgb_says_so_before_anything_starts(pictures, tmp_path):
+    def refused(pattern: str, *more: str) -> None:
+        with pytest.raises(ConfigError, match=pattern):
+            prepare(load(replacing(words(pictures, tmp_path / "store", 1), more)))
+
+    refused(
+        r"ae.loss.perceptual looks through a network of pictures with 3 channels, and data.channels=1",
+        "ae=kl_f4",
+        "ae/loss/perceptual=lpips",
+        "ae/loss/discriminator=none",
+    )
+    refused(
+        r"eval=shapes takes its features from pictures with 3 channels", "ae=pca_f4", "ae.network.c=3", "eval=shapes"
+    )
+    refused(r"ae.network.c=3: .*so c is 1. Set ae.network.c=1", "ae=identity")
+    refused(r"a 4x4 patch has 16 values", "ae=pca_f4", "ae.network.c=17")
+    assert PatchGAN(2, 8, 1).main[0].weight.shape[1] == 1
