@@ -365,6 +365,9 @@ class RunConfig:
     port: Annotated[int, Range(at_least=0, at_most=65_535)] = 8_000  # serve=true; 0: any that is free
     seeds: Seeds = field(default_factory=Seeds)  # of a sweep
     parallel: Annotated[Any, AutoOr(Range(at_least=1, at_most=4_096))] = "auto"  # cells of a sweep at once
+    submit: bool = False  # with hydra/launcher=submitit_slurm: return once the jobs are in the queue
+    status: bool = False  # print what store and scheduler know of the run or of each cell, and start nothing
+    cancel: bool = False  # take the jobs of the run or of the cells out of the queue
     data: Node = MISSING
     ae: AE = MISSING
     ldm: LDM = MISSING
