@@ -96,7 +96,9 @@ def _guarded(work: Callable[[], int]) -> int:
     try:
         return work()
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
+        # one line a command; one a node where ranks are missing, since rank 0 may be among them
+        everywhere = type(error).__name__ == "MissingRanks"
+        if os.environ.get("LOCAL_RANK" if everywhere else "RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -177,7 +179,9 @@ def _slurm_launcher() -> str:
     if importlib.util.find_spec("submitit") is None or "hydra_submitit_launcher" not in _plugins():
         raise UserError(f"hydra/launcher={SLURM} needs the extra slurm: pip install 'ldmlab[slurm]'.")
     if shutil.which("sbatch") is None:
-        raise UserError(f"hydra/launcher={SLURM}: sbatch is not on this machine. Type the command on one of the cluster's own.")
+        raise UserError(
+            f"hydra/launcher={SLURM}: sbatch is not on this machine. Type the command on one of the cluster's own."
+        )
     return "hydra_plugins.ldmlab_launcher.slurm.SlurmCells"
 
 

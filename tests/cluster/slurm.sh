@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A whole Slurm on this machine, with its own munge, ports and state in FOLDER: two nodes of two cores and two GPUs that are only counted, a
+# A whole Slurm on this machine, with its own munge, ports and state in FOLDER: two nodes of one core and two GPUs that are only counted, a
 # partition `low` that `high` pre-empts. No system service, no file outside FOLDER. Needs Debian's slurm-wlm and munge.
 #   tests/cluster/slurm.sh start FOLDER    prints the SLURM_CONF to use;  tests/cluster/slurm.sh stop FOLDER
 set -euo pipefail
@@ -28,8 +28,9 @@ open_ = [socket.socket() for _ in range(3)]
 [s.bind(('127.0.0.1', 0)) for s in open_]
 print(*(s.getsockname()[1] for s in open_))")
 cat > "$folder/gres.conf" <<END
-Name=gpu Count=2
+Name=gpu File=$folder/gpu[0-1]
 END
+touch "$folder/gpu0" "$folder/gpu1"
 # cred_expire: how long Slurm waits before it starts a job again that was queued anew (120 s by default)
 cat > "$folder/slurm.conf" <<END
 ClusterName=ldmlab
@@ -60,8 +61,8 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 KillWait=10
 GresTypes=gpu
-NodeName=n1 NodeHostname=$host NodeAddr=127.0.0.1 Port=$port2 CPUs=2 RealMemory=2000 Gres=gpu:2 State=UNKNOWN
-NodeName=n2 NodeHostname=$host NodeAddr=127.0.0.1 Port=$port3 CPUs=2 RealMemory=2000 Gres=gpu:2 State=UNKNOWN
+NodeName=n1 NodeHostname=$host NodeAddr=127.0.0.1 Port=$port2 CPUs=1 RealMemory=2000 Gres=gpu:2 State=UNKNOWN
+NodeName=n2 NodeHostname=$host NodeAddr=127.0.0.1 Port=$port3 CPUs=1 RealMemory=2000 Gres=gpu:2 State=UNKNOWN
 PartitionName=low Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=60 MaxTime=INFINITE State=UP
 PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF MaxTime=INFINITE State=UP
 END

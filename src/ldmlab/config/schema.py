@@ -273,6 +273,7 @@ class Runtime:
     micro_batch: Batch | None = None  # images per forward pass and rank at most; the rest is accumulated
     workers: Workers = 0  # loader processes per rank
     threads: Processes | None = None  # CPU threads per rank; null: cores / ranks
+    timeout: Positive = 3600.0  # seconds that ranks wait for each other
     checkpoint_seconds: Positive = 300.0
     log_seconds: Positive = 10.0
     channels_last: Annotated[Any, Choices(("auto", "true", "false"))] = False  # see build.channels_last

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from filelock import FileLock
 
 from ldmlab.data.address import REMOTE
 from ldmlab.data.base import SPLITS, ImageDataset, Sample, Split, digest
@@ -27,6 +26,7 @@ from ldmlab.data.transforms import CROP_RULE, center_crop, read_rgb
 from ldmlab.errors import ConfigError, DataError
 from ldmlab.ranges import File, Given, Pixels
 from ldmlab.store.files import sha256_file
+from ldmlab.store.lock import locked
 from ldmlab.terminal import progress
 
 
@@ -193,7 +193,7 @@ class _Check:
         memory = {name: self._remembered(stamps[name], r) for name, r in zip(names, records, strict=True)}
         if self.memory is not None and memory != remembered:
             self.memory.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{self.memory}.lock"):
+            with locked(Path(f"{self.memory}.building")):
                 write_json(self.memory, memory)
         return records
 

@@ -91,8 +91,8 @@ def check_device(device: str) -> None:
         raise ConfigError("runtime.device=cuda, but torch sees no CUDA device. Use runtime.device=cpu or auto.")
 
 
-def make_accelerator(device: str) -> Any:
-    """Accelerate's view of this process, checked against what the launcher promised.
+def make_accelerator(device: str, timeout: float = 3600.0) -> Any:
+    """Accelerate's view of this process, checked against what the launcher promised. timeout: seconds that ranks wait for each other.
 
     Raises ConfigError when `runtime.device=cuda` and there is none, UserError when ranks are missing.
     """
@@ -101,7 +101,7 @@ def make_accelerator(device: str) -> Any:
 
     check_device(device)
     cpu = device == "cpu" or not torch.cuda.is_available()
-    accelerator = Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=60))])
+    accelerator = Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))])
     promised = int(os.environ.get("WORLD_SIZE", 1))
     if accelerator.num_processes != promised:
         raise UserError(

@@ -22,6 +22,7 @@ from ldmlab.pipeline import budget, gaussian, memory, snapshots, weights_denoise
 from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.launch import STAGES, check_device, make_accelerator, set_threads
 from ldmlab.pipeline.learning_rate import LearningRateStage
+from ldmlab.pipeline.meeting import meet
 from ldmlab.pipeline.plan import Plan, in_order, table
 from ldmlab.pipeline.resolved import resolve
 from ldmlab.pipeline.stage import Stage
@@ -82,13 +83,21 @@ def execute(composed: Composed, command: str, may_train: bool = True) -> Path | 
     memory.check(plan.resolved)
     if not may_train:
         refuse_training(plan, command)
-    ctx = Context(cfg, plan, make_accelerator(cfg.runtime.device))
+    meeting = meet(cfg.runtime.timeout)
+    ctx = Context(cfg, plan, make_accelerator(cfg.runtime.device, cfg.runtime.timeout))
+    with meeting.answering() if meeting else nullcontext():
+        return _make(ctx, command)
+
+
+def _make(ctx: Context, command: str) -> Path | None:
+    """Every stage, and the run's record; or the stages alone that the environment names."""
+    plan = ctx.plan
     ctx.say("\n ".join([terminal.table(table(plan, costs=False)), *plan.notes]) + "\n")
     if ctx.main:
         verify(plan)
+    folder = None
     if STAGES in os.environ:
         make_all(ctx, named_stages(plan, os.environ[STAGES].split(",")))
-        folder = None
     else:
         with following(ctx, command):
             make_all(ctx, plan.order)

@@ -165,7 +165,10 @@ def ended(cluster: Cluster) -> int:
         log = f"; see {cluster.queue.store / job.log}" if job else ""
         print(f"error: {' '.join(cell.words)} {' '.join(cluster.queue.state(cell)[:2]).strip()}{log}", file=sys.stderr)
     if left:
-        print(f"{len(left)} of {len(cluster.cells)} jobs are not done. The same command submits what is missing.", file=sys.stderr)
+        print(
+            f"{len(left)} of {len(cluster.cells)} jobs are not done. The same command submits what is missing.",
+            file=sys.stderr,
+        )
     codes = {cluster.queue.exit_code(cell) for cell in left}
     return 0 if not left else STOPPED if codes == {STOPPED} else 1
 

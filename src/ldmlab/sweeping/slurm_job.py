@@ -39,13 +39,19 @@ class Job:
         first = int(os.environ["SLURM_PROCID"]) == 0
         with self.log.open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, *self.argv], stdout=log, stderr=subprocess.STDOUT, env=self.environment(), preexec_fn=_deaf
+                [sys.executable, *self.argv],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self.environment(),
+                preexec_fn=_deaf,
             )
             code = _wait(process, told)
         if first and told and code and self._again():
             time.sleep(60)  # until Slurm ends this attempt
         if first:
-            write_json(self.end, {"exit_code": code, "host": os.environ.get("SLURMD_NODENAME"), "time": stamp(time.time())})
+            write_json(
+                self.end, {"exit_code": code, "host": os.environ.get("SLURMD_NODENAME"), "time": stamp(time.time())}
+            )
         # one task alone speaks for a job that was told to stop: the others' codes would end it before it is queued again
         sys.exit(code if first or not told else 0)
 

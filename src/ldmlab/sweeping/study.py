@@ -22,7 +22,12 @@ STOPPED_TEXT = "stopped; the same command goes on where it was"
 
 
 def run(
-    jobs: Sequence[list[str]], script: str, folder: str, study: str | None, parallel: Any, slurm: dict[str, Any] | None = None
+    jobs: Sequence[list[str]],
+    script: str,
+    folder: str,
+    study: str | None,
+    parallel: Any,
+    slurm: dict[str, Any] | None = None,
 ) -> int:
     """Run the jobs of a sweep, or with `dry_run` print what they would do; the command's exit code.
 
