@@ -162,9 +162,10 @@ def test_one_run_on_two_nodes_is_cancelled_and_goes_on(slurm: dict[str, str], tm
 
 
 def test_a_shared_stage_that_fails_takes_its_cells_out_of_the_queue(slurm: dict[str, str], tmp_path: Path) -> None:
-    words = [*SWEEP, *SLURM, "ldm.seed=0,1", "ae.fit.lr=1e30"]
-    text = train(slurm, tmp_path, *[word for word in words if word != "ldm.seed=0,1,2,3"], code=1)
-    assert "2 of 2 jobs are not done" in text and "autoencoder failed with exit code 1" in text
+    (tmp_path / "autoencoder").write_text("a file where a folder is needed")
+    text = train(slurm, tmp_path, "-m", "ldm.seed=0,1", *TINY, *SLURM, code=1)
+    assert "3 jobs submitted" in text and "2 of 2 jobs are not done" in text
+    assert text.count("autoencoder failed with exit code 1; see ") == 2
 
 
 def test_what_slurm_refuses_is_said_in_one_line(slurm: dict[str, str], tmp_path: Path) -> None:

@@ -16,7 +16,10 @@ from ldmlab.store import lock as locks
 from ldmlab.store.lock import Lock, gone, holder, locked
 from ldmlab.store.store import LOCK, Address, Store
 
-HOLD = "import sys, time, pathlib, ldmlab.store.lock as l; assert l.Lock(pathlib.Path(sys.argv[1])).take(); print(1, flush=True); time.sleep(60)"
+HOLD = (
+    "import sys, time, pathlib, ldmlab.store.lock as l\n"
+    "assert l.Lock(pathlib.Path(sys.argv[1])).take(); print(1, flush=True); time.sleep(60)"
+)
 
 
 def held_by_another(path: Path) -> "subprocess.Popen[str]":
@@ -140,15 +143,17 @@ def test_of_many_that_wait_for_a_dead_one_each_gets_it_once(tmp_path: Path) -> N
 
 def test_who_was_taken_for_dead_learns_it_before_anything_is_sealed(tmp_path: Path) -> None:
     store, at = Store(tmp_path), Address("denoiser", "unet", 1, {}, {})
-    with pytest.raises(
-        DataError, match=r"stood still for more than 120 s, and process \d+ on .* builds the denoiser now"
+    with (
+        pytest.raises(
+            DataError, match=r"stood still for more than 120 s, and process \d+ on .* builds the denoiser now"
+        ),
+        store.building(at) as folder,
     ):
-        with store.building(at) as folder:
-            assert store.busy(at)
-            (folder / LOCK).unlink()
-            with locked(folder / LOCK):
-                pass
-            of(folder / LOCK, host="node7")
+        assert store.busy(at)
+        (folder / LOCK).unlink()
+        with locked(folder / LOCK):
+            pass
+        of(folder / LOCK, host="node7")
     assert (folder / LOCK).exists()  # the other one's lock is left alone
 
 
