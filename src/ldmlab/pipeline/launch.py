@@ -17,6 +17,7 @@ from typing import Any
 
 from ldmlab.errors import ConfigError, UserError
 
+STOPPED = 85  # exit code: a training was told to stop, and wrote a checkpoint
 PARENT = "LDMLAB_SWEEP_PARENT"  # a sweep's process id, in the environment of its cells
 STAGES = "LDMLAB_STAGES"  # ids, in the environment of a job that makes these stages of a run and no more
 

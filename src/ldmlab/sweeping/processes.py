@@ -14,14 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ldmlab.pipeline.launch import PARENT
+from ldmlab.pipeline.launch import PARENT, STOPPED
 from ldmlab.sweeping.board import Board, State
 from ldmlab.sweeping.forecast import CellForecast
-from ldmlab.terminal import read_progress
+from ldmlab.terminal import read_progress, tail
 
 POLL = 0.2  # seconds between looks at the processes
-TAIL = 4096  # bytes at a log's end in which its last line of progress is looked for
-STOPPED = 85  # a training that was told to stop, with a checkpoint
 
 
 @dataclass(frozen=True)
@@ -128,7 +126,7 @@ class Sweep:
     def _look(self, each: Running) -> None:
         code = each.process.poll()
         if code is None:
-            seen = read_progress(_tail(each.log))
+            seen = read_progress(tail(each.log))
             if seen is not None:
                 left = (
                     None
@@ -159,9 +157,3 @@ class Sweep:
             for name, handler in before.items():
                 signal.signal(name, handler)
             self.board.close()
-
-
-def _tail(log: Path) -> str:
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - TAIL))
-        return file.read().decode(errors="replace")

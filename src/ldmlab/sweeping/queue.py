@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ldmlab.errors import DataError, UserError
+from ldmlab.pipeline.launch import STOPPED
 from ldmlab.store.files import read_json, write_json
 from ldmlab.sweeping.board import State
 from ldmlab.sweeping.forecast import CellForecast, StageForecast
-from ldmlab.sweeping.slurm_job import STOPPED
-from ldmlab.terminal import read_progress
+from ldmlab.terminal import read_progress, tail
 
 FORMAT = "%i|%T|%N|%r"  # of squeue: id, state, nodes, reason
-TAIL = 4096  # bytes at a log's end in which its last line of progress is looked for
 
 
 class InQueue(NamedTuple):
@@ -146,14 +145,6 @@ def said(*command: str) -> str:
         why = re.sub(rf"^{command[0]}: (error: )?", "", done.stderr.strip().partition("\n")[0])
         raise UserError(f"{command[0]} refused: {why}")
     return done.stdout
-
-
-def tail(log: Path) -> str:
-    if not log.exists():
-        return ""
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - TAIL))
-        return file.read().decode(errors="replace")
 
 
 def waits_of(jobs: Sequence[str]) -> dict[str, Any]:

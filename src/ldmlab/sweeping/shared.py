@@ -30,8 +30,8 @@ def shared(cells: Sequence[CellForecast]) -> list[Shared]:
             by_cells.setdefault(tuple(numbers), []).append(folder)
     found: list[Shared] = []
     # what a stage stands on is needed by at least the same cells
-    for numbers, folders in sorted(by_cells.items(), key=lambda group: -len(group[0])):
+    for needing, folders in sorted(by_cells.items(), key=lambda group: -len(group[0])):
         above = frozenset[Path]().union(*(upstream[folder] for folder in folders))
         on = tuple(index for index, group in enumerate(found) if above & set(group.folders))
-        found.append(Shared(tuple(folders), numbers, on))
+        found.append(Shared(tuple(folders), needing, on))
     return found

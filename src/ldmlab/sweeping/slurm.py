@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from ldmlab.errors import ConfigError, UserError
+from ldmlab.pipeline.launch import STOPPED
 from ldmlab.store.files import write_json
 from ldmlab.sweeping.board import Board
 from ldmlab.sweeping.forecast import CellForecast, StageForecast
 from ldmlab.sweeping.queue import Queue, Submitted, said, waits_of
 from ldmlab.sweeping.shared import Shared, shared
-from ldmlab.sweeping.slurm_job import STOPPED, Job
+from ldmlab.sweeping.slurm_job import Job
 from ldmlab.terminal import clock, table
 
 POLL = 5.0  # seconds between questions to Slurm
@@ -207,7 +208,8 @@ def cancel(cells: Sequence[CellForecast], queue: Queue) -> str:
     if not ids:
         raise UserError("cancel=true: none of these cells has a job in Slurm's queue.")
     said("scancel", *ids)
-    for each in [*cells, *(stage for cell in cells for stage in cell.stages)]:
+    every: list[CellForecast | StageForecast] = [*cells, *(stage for cell in cells for stage in cell.stages)]
+    for each in every:
         if (job := queue.active(each)) is not None and job.job in ids:
             queue.forget(each)
     return f" {len(ids)} jobs cancelled: {' '.join(ids)}"

@@ -18,7 +18,6 @@ from ldmlab.pipeline.launch import PARENT, STAGES
 from ldmlab.store.card import stamp
 from ldmlab.store.files import write_json
 
-STOPPED = 85  # a training that was told to stop, with a checkpoint
 PORTS = range(20_000, 30_000)  # of the ranks' meeting place; below those that Linux deals out itself
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
