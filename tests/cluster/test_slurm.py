@@ -165,7 +165,10 @@ def test_a_shared_stage_that_fails_takes_its_cells_out_of_the_queue(slurm: dict[
     (tmp_path / "autoencoder").write_text("a file where a folder is needed")
     text = train(slurm, tmp_path, "-m", "ldm.seed=0,1", *TINY, *SLURM, code=1)
     assert "3 jobs submitted" in text and "2 of 2 jobs are not done" in text
-    assert text.count("autoencoder failed with exit code 1; see ") == 2
+    (log,) = (tmp_path / "sweeps").glob("shared-*.log")
+    assert (
+        text.count(f"autoencoder failed with exit code 1; see {log}") == 2 and "a file stands where" in log.read_text()
+    )
 
 
 def test_what_slurm_refuses_is_said_in_one_line(slurm: dict[str, str], tmp_path: Path) -> None:

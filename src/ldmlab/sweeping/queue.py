@@ -95,10 +95,19 @@ class Queue:
         code = self.exit_code(cell)
         if code is not None:
             return State("", "stopped" if code == STOPPED else f"failed with exit code {code}")
-        for stage in cell.stages:  # a shared stage failed, and Slurm took the cells out of the queue
-            if stage.missing and (its := self.exit_code(stage)) is not None and not self.active(stage):
-                return State(stage.name, f"failed with exit code {its}")
+        if (stage := self.failed(cell)) is not None:
+            return State(stage.name, f"failed with exit code {self.exit_code(stage)}")
         return State("", "ended without a word")
+
+    def failed(self, cell: CellForecast) -> StageForecast | None:
+        """The shared stage whose failure made Slurm take the cell out of the queue; None without one."""
+        ended = [stage for stage in cell.stages if stage.missing and not self.active(stage) and not self.active(cell)]
+        return next((stage for stage in ended if self.exit_code(stage)), None)
+
+    def log(self, cell: CellForecast) -> Path | None:
+        """Where the last job of a cell, or of the shared stage that failed before it, has written."""
+        job = self.submitted(self.failed(cell) or cell)
+        return self.store / job.log if job else None
 
     def _held(self, cell: CellForecast, job: Submitted, held: InQueue) -> State:
         if held.state == "PENDING":

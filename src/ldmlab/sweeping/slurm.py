@@ -162,8 +162,7 @@ def ended(cluster: Cluster) -> int:
     """Say which cells are not done and where their logs lie; the exit code."""
     left = [cell for cell in cluster.cells if not cell.done]
     for cell in left:
-        job = cluster.queue.submitted(cell)
-        log = f"; see {cluster.queue.store / job.log}" if job else ""
+        log = f"; see {path}" if (path := cluster.queue.log(cell)) else ""
         print(f"error: {' '.join(cell.words)} {' '.join(cluster.queue.state(cell)[:2]).strip()}{log}", file=sys.stderr)
     if left:
         print(

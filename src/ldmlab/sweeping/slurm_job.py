@@ -45,9 +45,8 @@ class Job:
                 preexec_fn=_deaf,
             )
             code = _wait(process, told)
-        if first and told and code and self._again():
-            time.sleep(60)  # until Slurm ends this attempt
-        if first:
+        queued_again = first and bool(told and code) and self._again()
+        if first and not queued_again:
             write_json(
                 self.end, {"exit_code": code, "host": os.environ.get("SLURMD_NODENAME"), "time": stamp(time.time())}
             )
