@@ -1,4 +1,4 @@
-"""Two nodes on one machine: network namespaces with a cable between them, each with a host name and, where wanted, a clock of its own."""
+"""Two nodes on one machine: network namespaces with a cable between them, each with a host name and a clock of its own."""
 
 import os
 import shutil
@@ -11,33 +11,28 @@ from pathlib import Path
 
 import pytest
 
-LIBFAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
+TOMORROW = """
+import time
+for name, unit in (("time", 1), ("time_ns", 10**9)):
+    setattr(time, name, lambda now=getattr(time, name), unit=unit: now() + 86_400 * unit)
+"""  # sitecustomize.py of the node whose clock is a day ahead (libfaketime breaks time.sleep of Python 3.11)
 
 
 @dataclass
 class Node:
-    """A node's namespace, its address and the environment of its processes."""
+    """A node's namespace, its address, its file of host names and the environment of its processes."""
 
     name: str
     address: str
     interface: str
+    hosts: Path
     environment: dict[str, str] = field(default_factory=dict)
 
     def start(self, log: Path, *command: str, **environment: str) -> "subprocess.Popen[bytes]":
         """A process group on the node, whose output is appended to `log`."""
-        words = [
-            "ip",
-            "netns",
-            "exec",
-            self.name,
-            "unshare",
-            "--uts",
-            "sh",
-            "-c",
-            'hostname "$0"; exec "$@"',
-            self.name,
-            *command,
-        ]
+        prepare = f'hostname {self.name}; mount --bind {self.hosts} /etc/hosts; exec "$@"'
+        inside = ["ip", "netns", "exec", self.name, "unshare", "--uts", "--mount"]
+        words = [*inside, "sh", "-c", prepare, "sh", *command]
         own = {"GLOO_SOCKET_IFNAME": self.interface, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
         with log.open("ab") as file:
             return subprocess.Popen(
@@ -69,12 +64,14 @@ def _below(pid: int) -> list[int]:
 
 
 @contextmanager
-def two_nodes() -> Iterator[tuple[Node, Node]]:
-    """Skips the test, with the reason, where namespaces may not be made. The second node's clock is a day ahead where libfaketime is."""
+def two_nodes(folder: Path) -> Iterator[tuple[Node, Node]]:
+    """Skips the test, with the reason, where namespaces may not be made. The second node's clock is a day ahead."""
     if shutil.which("ip") is None or shutil.which("unshare") is None:
         pytest.skip("no ip and unshare on this machine (Debian: iproute2, util-linux)")
     id = os.getpid() % 10_000
-    first, second = (Node(f"ldm{id}{side}", f"10.77.0.{n}", f"v{id}{side}") for n, side in ((1, "a"), (2, "b")))
+    hosts = folder / "hosts"
+    hosts.write_text(f"127.0.0.1 localhost\n10.77.0.1 ldm{id}a\n10.77.0.2 ldm{id}b\n")
+    first, second = (Node(f"ldm{id}{side}", f"10.77.0.{n}", f"v{id}{side}", hosts) for n, side in ((1, "a"), (2, "b")))
     try:
         _ip("link", "add", first.interface, "type", "veth", "peer", "name", second.interface)
         for node in (first, second):
@@ -83,10 +80,11 @@ def two_nodes() -> Iterator[tuple[Node, Node]]:
             _ip("-n", node.name, "addr", "add", f"{node.address}/24", "dev", node.interface)
             for device in (node.interface, "lo"):
                 _ip("-n", node.name, "link", "set", device, "up")
-        if Path(LIBFAKETIME).exists():
-            second.environment |= {
-                "LD_PRELOAD": LIBFAKETIME, "FAKETIME": "+1d", "FAKETIME_DONT_FAKE_MONOTONIC": "1", "NO_FAKE_STAT": "1",
-            }  # fmt: skip
+        (folder / "clock").mkdir()
+        (folder / "clock/sitecustomize.py").write_text(TOMORROW)
+        second.environment["PYTHONPATH"] = os.pathsep.join(
+            [str(folder / "clock"), os.environ.get("PYTHONPATH", "")]
+        ).rstrip(os.pathsep)
         yield first, second
     finally:
         for node in (first, second):

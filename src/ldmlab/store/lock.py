@@ -46,7 +46,10 @@ class Lock:
             return False
         os.write(self._file, f"{json.dumps(_me())}\n".encode())
         self._ended.clear()
-        threading.Thread(target=self._beat, args=(os.lseek(self._file, 0, os.SEEK_CUR),), daemon=True).start()
+        self._thread = threading.Thread(
+            target=self._count, args=(self._file, os.lseek(self._file, 0, os.SEEK_CUR)), daemon=True
+        )
+        self._thread.start()
         return True
 
     def wait(self) -> None:
@@ -61,6 +64,7 @@ class Lock:
         if self._file is None:
             return
         self._ended.set()
+        self._thread.join()  # before the file's number may be another file's
         if not self.lost:
             self.path.unlink(missing_ok=True)
         os.close(self._file)
@@ -76,13 +80,13 @@ class Lock:
         except FileNotFoundError:
             return True
 
-    def _beat(self, at: int) -> None:
+    def _count(self, file: int, at: int) -> None:
         count = 0
         while not self._ended.wait(self.beat):
             count += 1
-            with contextlib.suppress(OSError):  # a full disk, or a file that was closed just now
-                os.pwrite(self._file or -1, f"{count:012d}\n".encode(), at)
-                os.fsync(self._file or -1)
+            with contextlib.suppress(OSError):  # a full disk
+                os.pwrite(file, f"{count:012d}\n".encode(), at)
+                os.fsync(file)
 
     def _dead(self) -> str | None:
         """What a dead holder wrote; None when nobody holds the lock, or it may be alive."""
