@@ -17,7 +17,7 @@ from typing import Any
 
 from ldmlab.config.compose import CONF, ROOT, SWEEP_CHILD, Composed, group_options, groups, load, register_schema, swept
 from ldmlab.config.search import SEARCHPATH, subgroups
-from ldmlab.config.words import LAUNCHERS, NO_CLUSTER, SLURM, read
+from ldmlab.config.words import LAUNCHERS, NO_CLUSTER, QUEUE_WORDS, SLURM, read
 from ldmlab.errors import ConfigError, UserError
 
 Task = Callable[[Composed, str], Any]
@@ -71,6 +71,10 @@ def _dispatch(
             f"{flags[0]}: no such flag. Flags: --help, --cfg (print the completed configuration), -m (a sweep)."
         )
     composed = change(load(_with_defaults(defaults, words)))
+    if asked := [word for word in QUEUE_WORDS if composed.cfg[word] and not ranks]:
+        raise ConfigError(
+            f"{asked[0]}=true speaks of runs: type it after the words of train.py, score.py or sample.py."
+        )
     if composed.cfg.status or composed.cfg.cancel:
         return _sweep(["-m", *words], single=True)
     if composed.cfg.submit:

@@ -49,7 +49,9 @@ def torchrun(node: Node, first: Node, *words: str) -> list[str]:
 def test_a_node_dies_the_other_goes_on_and_then_both_do(tmp_path: Path) -> None:
     store, logs = tmp_path / "store", [tmp_path / "a.log", tmp_path / "b.log"]
     with two_nodes(tmp_path) as nodes:
-        commands = [torchrun(node, nodes[0], *TINY, "ldm.fit.images=3200", f"store={store}") for node in nodes]
+        commands = [torchrun(node, nodes[0], *TINY, "ldm.fit.images=1600", f"store={store}") for node in nodes]
+        for node in nodes:  # with one store for all rounds, a node that joins later is never told of it (torch 2.15)
+            node.environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
         first, second = (node.start(log, *command) for node, log, command in zip(nodes, logs, commands, strict=True))
         try:
             until(lambda: checkpoint(store) > 0, "a checkpoint by both", first, second)
@@ -71,7 +73,7 @@ def test_a_node_dies_the_other_goes_on_and_then_both_do(tmp_path: Path) -> None:
     print(f"alone after {alone:.0f} s")
     (done,) = store.glob("denoiser/*/done.json")
     rows = [json.loads(row) for row in (done.parent / "metrics.jsonl").read_text().splitlines()]
-    assert [row["images"] for row in rows if row["split"] == "train"] == list(range(8, 3208, 8))  # each step once
+    assert [row["images"] for row in rows if row["split"] == "train"] == list(range(8, 1608, 8))  # each step once
     assert json.loads((done.parent / "card.json").read_text())["processes"] == 2
 
 
