@@ -8,7 +8,10 @@ export PATH="$PATH:/usr/sbin:/sbin"
 
 stop() {
   for file in "$folder"/slurmd-n?.pid "$folder"/slurmctld.pid "$folder"/munged.pid; do
-    [ -s "$file" ] && kill "$(cat "$file")" 2>/dev/null || true
+    [ -s "$file" ] || continue
+    pid=$(cat "$file")
+    kill "$pid" 2>/dev/null || true
+    for _ in $(seq 100); do kill -0 "$pid" 2>/dev/null || break; sleep 0.1; done
   done
 }
 
