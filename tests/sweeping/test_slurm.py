@@ -151,3 +151,22 @@ def test_what_cannot_be_queued_is_said_in_one_line(
     assert ended.value.code == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and said in error and error.count("\n") == 1
+
+
+def test_a_shared_job_makes_its_stages_and_what_they_stand_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ldmlab.config.compose import SWEEP_CHILD, load
+    from ldmlab.errors import UserError
+    from ldmlab.pipeline.run import named_stages, prepare
+    from ldmlab.sweeping.forecast import forecast
+
+    monkeypatch.setenv(SWEEP_CHILD, "1")
+    words = ["debug=tiny", "ae=pca_f4", "eval=none", "until=samples", "data.resolution=32", f"store={tmp_path}"]
+    one, two = forecast([[*words, f"ldm.seed={seed}"] for seed in (0, 1)], elsewhere=True)
+    (group,) = shared([one, two])
+    assert [folder.parent.name for folder in group.folders] == ["autoencoder", "reconstructions", "latents"]
+    plan = prepare(load([*words, "ldm.seed=0", "runtime.device=cpu"]))
+    assert {stage.id for stage in one.stages} <= {stage.address.id for stage in plan.order}
+    latents = next(stage for stage in one.stages if stage.name == "latents")
+    assert [stage.name for stage in named_stages(plan, [latents.id])][-2:] == ["autoencoder", "latents"]
+    with pytest.raises(UserError, match="names c0ffee, which is no stage of this run"):
+        named_stages(plan, ["c0ffee"])
