@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 LOCK   := requirements.lock
 UV     := $(shell command -v uv 2>/dev/null)
 
-.PHONY: help setup demo test test-fast fuzz lint lock clean
+.PHONY: help setup demo test test-fast cluster fuzz lint lock clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,10 +35,13 @@ demo: setup      ## the whole method on generated shapes, with a page of results
 	$(BIN)/python src/train.py experiment=demo $(if $(tracking),tracking=$(tracking))
 
 test: setup      ## every test; the same as CI
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not cluster"
 
 test-fast: setup ## the tests that take seconds
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not cluster"
+
+cluster: setup   ## runs, sweeps and nodes on a Slurm and on network namespaces of the tests' own (Linux, root, slurm-wlm, munge)
+	$(BIN)/python -m pytest -q -s -m cluster tests/cluster
 
 fuzz: setup      ## all options, inside and outside their ranges, for MINUTES (30) from seed FIRST (0); then damaged data and weights files
 	LDMLAB_FUZZ_MINUTES=$(or $(MINUTES),30) LDMLAB_FUZZ_FIRST=$(or $(FIRST),0) $(BIN)/python -m pytest -q -s --timeout=0 tests/fuzz/test_fuzz_config.py

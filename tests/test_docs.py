@@ -2,9 +2,11 @@
 
 import re
 import shlex
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
 
 from ldmlab.config.compose import load
 
@@ -113,6 +115,9 @@ def test_a_command_of_the_documents_composes(command: str, monkeypatch: pytest.M
     placed = ["data=folder"] if script == "src/prepare.py" else []  # as the script has it
     placed += [PLACE[word[:-2]] for word in words if word.endswith("=…") and word[:-2] in PLACE]
     words = [*" ".join(placed).split(), *words]
+    launcher = [word.partition("=")[0] for word in words if word.startswith("hydra.launcher.")]
+    assert {f"hydra.launcher.{field.name}" for field in fields(SlurmQueueConf)} >= set(launcher)
+    words = [word for word in words if not word.startswith(("hydra.launcher.", "hydra/launcher=submitit_slurm"))]
     words = [word for word in words if not re.search(r"…|<\w+>|^-|^[\w.]+=\w+(,\w+)+$", word)]
     choices = load(words).choices
     chosen = dict(word.split("=", 1) for word in words)

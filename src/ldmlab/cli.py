@@ -4,9 +4,12 @@ Exit codes: 0 done; 1 a mistake, said in one line without a traceback; 85 stoppe
 again; anything else is a bug of ours and keeps its traceback.
 """
 
+import importlib.util
 import io
 import os
+import pkgutil
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +17,7 @@ from typing import Any
 
 from ldmlab.config.compose import CONF, ROOT, SWEEP_CHILD, Composed, group_options, groups, load, register_schema, swept
 from ldmlab.config.search import SEARCHPATH, subgroups
-from ldmlab.config.words import LAUNCHERS, read
+from ldmlab.config.words import LAUNCHERS, NO_CLUSTER, QUEUE_WORDS, SLURM, read
 from ldmlab.errors import ConfigError, UserError
 
 Task = Callable[[Composed, str], Any]
@@ -54,6 +57,9 @@ def _dispatch(
         return 0
     if {"-m", "--multirun"} & set(flags):
         return _sweep(words)
+    if ranks and f"hydra/launcher={SLURM}" in words and not flags:
+        load([w for w in words if not w.startswith(("hydra/launcher", "hydra.launcher"))])  # one run, and no sweep
+        return _sweep(["-m", *words], single=True)
     if {"-c", "--cfg"} & set(flags):
         from omegaconf import OmegaConf
 
@@ -65,6 +71,14 @@ def _dispatch(
             f"{flags[0]}: no such flag. Flags: --help, --cfg (print the completed configuration), -m (a sweep)."
         )
     composed = change(load(_with_defaults(defaults, words)))
+    if asked := [word for word in QUEUE_WORDS if composed.cfg[word] and not ranks]:
+        raise ConfigError(
+            f"{asked[0]}=true speaks of runs: type it after the words of train.py, score.py or sample.py."
+        )
+    if composed.cfg.status or composed.cfg.cancel:
+        return _sweep(["-m", *words], single=True)
+    if composed.cfg.submit:
+        raise ConfigError(NO_CLUSTER)
     from ldmlab.pipeline.launch import start_ranks, under_launcher
 
     if ranks and composed.cfg.runtime.processes > 1 and not under_launcher() and not composed.cfg.dry_run:
@@ -86,7 +100,9 @@ def _guarded(work: Callable[[], int]) -> int:
     try:
         return work()
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
+        # one line a command; one a node where ranks are missing, since rank 0 may be among them
+        everywhere = type(error).__name__ == "MissingRanks"
+        if os.environ.get("LOCAL_RANK" if everywhere else "RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -137,25 +153,49 @@ def help_text(task: Task, words: list[str]) -> str:
     return "\n".join(lines)
 
 
-def _sweep(words: list[str]) -> int:
-    """Hydra's multirun, with one operating-system process per job (`hydra_plugins.ldmlab_launcher`)."""
+def _sweep(words: list[str], single: bool = False) -> int:
+    """Hydra's multirun, with one operating-system process or one job of a cluster per cell (`hydra_plugins.ldmlab_launcher`).
+
+    single: of one run.
+    """
     import hydra
 
     register_schema()
     os.environ[SWEEP_CHILD] = "1"
-    texts = _check_sweep([w for w in words if not w.startswith("-")])
+    texts = _check_sweep([w for w in words if not w.startswith("-")], single)
+    if f"hydra/launcher={SLURM}" in texts:
+        texts += [f"hydra.launcher._target_={_slurm_launcher()}", f"hydra.job.name={Path(sys.argv[0]).stem}"]
     # Hydra's parser wants all options in one piece
     sys.argv[1:] = [*(w for w in words if w.startswith("-")), *texts]
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     def job(cfg: Any) -> None:
-        raise UserError("a sweep's jobs run in their own processes; use hydra/launcher=processes.")
+        raise UserError(
+            f"a sweep's jobs run in their own processes; use hydra/launcher=processes, or hydra/launcher={SLURM} on a cluster."
+        )
 
     job()
     return 0
 
 
-def _check_sweep(words: list[str]) -> list[str]:
+def _slurm_launcher() -> str:
+    """Our launcher, which takes the plugin's options. Raises UserError where the extra or Slurm is missing."""
+    if importlib.util.find_spec("submitit") is None or "hydra_submitit_launcher" not in _plugins():
+        raise UserError(f"hydra/launcher={SLURM} needs the extra slurm: pip install 'ldmlab[slurm]'.")
+    if shutil.which("sbatch") is None:
+        raise UserError(
+            f"hydra/launcher={SLURM}: sbatch is not on this machine. Type the command on one of the cluster's own."
+        )
+    return "hydra_plugins.ldmlab_launcher.slurm.SlurmCells"
+
+
+def _plugins() -> set[str]:
+    import hydra_plugins
+
+    return {module.name for module in pkgutil.iter_modules(hydra_plugins.__path__)}
+
+
+def _check_sweep(words: list[str], single: bool = False) -> list[str]:
     """Compose every value that is swept over once, before Hydra complains in its own words; returns the words as Hydra reads them.
 
     Raises ConfigError.
@@ -164,7 +204,7 @@ def _check_sweep(words: list[str]) -> list[str]:
     typed = [word.values[0] for word in read(words, sweep=True) if not word.path.startswith(LAUNCHERS)]
     given = [f"{path}={values}" for path, values in swept(typed).items()] if named else []
     values = [word.values for word in read([*given, *words], sweep=True) if not word.path.startswith(LAUNCHERS)]
-    if not given and not named and all(len(v) == 1 for v in values) and not _several_seeds(words):
+    if not single and not given and not named and all(len(v) == 1 for v in values) and not _several_seeds(words):
         raise ConfigError(
             "-m runs a sweep, and no option has several values. Write python src/train.py -m sweeps=compression, or "
             "-m ae=kl_f4,kl_f8; for one run leave -m out."

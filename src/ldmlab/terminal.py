@@ -9,9 +9,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 WIDE = 100_000  # columns of a table that is made as text: nothing is wrapped
+TAIL = 4096  # bytes at a log's end
 LINE = re.compile(r"^ (?P<name>\S(?:.*\S)?) +(?P<share>\d+%)  (?P<text>[\d ]+/[\d ]+ \w+.*)$", re.M)  # of Progress
 LEFT = re.compile(r"([\d:]+) left$")
 
@@ -86,6 +88,15 @@ def read_progress(text: str) -> Seen | None:
     left = LEFT.search(found["text"])
     parts = [int(part) for part in left[1].split(":")] if left else []
     return Seen(found["name"], found["share"], sum(n * 60**i for i, n in enumerate(reversed(parts))) if left else None)
+
+
+def tail(log: Path) -> str:
+    """The end of a log, which holds its last line of progress; "" without one."""
+    if not log.exists():
+        return ""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - TAIL))
+        return file.read().decode(errors="replace")
 
 
 def _bar(name: str, total: int) -> Any:

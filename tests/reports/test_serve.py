@@ -19,13 +19,13 @@ import browser
 import pytest
 from browser import DESKTOP, PHONE, Browser
 from conftest import FakeStore, write_json, write_rows
-from filelock import FileLock
 
 from ldmlab.config.compose import ROOT, load
 from ldmlab.errors import ConfigError, DataError
 from ldmlab.reports.overview import Overview, read_curves, thinned, usage
 from ldmlab.reports.run import report
 from ldmlab.reports.serve import Server, make_server
+from ldmlab.store.lock import locked
 
 SECRET = "what nobody may read"
 
@@ -48,9 +48,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FakeStore:
     for name, id_ in (("unet_live", "c0ffee"), ("unet_killed", "dead00")):
         folder = made.root / "denoiser" / f"{name}-{id_}"
         write_rows(folder / "metrics.jsonl", rows(30))
-        (folder / ".lock").touch()
-        (folder / ".lock.holder").write_text("process 7 on here since Sun Nov 22")
         (folder / "config.yaml").write_text("ldm: {fit: {images: 10000}}\n")
+    code = "import os, sys, pathlib, ldmlab.store.lock as l; l.Lock(pathlib.Path(sys.argv[1])).take(); os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", code, made.root / "denoiser/unet_killed-dead00/.building"], check=False)
     (made.root.parent / "secret.txt").write_text(SECRET)
     (made.root / "denoiser" / "out-1").symlink_to(made.root.parent)
     (made.root / "runs" / "file_out").symlink_to(made.root.parent / "secret.txt")
@@ -67,7 +67,7 @@ def rows(n: int) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def server(store: FakeStore) -> Iterator[Server]:
-    with make_server(store.root, 0) as made, FileLock(store.root / "denoiser/unet_live-c0ffee/.lock"):
+    with make_server(store.root, 0) as made, locked(store.root / "denoiser/unet_live-c0ffee/.building"):
         threading.Thread(target=made.serve_forever, daemon=True).start()
         yield made
         made.shutdown()
@@ -135,7 +135,9 @@ def test_disk_use_is_what_the_disk_says(tmp_path: Path) -> None:
 def test_running_is_who_holds_the_lock(ask: Ask, store: FakeStore) -> None:
     (live,) = json.loads(ask("/live.json")[1])["stages"]
     assert (live["name"], live["images"], live["target"]) == ("unet_live-c0ffee", 3000, 10_000)
-    assert live["holder"].startswith("process 7 on here") and [curve["name"] for curve in live["curves"]] == ["loss"]
+    assert live["holder"].startswith(f"process {os.getpid()} on ") and [curve["name"] for curve in live["curves"]] == [
+        "loss"
+    ]
     states = {stage.name: stage.state for stage in Overview(store.root.resolve()).stages()}
     assert states["unet_killed-dead00"] == "unfinished" and states["out-1"] == "outside the store"
 
@@ -206,7 +208,7 @@ WAYS_OUT = (
     "/file/runs/file_out",
     "/file/.hidden/secret.txt",
     "/file/%2ehidden/secret.txt",
-    "/file/denoiser/unet_live-c0ffee/.lock.holder",
+    "/file/denoiser/unet_live-c0ffee/.building",
     "/file/runs/run-c01fe9/index.html%00.txt",
     "/file/",
     "/file/runs",

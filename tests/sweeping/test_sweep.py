@@ -162,6 +162,38 @@ def test_slots_give_a_cell_a_core_or_what_runtime_says(monkeypatch: pytest.Monke
     assert [gpus.environment(n)["CUDA_VISIBLE_DEVICES"] for n in range(4)] == ["0", "1", "0", "1"]
 
 
+@pytest.mark.parametrize(
+    ("visible", "processes", "dealt"),
+    [
+        (None, 1, ["0", "1", "2", "3"]),
+        ("4,5,6,7", 1, ["4", "5", "6", "7"]),  # half a machine, in a job that has the other half hidden
+        ("GPU-a,GPU-b,GPU-c,GPU-d", 2, ["GPU-a,GPU-b", "GPU-c,GPU-d"]),
+    ],
+)
+def test_each_cell_has_gpus_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, processes: int, dealt: list[str]
+) -> None:
+    """Eight cells on a machine that claims to have four GPUs: each takes those of its slot, and no two have one at the same time."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    width = slots("auto", SimpleNamespace(device="auto", processes=processes, threads=None))
+    assert (width.count, width.devices) == (len(dealt), 4)
+    code = (
+        "import os, pathlib, sys, time; mine = os.environ['CUDA_VISIBLE_DEVICES']; folder = pathlib.Path(sys.argv[1])\n"
+        "for gpu in mine.split(','): (folder / gpu).mkdir()\n"  # fails where another cell has it
+        "time.sleep(0.2); print(mine)\n"
+        "for gpu in mine.split(','): (folder / gpu).rmdir()"
+    )
+    made = sweep_of(tmp_path, [""] * 8, [[f"stage{n}"] for n in range(8)])
+    made.slots, made.commands = width, [[sys.executable, "-c", code, str(tmp_path)]] * 8
+    made.run()
+    assert made.exits == dict.fromkeys(range(8), 0)
+    assert {log.read_text().strip() for log in made.logs} == set(dealt)
+
+
 # ---- what is said ---------------------------------------------------------------------------------------------------
 
 

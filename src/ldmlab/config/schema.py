@@ -274,6 +274,7 @@ class Runtime:
     micro_batch: Batch | None = None  # images per forward pass and rank at most; the rest is accumulated
     workers: Workers = 0  # loader processes per rank
     threads: Processes | None = None  # CPU threads per rank; null: cores / ranks
+    timeout: Positive = 3600.0  # seconds that ranks wait for each other
     checkpoint_seconds: Positive = 300.0
     log_seconds: Positive = 10.0
     channels_last: Annotated[Any, Choices(("auto", "true", "false"))] = False  # see build.channels_last
@@ -368,6 +369,9 @@ class RunConfig:
     port: Annotated[int, Range(at_least=0, at_most=65_535)] = 8_000  # serve=true; 0: any that is free
     seeds: Seeds = field(default_factory=Seeds)  # of a sweep
     parallel: Annotated[Any, AutoOr(Range(at_least=1, at_most=4_096))] = "auto"  # cells of a sweep at once
+    submit: bool = False  # with hydra/launcher=submitit_slurm: return once the jobs are in the queue
+    status: bool = False  # print what store and scheduler know of the run or of each cell, and start nothing
+    cancel: bool = False  # take the jobs of the run or of the cells out of the queue
     data: Node = MISSING
     ae: AE = MISSING
     ldm: LDM = MISSING

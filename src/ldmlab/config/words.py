@@ -14,6 +14,9 @@ from ldmlab.errors import ConfigError
 
 SWEEP_CHILD = "LDMLAB_SWEEP_CHILD"  # set by the sweep launcher: one job of a sweep, which repeats `sweeps=…` without -m
 LAUNCHERS = ("hydra.launcher", "hydra.sweep", "hydra.sweeper")  # paths of how a sweep runs, with dots
+SLURM = "submitit_slurm"  # the launcher of the extra `slurm`
+QUEUE_WORDS = ("submit", "status", "cancel")  # options of the command that submits, and not of the jobs
+NO_CLUSTER = f"submit=true puts jobs into a cluster's queue and returns; it needs hydra/launcher={SLURM}. Leave it out, or add that."
 
 
 class Word(NamedTuple):
@@ -78,8 +81,8 @@ def _refuse_without_effect(typed: str, key: str, sweep: bool) -> None:
         return
     if key.startswith(("hydra/launcher", "hydra.launcher")):
         raise ConfigError(
-            f"{typed} has no effect here: a launcher starts the jobs of a sweep (-m), and hydra/launcher=processes or an "
-            "installed one such as submitit_slurm does so. Leave it out."
+            f"{typed} has no effect here: a launcher starts the jobs of a sweep (-m); hydra/launcher=processes does so on this "
+            f"machine, hydra/launcher={SLURM} on a cluster, there a single run too. Leave it out."
         )
     raise ConfigError(
         f"{typed} has no effect here: results lie where store=… says, by their ids. Use store=folder, or leave it out."

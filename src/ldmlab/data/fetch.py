@@ -5,13 +5,12 @@ import os
 import shutil
 from pathlib import Path
 
-from filelock import FileLock
-
 from ldmlab.data.address import address_of, fetch_manifest, open_stream
 from ldmlab.data.base import Split
 from ldmlab.data.manifest import NAME, Manifest
 from ldmlab.errors import DataError
 from ldmlab.store.files import sha256_file
+from ldmlab.store.lock import locked
 from ldmlab.terminal import progress
 
 BLOCK = 1 << 20
@@ -28,7 +27,7 @@ def local_copy(root: str, split: Split, cache: Path) -> Path:
     manifest, text = fetch_manifest(address_of(root, NAME), f"data.root={root}")
     folder = cache / "remote" / hashlib.sha256(text.encode()).hexdigest()[:12]
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
+    with locked(folder / ".building"):
         _write(folder / NAME, text.encode())
         _fetch_all(root, manifest, split, folder)
     return folder

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import PIL
-from filelock import FileLock
 from PIL import Image, UnidentifiedImageError
 
 from ldmlab.data.transforms import read_rgb
 from ldmlab.errors import DataError
 from ldmlab.store import files as store_files
+from ldmlab.store.lock import locked
 from ldmlab.terminal import progress
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # in any case
@@ -144,7 +144,7 @@ class Survey:
         if self._memory is None:
             return
         self._memory.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{self._memory}.lock"):  # the splits of one folder share the memory
+        with locked(Path(f"{self._memory}.building")):  # the splits of one folder share the memory
             write_json(self._memory, {"pillow": PIL.__version__, "files": {**self._load(), **fresh}})
 
 

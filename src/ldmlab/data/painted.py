@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 
 from ldmlab.errors import DataError
+from ldmlab.store.lock import locked
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class Painted:
         if self._mapped is None:
             if not self.file.exists():
                 self.file.parent.mkdir(parents=True, exist_ok=True)
-                with FileLock(f"{self.file}.lock"):
+                with locked(Path(f"{self.file}.building")):
                     if not self.file.exists():  # another process may have painted while this one waited
                         self._paint()
             self._mapped = self._map()

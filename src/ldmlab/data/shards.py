@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from filelock import FileLock
 
 from ldmlab.data.address import REMOTE
 from ldmlab.data.base import SPLITS, ImageDataset, Sample, Split, digest
@@ -29,6 +28,7 @@ from ldmlab.data.view import View
 from ldmlab.errors import ConfigError, DataError
 from ldmlab.ranges import File, Given, ImageChannels, Pixels, Range
 from ldmlab.store.files import sha256_file
+from ldmlab.store.lock import locked
 from ldmlab.terminal import progress
 
 
@@ -222,7 +222,7 @@ class _Check:
         memory = {name: self._remembered(stamps[name], r) for name, r in zip(names, records, strict=True)}
         if self.memory is not None and memory != remembered:
             self.memory.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{self.memory}.lock"):
+            with locked(Path(f"{self.memory}.building")):
                 write_json(self.memory, memory)
         return records
 

@@ -17,7 +17,9 @@ from typing import Any
 
 from ldmlab.errors import ConfigError, UserError
 
+STOPPED = 85  # exit code: a training was told to stop, and wrote a checkpoint
 PARENT = "LDMLAB_SWEEP_PARENT"  # a sweep's process id, in the environment of its cells
+STAGES = "LDMLAB_STAGES"  # ids, in the environment of a job that makes these stages of a run and no more
 
 
 def end_with_parent() -> None:
@@ -90,8 +92,8 @@ def check_device(device: str) -> None:
         raise ConfigError("runtime.device=cuda, but torch sees no CUDA device. Use runtime.device=cpu or auto.")
 
 
-def make_accelerator(device: str) -> Any:
-    """Accelerate's view of this process, checked against what the launcher promised.
+def make_accelerator(device: str, timeout: float = 3600.0) -> Any:
+    """Accelerate's view of this process, checked against what the launcher promised. timeout: seconds that ranks wait for each other.
 
     Raises ConfigError when `runtime.device=cuda` and there is none, UserError when ranks are missing.
     """
@@ -100,7 +102,7 @@ def make_accelerator(device: str) -> Any:
 
     check_device(device)
     cpu = device == "cpu" or not torch.cuda.is_available()
-    accelerator = Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=60))])
+    accelerator = Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))])
     promised = int(os.environ.get("WORLD_SIZE", 1))
     if accelerator.num_processes != promised:
         raise UserError(

@@ -1,6 +1,6 @@
 """What a command will do: the stages of one run, each after its upstream stages, with state and cost. Builds meta tensors only."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 from ldmlab import build
@@ -131,7 +131,7 @@ class Plan:
         return made
 
 
-def in_order(wanted: Iterator[Stage]) -> list[Stage]:
+def in_order(wanted: Iterable[Stage]) -> list[Stage]:
     """The wanted stages and all they stand on, each after its upstream; ConfigError for a circle."""
     done: dict[int, Stage] = {}
     open_: list[Stage] = []

@@ -3,7 +3,9 @@
 data ─▶ (extractor) ─▶ autoencoder ─▶ latents ─▶ denoiser ─▶ samples ─▶ scores ─▶ report
 """
 
+import os
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -19,10 +21,12 @@ from ldmlab.data import duplicates
 from ldmlab.errors import ConfigError, UserError
 from ldmlab.pipeline import budget, gaussian, memory, planned, snapshots, weights_denoiser, weights_first_stage
 from ldmlab.pipeline.context import Context
-from ldmlab.pipeline.launch import check_device, make_accelerator, set_threads
+from ldmlab.pipeline.launch import STAGES, check_device, make_accelerator, set_threads
 from ldmlab.pipeline.learning_rate import LearningRateStage
-from ldmlab.pipeline.plan import Plan, table
+from ldmlab.pipeline.meeting import meet
+from ldmlab.pipeline.plan import Plan, in_order, table
 from ldmlab.pipeline.resolved import resolve
+from ldmlab.pipeline.stage import Stage
 from ldmlab.store.card import machine, stamp
 from ldmlab.store.files import read_json, write_json
 from ldmlab.store.store import Store
@@ -84,20 +88,39 @@ def execute(composed: Composed, command: str, may_train: bool = True) -> Path | 
     memory.check(plan.resolved)
     if not may_train:
         refuse_training(plan, command)
-    ctx = Context(cfg, plan, make_accelerator(cfg.runtime.device))
+    meeting = meet(cfg.runtime.timeout)
+    ctx = Context(cfg, plan, make_accelerator(cfg.runtime.device, cfg.runtime.timeout))
+    with meeting.answering() if meeting else nullcontext():
+        return _make(ctx, command)
+
+
+def _make(ctx: Context, command: str) -> Path | None:
+    """Every stage, and the run's record; or the stages alone that the environment names."""
+    plan = ctx.plan
     ctx.say("\n ".join([terminal.table(table(plan, costs=False)), *plan.notes]) + "\n")
     if ctx.main:
         verify(plan)
-    with following(ctx, command):
-        make_all(ctx)
-        folder = record(ctx, command)
+    folder = None
+    if STAGES in os.environ:
+        make_all(ctx, named_stages(plan, os.environ[STAGES].split(",")))
+    else:
+        with following(ctx, command):
+            make_all(ctx, plan.order)
+            folder = record(ctx, command)
     ctx.accelerator.end_training()
     return folder
 
 
-def make_all(ctx: Context) -> None:
-    """Every stage in the order of the plan; while another process builds one, those that do not stand on it come first."""
-    waiting = list(ctx.plan.order)
+def named_stages(plan: Plan, ids: Sequence[str]) -> list[Stage]:
+    """The stages with these ids and all they stand on. Raises UserError for an id that the run does not have."""
+    if missing := set(ids) - {stage.address.id for stage in plan.order}:
+        raise UserError(f"{STAGES} names {min(missing)}, which is no stage of this run. Submit the command again.")
+    return in_order(stage for stage in plan.order if stage.address.id in ids)
+
+
+def make_all(ctx: Context, stages: Sequence[Stage]) -> None:
+    """Every stage in the order given; while another process builds one, those that do not stand on it come first."""
+    waiting = list(stages)
     while waiting:
         ready = [stage for stage in waiting if not any(on in waiting for on in stage.upstream().values())]
         alone = ctx.ranks.count == 1  # several ranks must agree, so they wait

@@ -1,9 +1,8 @@
 """What lies in a store now, for its site: stage folders with their states and sizes, runs, studies, what is being built and its curves.
 
-Everything is read anew when it changed, and nothing is written: a lock is looked at, never taken for longer than the look.
+Everything is read anew when it changed, and nothing is written: a lock is looked at, never taken.
 """
 
-import fcntl
 import math
 import os
 import time
@@ -20,8 +19,10 @@ from ldmlab.reports.drawing import smooth
 from ldmlab.reports.figures import window
 from ldmlab.reports.records import POSITION, Run, is_number
 from ldmlab.store.files import read_json
+from ldmlab.store.lock import holder
+from ldmlab.store.store import LOCK
 
-APART = ("runs", "reports", "sweeps", "throughput")  # folders of a store that hold no stages
+APART = ("runs", "reports", "sweeps", "throughput", "queue")  # folders of a store that hold no stages
 # Where the configuration says how many images a stage trains on
 TARGETS = {"autoencoder": ("ae", "fit"), "denoiser": ("ldm", "fit"), "extractor": ("eval", "extractor_fit")}
 MOST = 400  # points of a curve that a browser gets
@@ -105,9 +106,11 @@ class Overview:
             size, files = self._once(folder, ("sealed", changed), lambda: usage(folder))
             said = self._once(seal, _stamp(seal), lambda: read_json(seal))
             return StageFolder(kind, name, "done", size, files, said.get("seconds"), "", changed)
-        running, holder = held(folder), _text(folder / ".lock.holder")
+        running = holder(folder / LOCK)
         size, files = usage(folder)
-        return StageFolder(kind, name, "running" if running else "unfinished", size, files, None, holder, changed)
+        return StageFolder(
+            kind, name, "running" if running else "unfinished", size, files, None, running or "", changed
+        )
 
     def others(self) -> dict[str, int]:
         """Bytes on disk of what is no stage, by its place: runs and their pages, sweeps, caches."""
@@ -235,20 +238,6 @@ def usage(folder: Path) -> tuple[int, int]:
     infos = [info for path in paths if (info := _lstat(path)) is not None]
     sizes = {(info.st_dev, info.st_ino): info.st_blocks * 512 for info in infos}
     return sum(sizes.values()), len(sizes)
-
-
-def held(folder: Path) -> bool:
-    """Whether a process holds the stage's lock now. A killed one leaves its name, and no lock."""
-    if not (folder / ".lock.holder").exists():
-        return False
-    try:
-        with (folder / ".lock").open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return False
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
 
 
 def read_curves(path: Path) -> list[dict[str, Any]]:

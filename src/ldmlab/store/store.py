@@ -10,22 +10,20 @@ import contextlib
 import hashlib
 import json
 import os
-import socket
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from filelock import FileLock, Timeout
-
 from ldmlab.errors import DataError
 from ldmlab.store.files import atomic, read_json, sha256_file, write_json, writing
 from ldmlab.store.integrity import Memory, hash_files, settle, stamp_of
+from ldmlab.store.lock import Lock, holder
 
 __all__ = ["Address", "Store", "atomic", "canonical", "make_id", "read_json", "sha256_file", "write_json"]
 
 ID_LENGTH = 12
+LOCK = ".building"  # in a stage's folder
 
 
 def canonical(value: Any) -> str:
@@ -245,37 +243,28 @@ class Store:
         return self._memories[key]
 
     def busy(self, address: Address) -> bool:
-        """Whether another process builds the stage now. (A killed one leaves its name, and no lock.)"""
-        folder = self.folder(address)
-        if not (folder / ".lock.holder").exists():
-            return False
-        try:
-            with FileLock(folder / ".lock", timeout=0):
-                return False
-        except (Timeout, OSError):
-            return True
+        """Whether another process builds the stage now, as far as can be told from here (`lock.holder`)."""
+        return holder(self.folder(address) / LOCK) is not None
 
     @contextlib.contextmanager
     def building(self, address: Address, say: Any = print) -> Iterator[Path]:
-        """The stage's folder, locked against other processes; a second process waits and says for whom."""
+        """The stage's folder, locked against other processes, here and on other machines; a second one waits and says for whom.
+
+        Raises DataError at the end when another process took this one for dead meanwhile, and builds the stage itself.
+        """
         folder = self.folder(address)
-        lock = FileLock(folder / ".lock")
+        lock = Lock(folder / LOCK)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            if not lock.take():
+                say(f"{address.stage} {address.id} is being built by {holder(lock.path) or 'a process'}; waiting")
+                lock.wait()
         try:
-            with writing(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-                lock.acquire(timeout=0)
-        except Timeout:
-            holder = (
-                (folder / ".lock.holder").read_text().strip() if (folder / ".lock.holder").exists() else "a process"
-            )
-            say(f"{address.stage} {address.id} is being built by {holder}; waiting")
-            lock.acquire()
-        try:
-            with writing(folder / ".lock.holder"):
-                (folder / ".lock.holder").write_text(
-                    f"process {os.getpid()} on {socket.gethostname()} since {time.ctime()}\n"
-                )
             yield folder
+            if lock.lost:
+                raise DataError(
+                    f"{folder}: this process stood still for more than {lock.stale:.0f} s, and {holder(lock.path) or 'another one'} "
+                    f"builds the {address.stage} now. Run the same command again."
+                )
         finally:
-            (folder / ".lock.holder").unlink(missing_ok=True)
             lock.release()

@@ -8,6 +8,7 @@ from ldmlab.config.compose import load
 from ldmlab.pipeline.costs import UTILISATION, machine_speed
 from ldmlab.pipeline.plan import state_of
 from ldmlab.pipeline.run import prepare
+from ldmlab.pipeline.stage import Stage
 from ldmlab.sweeping.cells import labels
 from ldmlab.terminal import clock, table
 
@@ -16,13 +17,19 @@ DONE = ("done", "ready")
 
 @dataclass(frozen=True)
 class StageForecast:
-    """A stage of a cell. seconds: of this whole machine, by operations, as far as they are counted; megabytes: it leaves."""
+    """A stage of a cell. seconds: of this whole machine, by operations, as far as they are counted; megabytes: it leaves; upstream:
+    folders of all stages it stands on, however far up."""
 
     name: str
     folder: Path
     state: str
     seconds: float
     megabytes: float
+    upstream: frozenset[Path] = frozenset()
+
+    @property
+    def id(self) -> str:
+        return self.folder.name.rpartition("-")[2]
 
     @property
     def missing(self) -> bool:
@@ -32,36 +39,47 @@ class StageForecast:
 
 @dataclass(frozen=True)
 class CellForecast:
-    """A job of a sweep. words: of its command; label: what tells it from the others."""
+    """A job of a sweep. words: of its command; label: what tells it from the others; run: the folder of its run's record."""
 
     words: list[str]
     label: str
     stages: tuple[StageForecast, ...]
+    run: Path = Path()
+
+    @property
+    def done(self) -> bool:
+        """Whether every stage and the run's record are there, as the store is now."""
+        return (self.run / "run.json").exists() and not any(stage.missing for stage in self.stages)
 
     def left(self, besides: frozenset[str] = frozenset()) -> float:
         """Seconds of what is missing, without the stages named."""
         return sum(stage.seconds for stage in self.stages if stage.missing and stage.name not in besides)
 
 
-def forecast(jobs: Sequence[list[str]]) -> list[CellForecast]:
+def forecast(jobs: Sequence[list[str]], elsewhere: bool = False) -> list[CellForecast]:
     """Every cell's plan, in order. Finds everything that can be wrong before anything is made; writes at most data caches.
 
+    elsewhere: other machines run them, so that this one need not have their device.
     Raises UserError with the words of the job at fault before it.
     """
-    speed = machine_speed() * UTILISATION
-    return [_cell(words, label, speed) for words, label in zip(jobs, labels(jobs), strict=True)]
+    speed, words = machine_speed() * UTILISATION, ["dry_run=true", *(["runtime.device=auto"] if elsewhere else [])]
+    return [_cell(job, label, speed, words) for job, label in zip(jobs, labels(jobs), strict=True)]
 
 
-def _cell(words: list[str], label: str, speed: float) -> CellForecast:
-    plan = prepare(load([*words, "dry_run=true"]))
+def _cell(words: list[str], label: str, speed: float, besides: list[str]) -> CellForecast:
+    plan = prepare(load([*words, *besides]))
+    above: dict[int, frozenset[Path]] = {}
+    for stage in plan.order:
+        on = [up for up in stage.upstream().values() if isinstance(up, Stage)]
+        above[id(stage)] = frozenset(plan.store.folder(up.address) for up in on).union(*(above[id(up)] for up in on))
     stages = [
         StageForecast(
             stage.name, plan.store.folder(stage.address), state_of(stage, row, plan.store),
-            row.images * row.flops / speed, row.megabytes,
+            row.images * row.flops / speed, row.megabytes, above[id(stage)],
         )
         for stage, row in plan.rows
     ]  # fmt: skip
-    return CellForecast(words, label, tuple(stages))
+    return CellForecast(words, label, tuple(stages), plan.store.folder(plan.run))
 
 
 def summary(cells: Sequence[CellForecast], side_by_side: int, devices: int) -> str:

@@ -14,33 +14,36 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ldmlab.pipeline.launch import PARENT
+from ldmlab.pipeline.launch import PARENT, STOPPED
 from ldmlab.sweeping.board import Board, State
 from ldmlab.sweeping.forecast import CellForecast
-from ldmlab.terminal import read_progress
+from ldmlab.terminal import read_progress, tail
 
 POLL = 0.2  # seconds between looks at the processes
-TAIL = 4096  # bytes at a log's end in which its last line of progress is looked for
-STOPPED = 85  # a training that was told to stop, with a checkpoint
 
 
 @dataclass(frozen=True)
 class Slots:
-    """How many cells run at once, and what each slot's process gets: threads, or a GPU."""
+    """How many cells run at once, and what each slot's process gets: threads, or `each` of the machine's GPUs."""
 
     count: int
     gpus: int = 0
     cores: int = 1
+    each: int = 1
 
     @property
     def devices(self) -> int:
         """What the work is divided among: GPUs; the cores together count as one."""
-        return min(self.count, self.gpus) if self.gpus else 1
+        return min(self.count * self.each, self.gpus) if self.gpus else 1
 
     def environment(self, slot: int) -> dict[str, str]:
         given = dict(os.environ)
         if self.gpus:
-            return given | ({"CUDA_VISIBLE_DEVICES": str(slot % self.gpus)} if self.count > 1 else {})
+            # of the GPUs that this command may use itself: 4,5,6,7 in a job that has half a machine
+            visible = given.get("CUDA_VISIBLE_DEVICES", "").split(",")
+            names = visible if len(visible) == self.gpus else [str(number) for number in range(self.gpus)]
+            own = [names[(slot * self.each + number) % self.gpus] for number in range(self.each)]
+            return given | ({"CUDA_VISIBLE_DEVICES": ",".join(own)} if self.count > 1 else {})
         return given | (
             {}
             if "OMP_NUM_THREADS" in given or self.count == 1
@@ -49,14 +52,14 @@ class Slots:
 
 
 def slots(parallel: Any, runtime: Any) -> Slots:
-    """`parallel=auto`: a cell a GPU, or a cell a core with one thread each; fewer where `runtime` gives a cell more."""
+    """`parallel=auto`: a cell a GPU, or a cell a core with one thread each; fewer where `runtime` gives a cell more of them."""
     import torch
 
     gpus = torch.cuda.device_count() if runtime.device != "cpu" else 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     each = runtime.processes * (1 if gpus else runtime.threads or 1)
     count = max(1, (gpus or cores) // each) if parallel == "auto" else int(parallel)
-    return Slots(count, 0 if runtime.processes > 1 else gpus, cores)
+    return Slots(count, gpus if runtime.processes <= gpus else 0, cores, runtime.processes)
 
 
 @dataclass
@@ -123,7 +126,7 @@ class Sweep:
     def _look(self, each: Running) -> None:
         code = each.process.poll()
         if code is None:
-            seen = read_progress(_tail(each.log))
+            seen = read_progress(tail(each.log))
             if seen is not None:
                 left = (
                     None
@@ -154,9 +157,3 @@ class Sweep:
             for name, handler in before.items():
                 signal.signal(name, handler)
             self.board.close()
-
-
-def _tail(log: Path) -> str:
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - TAIL))
-        return file.read().decode(errors="replace")
