@@ -38,7 +38,12 @@ def gathered(value: Any, keep: bool = True) -> Any:
     if not sharded(value):
         return value
     found = whole(value.detach())
-    return found.cpu() if keep else None
+    if not keep:
+        return None
+    padded = (
+        found.untyped_storage().nbytes() > found.nbytes
+    )  # rows that do not divide: torch.save would keep the padding
+    return found.clone().cpu() if padded else found.cpu()
 
 
 @torch.no_grad()

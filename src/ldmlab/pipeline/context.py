@@ -149,7 +149,7 @@ class Context:
             if split:
                 shard(module, self.device, self.ranks.count)
             module.to(self.device)
-            if build.channels_last(self.cfg, self.device, budget.precision):
+            if not split and build.channels_last(self.cfg, self.device, budget.precision):
                 module.to(memory_format=torch.channels_last)
         first = training_loss.players[0]
         raw, end, flat = training_loss.modules[first], images_at(budget, 1.0), cooldown_begins(budget)
