@@ -21,8 +21,8 @@ Sent by each rank in a step of A micro-batches, by rings (a rank receives as muc
            muon: the directions of hidden weights         (W - 1) / W · 4 T'
 
 A block is called once in a forward pass; those that read a condition are called again for the null condition where
-`cond.drop` is above 0, and gathered again. Not counted: kernels' scratch memory, a first stage that encodes on the way, and what the framework
-itself takes.
+`cond.drop` is above 0, and gathered again. Not counted: kernels' scratch memory, a first stage that encodes on the way, and
+what the framework itself takes.
 """
 
 import math
