@@ -156,7 +156,7 @@ class Context:
         optimizers = {player: build.optimizer(module, budget) for player, module in training_loss.modules.items()}
         averages: dict[str, EMA] = {first: EMA(raw, budget.ema)} if budget.ema is not None else {}
         powers = {f"power_{width:g}": PowerEMA(raw, width) for width in power_ema}
-        if runtime.compile:
+        if runtime.compile and not split:
             raw.compile()
         kept = Kept(dict(training_loss.modules), averages | powers, optimizers)
         checkpoints = ShardedCheckpoints(folder, self.ranks) if split else Checkpoints(folder)

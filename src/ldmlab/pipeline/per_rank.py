@@ -80,7 +80,7 @@ class Training:
         return Held(
             weights=BYTES * whole, gathered=0, gradients=BYTES * trained, buffers=BYTES * trained,
             optimizer=BYTES * (MOMENTS * trained - self._hidden(1)), averages=BYTES * self.averages * whole,
-            activations=self.activations, sent=2 * self._round(trained),
+            activations=self.activations, sent=self._round(2 * trained),
         )  # fmt: skip
 
     def split(self) -> Held:
@@ -162,23 +162,22 @@ def needed(resolved: Resolved) -> int:
 
 NAMES = {
     "weights": "weights", "gathered": "gathered weights", "gradients": "gradients", "buffers": "gradients to be sent",
-    "optimizer": "optimiser's state", "averages": "averages", "activations": "activations",
+    "optimizer": "optimiser's state", "averages": "averages", "activations": "activations", "memory": "memory, in all",
+    "sent": "sent in each step",
 }  # fmt: skip
 
 
 def text(resolved: Resolved) -> str:
-    """A table of both ways for the run's denoiser, and how its batch is cut."""
-    counted = training_of(resolved, resolved.ranks)
-    ways, fit, split = (counted.replicated(), counted.split()), resolved.cfg.ldm.fit, resolved.cfg.runtime.shard
-    share = fit.batch_size // counted.ranks
-    lines = [[f"denoiser, on each of {counted.ranks} ranks", "DDP", "runtime.shard=true"]]
+    """A table of both ways for the run's denoiser, and how its batch is cut; what a plan says below its stages."""
+    counted, fit, split = training_of(resolved, resolved.ranks), resolved.cfg.ldm.fit, resolved.cfg.runtime.shard
+    ways, ranks, share = (counted.replicated(), counted.split()), counted.ranks, fit.batch_size // counted.ranks
+    this = " (this run)"
+    lines = [
+        [f"of the denoiser on each of {ranks} ranks", "DDP" + this * (not split), "runtime.shard=true" + this * split]
+    ]
     lines += [[name, *(size(getattr(way, of)) for way in ways)] for of, name in NAMES.items()]
-    lines += [["memory", *(size(way.memory) for way in ways)], ["sent in a step", *(size(way.sent) for way in ways)]]
-    cut = f"{counted.micros} micro-batch{'es' if counted.micros > 1 else ''} of {share // counted.micros}"
-    return (
-        f"{table(lines)}\n batch {number(fit.batch_size)} = {counted.ranks} ranks x {number(share)} images, each {cut} "
-        f"(runtime.micro_batch); this run: {'runtime.shard=true' if split else 'DDP'}"
-    )
+    batch = f"batch {number(fit.batch_size)} = {ranks} ranks x {number(share)} images = {ranks} x {counted.micros} micro-batches of"
+    return f"{table(lines).lstrip()}\n {batch} {share // counted.micros} (runtime.micro_batch)"
 
 
 def size(count: int) -> str:

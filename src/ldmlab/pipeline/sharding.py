@@ -17,9 +17,9 @@ def check_options(cfg: DictConfig) -> None:
     runtime = cfg.runtime
     if not runtime.shard:
         return
-    if runtime.compile:
+    if str(runtime.compile).lower() == "true":
         raise ConfigError(
-            f"runtime.compile={runtime.compile} with runtime.shard=true: a sharded network is not compiled here. "
+            "runtime.compile=true with runtime.shard=true: a sharded network is not compiled here. "
             "Use runtime.compile=false, or runtime.shard=false."
         )
     if str(runtime.channels_last).lower() == "true":

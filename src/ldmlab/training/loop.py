@@ -26,7 +26,7 @@ from ldmlab.store.checkpoint import Checkpoints, ShardedCheckpoints
 from ldmlab.store.shards import OPTIMIZER
 from ldmlab.terminal import Progress
 from ldmlab.training.ema import EMA
-from ldmlab.training.sharding import is_sharded
+from ldmlab.training.sharding import prepared
 from ldmlab.training.tracking import Tracker
 
 REQUEUE = 85  # exit code: stopped by a signal with a checkpoint; run the same command again
@@ -171,9 +171,7 @@ def fit(
     raw = dict(training_loss.modules)
     done = _resume(checkpoints, raw, optimizers, averages, accelerator)
     tracker.rewind(done.images)
-    training_loss.modules = {
-        player: module if is_sharded(module) else accelerator.prepare(module) for player, module in raw.items()
-    }
+    training_loss.modules = {player: prepared(module, accelerator) for player, module in raw.items()}
     end = total_steps(budget) * budget.batch_size
     snapshot_at = {images_at(budget, moment) for moment in budget.snapshots} | set(events.snapshot_at)
     validate_at = {images_at(budget, f) for f in events.validate_at}

@@ -7,9 +7,9 @@ to the order of sums.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from ldmlab.networks.blocks import Pieces
@@ -50,6 +50,9 @@ def shard(module: nn.Module, device: torch.device, ranks: int) -> None:
     fully_shard(module, mesh=mesh)
 
 
-def is_sharded(module: Any) -> bool:
-    """Whether `shard` was called on it."""
-    return hasattr(module, "set_requires_gradient_sync")
+def prepared(module: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """The module as a training calls it: sharded as it is, else as Accelerate replicates it."""
+    if hasattr(module, "set_requires_gradient_sync"):  # of FSDP2
+        return module
+    found: nn.Module = accelerator.prepare(module)
+    return found
