@@ -99,9 +99,9 @@ def _kill_in_save(count: int) -> None:
 def held_and_sent(file: Path) -> None:
     """Makes the training of this process write `file`: bytes of storages that this rank holds, and of what its last step's
     collectives took and gave, by the operator's name."""
-    from ldmlab.dtensors import local
     from ldmlab.pipeline import context
     from ldmlab.training import loop
+    from ldmlab.training.dtensors import local
 
     def bytes_of(tensors: Any) -> int:
         storages = {local(t).untyped_storage()._cdata: local(t).untyped_storage().nbytes() for t in tensors}

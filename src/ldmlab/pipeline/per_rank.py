@@ -34,10 +34,10 @@ from torch import Tensor, nn
 
 from ldmlab import build
 from ldmlab.diffusion.denoiser import Denoiser
-from ldmlab.muon import hidden_weights
 from ldmlab.pipeline.activations import activations_of
 from ldmlab.pipeline.resolved import Resolved
 from ldmlab.terminal import number, table
+from ldmlab.training.muon import hidden_weights
 from ldmlab.training.sharding import blocks
 
 BYTES = 4  # of a float32
@@ -89,7 +89,7 @@ class Training:
         inside = {p for block in self.calls for p in block.parameters()}
         rest = [p for p in model.parameters() if p not in inside]
         largest = max((_size(block.parameters()) for block in self.calls), default=0)
-        to_sum = max(_size(_trained(part)) for part in [rest, *self.calls])
+        to_sum = max(_size(_trained(rest)), *(_size(_trained(block)) for block in self.calls), 0)
         whole, trained = _share(model.parameters(), n), _share(_trained(model), n)
         gathers = _share(rest, n) + sum(2 * calls * _share(b.parameters(), n) for b, calls in self.calls.items())
         return Held(

@@ -6,7 +6,7 @@ in it: they follow from the configuration.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -52,8 +52,8 @@ def read(folder: Path, like: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], d
     import torch.distributed.checkpoint as dcp
 
     reader = dcp.FileSystemReader(folder)
-    found: dict[str, Any] = {}
-    for name, entry in reader.read_metadata().state_dict_metadata.items():
+    found, entries = {}, cast(dict[str, Any], reader.read_metadata().state_dict_metadata)
+    for name, entry in entries.items():
         split = like.get(name, like.get(name.rpartition("/")[0]))
         if split is not None and split.shape == entry.size:
             found[name] = torch.empty_like(split, dtype=entry.properties.dtype)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ldmlab.dtensors import local, placed
+from ldmlab.training.dtensors import local, placed
 
 
 def decay_at(decay: float, step: int) -> float:

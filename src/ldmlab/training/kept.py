@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ldmlab.dtensors import gathered
 from ldmlab.store.checkpoint import Checkpoints, load_tensors, save_tensors
 from ldmlab.store.files import atomic, write_json
+from ldmlab.training.dtensors import gathered
 from ldmlab.training.ema import EMA
 
 STATE = "optimizers.pt"

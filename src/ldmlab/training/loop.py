@@ -19,12 +19,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ldmlab.data.batches import Batches
-from ldmlab.dtensors import placed, sharded, whole
 from ldmlab.errors import TrainingError
 from ldmlab.randomness import seed_of
 from ldmlab.store.checkpoint import Checkpoints, ShardedCheckpoints
 from ldmlab.store.shards import OPTIMIZER
 from ldmlab.terminal import Progress
+from ldmlab.training.dtensors import placed, sharded, whole
 from ldmlab.training.ema import EMA
 from ldmlab.training.sharding import prepared
 from ldmlab.training.tracking import Tracker

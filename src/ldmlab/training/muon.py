@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldmlab.dtensors import placed, whole
+from ldmlab.training.dtensors import placed, whole
 
 HIDDEN = 16  # inputs and outputs from which on a layer counts as hidden: the latent's own side has fewer channels
 MOMENTUM = 0.95

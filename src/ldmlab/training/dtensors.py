@@ -4,7 +4,7 @@ Plain tensors pass through unchanged, so that callers need not know whether a tr
 all ranks in the same order.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -15,14 +15,14 @@ def sharded(tensor: Any) -> bool:
     return isinstance(tensor, Tensor) and hasattr(tensor, "full_tensor")
 
 
-def local(tensor: Tensor) -> Tensor:
+def local(tensor: Any) -> Tensor:
     """This rank's part, which shares its memory."""
-    return tensor.to_local() if sharded(tensor) else tensor  # type: ignore[operator, no-any-return]
+    return cast(Tensor, tensor.to_local() if sharded(tensor) else tensor)
 
 
-def whole(tensor: Tensor) -> Tensor:
+def whole(tensor: Any) -> Tensor:
     """The tensor gathered from all ranks, on the device of its parts."""
-    return tensor.full_tensor() if sharded(tensor) else tensor  # type: ignore[operator, no-any-return]
+    return cast(Tensor, tensor.full_tensor() if sharded(tensor) else tensor)
 
 
 @torch.no_grad()
@@ -47,11 +47,11 @@ def gathered(value: Any, keep: bool = True) -> Any:
 
 
 @torch.no_grad()
-def placed(value: Tensor, like: Tensor | None) -> Tensor:
+def placed(value: Tensor, like: Any) -> Tensor:
     """A whole tensor, which every rank has, split as `like` is: this rank keeps its part. As it is where `like` is whole."""
-    if like is None or not sharded(like) or sharded(value):
+    if not sharded(like) or sharded(value):
         return value
     from torch.distributed.tensor import distribute_tensor
 
-    mesh = like.device_mesh  # type: ignore[attr-defined]
-    return distribute_tensor(value.detach().to(mesh.device_type), mesh, like.placements, src_data_rank=None)  # type: ignore[attr-defined]
+    mesh = like.device_mesh
+    return distribute_tensor(value.detach().to(mesh.device_type), mesh, like.placements, src_data_rank=None)
