@@ -20,7 +20,7 @@ FORKS.set_forkserver_preload(
     ["ldmlab.pipeline.run", "ldmlab.reports.publish", "hydra", "tokenizers", "torchmetrics", "accelerate",
      "torch.distributed.fsdp", "torch.distributed.checkpoint"]
 )  # fmt: skip
-SECONDS = 120.0
+SECONDS = 300.0
 
 
 def started(ranks: int, work: Callable[..., None], *args: Any) -> list[Any]:
