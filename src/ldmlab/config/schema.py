@@ -271,6 +271,8 @@ class Runtime:
 
     device: Annotated[str, Choices(("auto", "cpu", "cuda"))] = "auto"
     processes: Processes = 1  # ranks that this command starts itself; under torchrun leave it at 1
+    # true: a denoiser's weights, gradients, optimiser state and averages are split among the ranks (ldmlab.training.sharding)
+    shard: bool = False
     micro_batch: Batch | None = None  # images per forward pass and rank at most; the rest is accumulated
     workers: Workers = 0  # loader processes per rank
     threads: Processes | None = None  # CPU threads per rank; null: cores / ranks

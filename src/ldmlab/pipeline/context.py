@@ -15,8 +15,9 @@ from torch import nn
 from ldmlab import build
 from ldmlab.data.base import ImageDataset
 from ldmlab.data.batches import Batches
+from ldmlab.diffusion.denoiser import Denoiser
 from ldmlab.store.card import stage_card
-from ldmlab.store.checkpoint import Checkpoints
+from ldmlab.store.checkpoint import Checkpoints, ShardedCheckpoints
 from ldmlab.store.files import atomic, write_json
 from ldmlab.store.ranks import Ranks
 from ldmlab.store.store import Address, Store
@@ -25,6 +26,7 @@ from ldmlab.training.ema import EMA
 from ldmlab.training.kept import Kept, Start, snapshot_folder
 from ldmlab.training.loop import Events, Progressed, TrainingLoss, cooldown_begins, fit, images_at
 from ldmlab.training.post_hoc_ema import PowerEMA
+from ldmlab.training.sharding import shard
 from ldmlab.training.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -142,26 +144,28 @@ class Context:
         far as a longer training could go on from there. `start`: a kept point to begin from where there is no checkpoint yet.
         The first player is the one that is kept and averaged; another player's weights are kept under its own name.
         """
-        runtime = self.cfg.runtime
+        runtime, split = self.cfg.runtime, self.shards(training_loss)
         for module in training_loss.modules.values():
+            if split:
+                shard(module, self.device, self.ranks.count)
             module.to(self.device)
-            if build.channels_last(self.cfg, self.device, budget.precision):
+            if not split and build.channels_last(self.cfg, self.device, budget.precision):
                 module.to(memory_format=torch.channels_last)
         first = training_loss.players[0]
         raw, end, flat = training_loss.modules[first], images_at(budget, 1.0), cooldown_begins(budget)
         optimizers = {player: build.optimizer(module, budget) for player, module in training_loss.modules.items()}
         averages: dict[str, EMA] = {first: EMA(raw, budget.ema)} if budget.ema is not None else {}
         powers = {f"power_{width:g}": PowerEMA(raw, width) for width in power_ema}
-        if runtime.compile:
+        if runtime.compile and not split:
             raw.compile()
-        kept, checkpoints = Kept(dict(training_loss.modules), averages | powers, optimizers), Checkpoints(folder)
+        kept = Kept(dict(training_loss.modules), averages | powers, optimizers)
+        checkpoints = ShardedCheckpoints(folder, self.ranks) if split else Checkpoints(folder)
         if start is not None and self.main and checkpoints.last() is None:
             kept.begin(start, folder, budget.batch_size, keep_state)
         self.barrier()
 
         def snapshot(images: int) -> None:
-            if self.main:
-                kept.write(snapshot_folder(folder, images), keep_state and images <= flat and images < end)
+            kept.write(snapshot_folder(folder, images), keep_state and images <= flat and images < end, self.main)
 
         events = Events(
             snapshot=snapshot,
@@ -183,10 +187,14 @@ class Context:
             )  # fmt: skip
         finally:
             self.accelerator.free_memory()
-        if self.main:
-            kept.write(folder, keep_state and flat == end)
+        kept.write(folder, keep_state and flat == end, self.main)
         self.barrier()
         return done
+
+    def shards(self, training_loss: TrainingLoss) -> bool:
+        """Whether this training is split among the ranks: runtime.shard and a denoiser. Other networks are replicated (DDP)."""
+        denoisers = all(isinstance(module, Denoiser) for module in training_loss.modules.values())
+        return bool(self.cfg.runtime.shard) and denoisers and self.ranks.count > 1
 
 
 def frozen(module: nn.Module, device: torch.device) -> nn.Module:

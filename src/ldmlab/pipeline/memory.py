@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ldmlab.errors import ConfigError
+from ldmlab.pipeline import per_rank
 from ldmlab.pipeline.costs import parameters_of
 from ldmlab.pipeline.resolved import Resolved
 
@@ -21,12 +22,15 @@ def copies(fit: object) -> int:
 
 
 def needed(resolved: Resolved) -> dict[str, int]:
-    """Option → bytes for weights, gradients, Adam's moments and averages. Activations come on top."""
+    """Option → bytes for weights, gradients, Adam's moments and averages; of one rank. Activations come on top."""
     cfg = resolved.cfg
     stages: list[tuple[str, nn.Module, object]] = [
         ("ae", resolved.autoencoder, cfg.ae.fit), ("ldm", resolved.denoiser, cfg.ldm.fit),
     ]  # fmt: skip
-    return {option: BYTES * parameters_of(module) * copies(fit) for option, module, fit in stages}
+    found = {option: BYTES * parameters_of(module) * copies(fit) for option, module, fit in stages}
+    if cfg.runtime.shard and resolved.ranks > 1 and cfg.ldm.fit is not None and not resolved.denoiser.closed_form:
+        found["ldm"] = per_rank.needed(resolved)
+    return found
 
 
 def available(device: str) -> int:

@@ -19,7 +19,17 @@ from ldmlab.config.complete import files_of
 from ldmlab.config.compose import Composed
 from ldmlab.data import duplicates
 from ldmlab.errors import ConfigError, UserError
-from ldmlab.pipeline import budget, gaussian, memory, planned, snapshots, weights_denoiser, weights_first_stage
+from ldmlab.pipeline import (
+    budget,
+    gaussian,
+    memory,
+    per_rank,
+    planned,
+    sharding,
+    snapshots,
+    weights_denoiser,
+    weights_first_stage,
+)
 from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.launch import STAGES, check_device, make_accelerator, set_threads
 from ldmlab.pipeline.learning_rate import LearningRateStage
@@ -45,6 +55,7 @@ def prepare(composed: Composed) -> Plan:
     data, val = opened(split="train"), opened(split="val")
     weights_denoiser.check_options(cfg)
     gaussian.check_options(cfg)
+    sharding.check_options(cfg)
     choice = budget.choose_width(cfg, data, store)
     cfg = choice.cfg
     resolved = resolve(cfg, choices, data, val, caches)
@@ -59,6 +70,10 @@ def prepare(composed: Composed) -> Plan:
     said += [PLANNED.format(roots=", ".join(planned.roots(cfg.data)))] if planned.planned(cfg) else []
     resolved.notes.extend([*said, *duplicates.notes(data, val), *weights_denoiser.notes(cfg), *snapshots.notes(cfg)])
     plan = Plan(resolved, store)
+    if unsplit := sharding.complaint(plan):  # as above
+        plan.notes.append(unsplit)
+    if cfg.dry_run and cfg.ldm.fit is not None and not resolved.denoiser.closed_form and resolved.ranks > 1:
+        plan.notes.append(per_rank.text(resolved))
     check_files(plan)
     return plan
 
@@ -86,6 +101,7 @@ def execute(composed: Composed, command: str, may_train: bool = True) -> Path | 
         print("\n ".join([terminal.table(table(plan, costs=True)), *plan.notes]))
         return None
     memory.check(plan.resolved)
+    sharding.check(plan)
     if not may_train:
         refuse_training(plan, command)
     meeting = meet(cfg.runtime.timeout)

@@ -6,7 +6,9 @@ Randomness is addressed by position (`randomness.py`), so there is no generator 
 import hashlib
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -14,10 +16,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ldmlab.errors import DataError, WeightsError
+from ldmlab.store import shards
 from ldmlab.store.files import read_json, sha256_file, write_json, writing
+from ldmlab.store.ranks import Ranks
 from ldmlab.store.store import canonical
 
 KEEP = 2
+NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class Saved(NamedTuple):
@@ -71,14 +76,22 @@ class Checkpoints:
             return self._save(tensors, optimizers, progress)
 
     def _save(self, tensors: dict[str, Tensor], optimizers: dict[str, Any], progress: dict[str, Any]) -> Path:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for rest in self.folder.glob(".writing-*"):
-            shutil.rmtree(rest, ignore_errors=True)  # left by a process that was killed in this function
+        self.sweep()
         beside = Path(tempfile.mkdtemp(dir=self.folder, prefix=".writing-"))
         save_tensors(beside / "state.safetensors", tensors)
         with (beside / "optimizers.pt").open("wb") as file:  # a file of Python's: its errors say what the disk said
             torch.save(optimizers, file)
         files = {name: sha256_file(beside / name) for name in ("state.safetensors", "optimizers.pt")}
+        return self.sealed(beside, progress, files)
+
+    def sweep(self) -> None:
+        """Make the folder, and remove what a process left that was killed while it wrote."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for rest in self.folder.glob(".writing-*"):
+            shutil.rmtree(rest, ignore_errors=True)
+
+    def sealed(self, beside: Path, progress: dict[str, Any], files: dict[str, str]) -> Path:
+        """The written folder as the newest generation; `files`: the sha256 of each."""
         sealed = {**progress, "files": files}
         write_json(beside / "progress.json", {**sealed, "sha256": _digest(sealed)})
         target = self.folder / f"{progress['images']:012d}"
@@ -94,8 +107,10 @@ class Checkpoints:
         """Whole generations, oldest first."""
         return sorted(p for p in self.folder.glob("[0-9]*") if p.is_dir()) if self.folder.exists() else []
 
-    def load(self, say: Any = print) -> Saved | None:
+    def load(self, say: Any = print, like: Mapping[str, Tensor] = NOTHING) -> Saved | None:
         """The newest generation whose files are what they were; a damaged one is named and the one before is used.
+
+        It may have been written by one process or by several (`store.shards`), whatever reads it. like: as of `shards.read`.
 
         Raises DataError when generations exist and none is whole.
         """
@@ -103,9 +118,9 @@ class Checkpoints:
         for folder in reversed(found):
             try:
                 progress = _unsealed(folder / "progress.json")
-                for name, digest in progress.pop("files").items():
-                    if not (folder / name).exists() or sha256_file(folder / name) != digest:
-                        raise DataError(f"{folder / name} is missing or not what was written.")
+                self.check(folder, progress.pop("files"))
+                if shards.are_in(folder):
+                    return Saved(*shards.read(folder, like), progress)
                 tensors = load_tensors(folder / "state.safetensors")
                 optimizers = torch.load(folder / "optimizers.pt", weights_only=True, map_location="cpu")
                 return Saved(tensors, optimizers, progress)
@@ -117,9 +132,58 @@ class Checkpoints:
             )
         return None
 
+    def check(self, folder: Path, files: dict[str, str]) -> None:
+        """DataError unless each of the `files` of a generation has this sha256."""
+        for name, digest in files.items():
+            if not (folder / name).exists() or sha256_file(folder / name) != digest:
+                raise DataError(f"{folder / name} is missing or not what was written.")
+
     def last(self) -> Path | None:
         found = self.generations()
         return found[-1] if found else None
 
     def clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class ShardedCheckpoints(Checkpoints):
+    """The same folder for a training that is sharded: `save` and `load` are called on all ranks, and each writes its own parts.
+
+    All ranks see the folder, so it is on one machine or on a shared file system.
+    """
+
+    def __init__(self, folder: Path, ranks: Ranks):
+        super().__init__(folder)
+        self.ranks = ranks
+
+    def _save(self, tensors: dict[str, Tensor], optimizers: dict[str, Any], progress: dict[str, Any]) -> Path:
+        beside = self.folder / f".writing-{progress['images']:012d}"
+        if self.ranks.main:
+            self.sweep()
+            beside.mkdir()
+        self.ranks.barrier()
+        shards.write(beside, tensors, optimizers)
+        mine = [*beside.glob(f"__{self.ranks.rank}_*.distcp"), *([beside / shards.INDEX] if self.ranks.main else [])]
+        parts = self._told({path.name: sha256_file(path) for path in mine})
+        target = beside
+        if self.ranks.main:
+            target = self.sealed(beside, progress, {name: digest for part in parts for name, digest in part.items()})
+        self.ranks.barrier()
+        return target
+
+    def check(self, folder: Path, files: dict[str, str]) -> None:
+        """Each rank reads its share of the files; all raise what one of them finds."""
+        mine, found = sorted(files)[self.ranks.rank :: self.ranks.count], None
+        try:
+            super().check(folder, {name: files[name] for name in mine})
+        except DataError as error:
+            found = str(error)
+        for problem in self._told(found):
+            if problem is not None:
+                raise DataError(problem)
+
+    def _told(self, mine: Any) -> list[Any]:
+        """What every rank says, on all ranks."""
+        told: list[Any] = [None] * self.ranks.count
+        torch.distributed.all_gather_object(told, mine)
+        return told

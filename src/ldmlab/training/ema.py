@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from ldmlab.training.dtensors import local, placed
+
 
 def decay_at(decay: float, step: int) -> float:
     """The warm-up rule of the official code (ldm/modules/ema.py): min(decay, (1 + n) / (10 + n)) at the n-th update, n from 1."""
@@ -14,6 +16,7 @@ class EMA:
 
     The average covers every parameter of the module, conditioner included; buffers are copied as they are. (The official
     code averages the UNet only, so that its samples mix an averaged UNet with a raw conditioner: docs/paper.md#averaged-weights.)
+    Of a sharded module, each rank averages its own part.
     """
 
     def __init__(self, module: nn.Module, decay: float):
@@ -24,8 +27,12 @@ class EMA:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        live = [p.detach().float() for p in self.module.parameters()]
-        torch._foreach_lerp_(self.shadow, live, 1 - decay_at(self.decay, step))
+        self._towards(1 - decay_at(self.decay, step))
+
+    def _towards(self, share: float) -> None:
+        """avg ← avg + share · (weight − avg)."""
+        live = [local(p.detach()).float() for p in self.module.parameters()]
+        torch._foreach_lerp_([local(average) for average in self.shadow], live, share)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averaged weights under the module's own names, buffers included: loads into an equal module."""
@@ -33,4 +40,4 @@ class EMA:
 
     def load(self, state: dict[str, Tensor]) -> None:
         for mine, name in zip(self.shadow, self.names, strict=True):
-            mine.copy_(state[name])
+            mine.copy_(placed(state[name], mine))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ldmlab.store.checkpoint import Checkpoints, load_tensors, save_tensors
 from ldmlab.store.files import atomic, write_json
+from ldmlab.training.dtensors import gathered
 from ldmlab.training.ema import EMA
 
 STATE = "optimizers.pt"
@@ -59,16 +60,19 @@ class Kept:
         averages = {f"ema.{name}/": "ema" if name == first else name for name in self.averages}
         return {prefix: f"{name}.safetensors" for prefix, name in (players | averages).items()}
 
-    def write(self, where: Path, state: bool) -> None:
-        """All files of the point; with `state` the optimisers' too."""
-        where.mkdir(parents=True, exist_ok=True)
+    def write(self, where: Path, state: bool, main: bool = True) -> None:
+        """All files of the point; with `state` the optimisers' too. On all ranks: sharded tensors are gathered, `main` writes."""
         parts: list[nn.Module | EMA] = [*self.modules.values(), *self.averages.values()]
         for name, part in zip(self.files.values(), parts, strict=True):
-            with atomic(where / name) as beside:
-                save_tensors(beside, part.state_dict())
+            tensors = gathered(part.state_dict(), main)
+            if main:
+                with atomic(where / name) as beside:
+                    save_tensors(beside, tensors)
         if state:
-            with atomic(where / STATE) as beside, beside.open("wb") as file:
-                torch.save({player: optimizer.state_dict() for player, optimizer in self.optimizers.items()}, file)
+            states = gathered({player: optimizer.state_dict() for player, optimizer in self.optimizers.items()}, main)
+            if main:
+                with atomic(where / STATE) as beside, beside.open("wb") as file:
+                    torch.save(states, file)
 
     def begin(self, start: Start, folder: Path, batch_size: int, state: bool) -> None:
         """Make `folder` that of a training stopped at `start`: its snapshots, its log and, last of all, a checkpoint.

@@ -21,9 +21,12 @@ from torch import Tensor, nn
 from ldmlab.data.batches import Batches
 from ldmlab.errors import TrainingError
 from ldmlab.randomness import seed_of
-from ldmlab.store.checkpoint import Checkpoints
+from ldmlab.store.checkpoint import Checkpoints, ShardedCheckpoints
+from ldmlab.store.shards import OPTIMIZER
 from ldmlab.terminal import Progress
+from ldmlab.training.dtensors import placed, sharded, whole
 from ldmlab.training.ema import EMA
+from ldmlab.training.sharding import prepared
 from ldmlab.training.tracking import Tracker
 
 REQUEUE = 85  # exit code: stopped by a signal with a checkpoint; run the same command again
@@ -168,7 +171,7 @@ def fit(
     raw = dict(training_loss.modules)
     done = _resume(checkpoints, raw, optimizers, averages, accelerator)
     tracker.rewind(done.images)
-    training_loss.modules = {player: accelerator.prepare(module) for player, module in raw.items()}
+    training_loss.modules = {player: prepared(module, accelerator) for player, module in raw.items()}
     end = total_steps(budget) * budget.batch_size
     snapshot_at = {images_at(budget, moment) for moment in budget.snapshots} | set(events.snapshot_at)
     validate_at = {images_at(budget, f) for f in events.validate_at}
@@ -178,7 +181,7 @@ def fit(
     shown: dict[str, float] = {}
 
     def save() -> None:
-        if accelerator.is_main_process:
+        if accelerator.is_main_process or isinstance(checkpoints, ShardedCheckpoints):
             done.seconds = clock.seconds()
             checkpoints.save(
                 _tensors(raw, averages), {p: o.state_dict() for p, o in optimizers.items()}, dict(vars(done))
@@ -267,7 +270,7 @@ def _player_step(
             accelerator.backward(loss / len(micros))
         logs.append({**terms, **({"loss": loss.detach()} if "loss" not in terms else {})})
     parameters = [p for p in module.parameters() if p.grad is not None]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, budget.clip or math.inf)
+    norm = whole(torch.nn.utils.clip_grad_norm_(parameters, budget.clip or math.inf))  # over all ranks' parts
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(budget, images)
     optimizer.step()
@@ -329,18 +332,41 @@ def _resume(
     averages: dict[str, EMA],
     accelerator: Accelerator,
 ) -> Progressed:
-    saved = checkpoints.load(say=accelerator.print)
+    saved = checkpoints.load(say=accelerator.print, like=_like(raw, optimizers, averages))
     if saved is None:
         return Progressed()
     for player, module in raw.items():
-        prefix = f"{player}/"
-        module.load_state_dict({k.removeprefix(prefix): v for k, v in saved.tensors.items() if k.startswith(prefix)})
+        prefix, own = f"{player}/", module.state_dict()
+        mine = {k.removeprefix(prefix): v for k, v in saved.tensors.items() if k.startswith(prefix)}
+        module.load_state_dict({k: placed(v, own.get(k)) for k, v in mine.items()})
     for player, optimizer in optimizers.items():
-        optimizer.load_state_dict(saved.optimizers[player])
+        weights, state = _weights(optimizer), saved.optimizers[player]["state"]
+        split = {
+            n: {k: placed(v, weights[n]) if v.shape == weights[n].shape else v for k, v in of.items()}
+            for n, of in state.items()
+        }
+        optimizer.load_state_dict({**optimizer.state_dict(), **saved.optimizers[player], "state": split})
     for player, average in averages.items():
         prefix = f"ema.{player}/"
         average.load({k.removeprefix(prefix): v for k, v in saved.tensors.items() if k.startswith(prefix)})
     return Progressed(**saved.progress)
+
+
+def _like(
+    raw: dict[str, nn.Module], optimizers: dict[str, torch.optim.Optimizer], averages: dict[str, EMA]
+) -> dict[str, Tensor]:
+    """The sharded tensors that a checkpoint fills, as `shards.read` wants them; empty where nothing is sharded."""
+    weights = {
+        f"{OPTIMIZER}{player}/{n}": weight
+        for player, optimizer in optimizers.items()
+        for n, weight in enumerate(_weights(optimizer))
+    }
+    return {name: tensor for name, tensor in (_tensors(raw, averages) | weights).items() if sharded(tensor)}
+
+
+def _weights(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The parameters in the order in which its `state_dict` numbers them."""
+    return [weight for group in optimizer.param_groups for weight in group["params"]]
 
 
 def _mean(

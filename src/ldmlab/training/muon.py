@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldmlab.training.dtensors import placed, whole
+
 HIDDEN = 16  # inputs and outputs from which on a layer counts as hidden: the latent's own side has fewer channels
 MOMENTUM = 0.95
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic whose iteration takes singular values to 0.7 … 1.2
@@ -24,7 +26,8 @@ ADAM_RMS = 0.2  # root mean square of AdamW's usual step over its learning rate 
 class Muon(torch.optim.AdamW):
     """AdamW, except for the weights of `hidden_weights`, which take orthogonalised steps.
 
-    Args as AdamW's; `lr` and `weight_decay` act on all parameters, `betas` on those of AdamW alone.
+    Args as AdamW's; `lr` and `weight_decay` act on all parameters, `betas` on those of AdamW alone. Of a sharded module, each
+    hidden weight's direction is gathered and orthogonalised on every rank, which then moves its own part.
     """
 
     def __init__(self, module: nn.Module, lr: float, betas: tuple[float, float], weight_decay: float):
@@ -59,10 +62,10 @@ class Muon(torch.optim.AdamW):
             state["momentum"] = torch.zeros_like(weight)
         state["step"] += 1
         state["momentum"].lerp_(gradient, 1 - MOMENTUM)
-        ahead_OI = gradient.lerp(state["momentum"], MOMENTUM).flatten(1)  # Nesterov's look ahead
+        ahead_OI = whole(gradient.lerp(state["momentum"], MOMENTUM)).flatten(1)  # Nesterov's look ahead
         length = ADAM_RMS * math.sqrt(max(ahead_OI.shape))
         weight.mul_(1 - lr * weight_decay)
-        weight.add_(orthogonalised(ahead_OI).view_as(weight), alpha=-lr * length)
+        weight.add_(placed(orthogonalised(ahead_OI).view(weight.shape), weight), alpha=-lr * length)
 
 
 def hidden_weights(module: nn.Module) -> list[Tensor]:

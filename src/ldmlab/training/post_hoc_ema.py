@@ -45,8 +45,7 @@ class PowerEMA(EMA):
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        live = [p.detach().float() for p in self.module.parameters()]
-        torch._foreach_lerp_(self.shadow, live, 1 - (1 - 1 / step) ** (self.gamma + 1))  # eq. 3
+        self._towards(1 - (1 - 1 / step) ** (self.gamma + 1))  # eq. 3
 
 
 @dataclass(frozen=True)
