@@ -54,3 +54,10 @@ def center_crop(picture: Image.Image, resolution: int) -> np.ndarray:
     top = (pixels_HW3.shape[0] - resolution) // 2
     left = (pixels_HW3.shape[1] - resolution) // 2
     return np.ascontiguousarray(pixels_HW3[top : top + resolution, left : left + resolution])
+
+
+def fitted(picture: Image.Image, height: int, width: int) -> np.ndarray:
+    """uint8 [height, width, 3]: `center_crop` for a square; else the largest part of that shape about the centre, bicubic."""
+    if height == width:
+        return center_crop(picture, height)
+    return np.asarray(ImageOps.fit(picture, (width, height), Image.Resampling.BICUBIC))

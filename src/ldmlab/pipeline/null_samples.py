@@ -1,5 +1,6 @@
 """Samples under the null condition: what the denoiser draws when nothing is asked of it, for scores of how well a condition is met."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -60,9 +61,9 @@ class NullSamplesStage(SamplesStage):
 
     def row(self) -> Row:
         resolved, n = self.plan.resolved, self.cfg.eval.samples
-        costs, size = resolved.costs, resolved.resolution
+        costs = resolved.sampled_costs
         each = resolved.sampler.evaluations * costs.forward + costs.decode
-        return Row(f"{number(n)} samples · the null condition", n, each, n * size * size * 3 / 1e6)
+        return Row(f"{number(n)} samples · the null condition", n, each, n * math.prod(resolved.size) * 3 / 1e6)
 
     def work(self, ctx: Context, folder: Path) -> None:
         super().work(ctx, folder)
@@ -73,4 +74,4 @@ class NullSamplesStage(SamplesStage):
         )  # fmt: skip
 
     def _bound(self, guided: Guided, batch: dict[str, Any], n: int, device: Any) -> Bound:
-        return guided.unconditional(n, self.plan.resolved.latent_shape[1:], device)
+        return guided.unconditional(n, self.plan.resolved.sampled_shape[1:], device)

@@ -21,16 +21,18 @@ from ldmlab.conditioning.compose import parts_of
 from ldmlab.conditioning.source import POSITION, ConditionSource, chosen
 from ldmlab.data.base import ImageDataset
 from ldmlab.data.fields import check_mirrors
+from ldmlab.data.mosaic import Mosaic
 from ldmlab.data.shapes import FIELDS
 from ldmlab.diffusion.denoiser import Denoiser
 from ldmlab.diffusion.objectives import Objective
 from ldmlab.diffusion.schedules import Schedule
+from ldmlab.diffusion.windows import Windows
 from ldmlab.errors import ConfigError
 from ldmlab.guidance.base import Guidance
 from ldmlab.guidance.interval import share_within
 from ldmlab.metrics.features import Extractor
 from ldmlab.metrics.metric import Metric, available, check, check_counts
-from ldmlab.pipeline import snapshots
+from ldmlab.pipeline import large, snapshots
 from ldmlab.pipeline.costs import flops_of
 from ldmlab.samplers.sampler import Sampler
 from ldmlab.training.post_hoc_ema import gamma_of
@@ -69,6 +71,22 @@ class Resolved:
         return self.autoencoder.latent_shape(self.resolution)
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Of samples, height and width in pixels; data.resolution unless `size` says otherwise."""
+        return large.size_of(self.cfg, self.resolution)
+
+    @property
+    def larger(self) -> bool:
+        """Whether samples have another size than the images of training."""
+        return self.size != (self.resolution, self.resolution)
+
+    @property
+    def sampled_shape(self) -> tuple[int, int, int]:
+        """(c, H, W) of the samples' latents."""
+        f = self.autoencoder.f
+        return self.autoencoder.c, self.size[0] // f, self.size[1] // f
+
+    @property
     def ranks(self) -> int:
         return build.ranks(self.cfg)
 
@@ -92,7 +110,8 @@ class Resolved:
         """What n samples are drawn for."""
         eval_, cond = self.cfg.eval, self.cfg.cond
         wanted = {"label": cond.label, "prompt": cond.prompt}
-        return chosen(eval_.label_mode, self.condition_fields, self.data, self.val, n, eval_.seed, **wanted)
+        held_out: ImageDataset = Mosaic(self.val, *self.size) if self.larger else self.val
+        return chosen(eval_.label_mode, self.condition_fields, self.data, held_out, n, eval_.seed, **wanted)
 
     @functools.cached_property
     def costs(self) -> "Costs":
@@ -108,6 +127,20 @@ class Resolved:
             flops_of(lambda: self.denoiser.null(1, self.latent_shape[1:], "meta")),
             any(weight.requires_grad for weight in cast(nn.Module, self.conditioner).parameters()),
         )
+
+    @functools.cached_property
+    def sampled_costs(self) -> "Costs":
+        """Of samples, which may be larger than the images of training and seen through windows and in tiles."""
+        if not self.costs.forward or (not self.larger and self.cfg.large.window is None):
+            return self.costs
+        ae, shape = self.autoencoder, self.sampled_shape
+        before, ae.tile = ae.tile, large.tile_of(self.cfg)
+        try:
+            decode = flops_of(lambda: ae.decode(torch.empty(1, *shape, device="meta")))
+        finally:
+            ae.tile = before
+        windows = large.windows_of(self.cfg, ae.f)
+        return replace(self.costs, decode=decode, forward=forward_flops(self.denoiser, shape, windows))
 
 
 @dataclass(frozen=True)
@@ -126,8 +159,12 @@ class Costs:
         return 3 * self.forward + self.condition * (3 if self.condition_learns else 1)
 
 
-def forward_flops(denoiser: Denoiser, latent_shape: tuple[int, int, int]) -> float:
-    """Of one forward pass of the network under the null condition; on the meta device."""
+def forward_flops(denoiser: Denoiser, latent_shape: tuple[int, int, int], windows: Windows | None = None) -> float:
+    """Of one forward pass of the network under the null condition, window by window where there are any; on the meta device."""
+    if windows is not None:
+        places = windows.places(*latent_shape[1:])
+        side = (min(windows.side, length) for length in latent_shape[1:])
+        return len(places) * forward_flops(denoiser, (latent_shape[0], *side))
     z, t = torch.empty(1, *latent_shape, device="meta"), torch.zeros(1, dtype=torch.long, device="meta")
     condition = denoiser.null(1, latent_shape[1:], "meta")
     return flops_of(lambda: denoiser.network(z, t, condition))
@@ -160,6 +197,7 @@ def resolve(cfg: DictConfig, choices: dict[str, str], data: ImageDataset, val: I
     found = Resolved(
         cfg, choices, data, val, caches, autoencoder, denoiser, objective, sampler, guidance, extractor
     )  # fmt: skip
+    large.check(found)
     check_sampling(found)
     check_guidance(found)
     check_label(found)
@@ -314,7 +352,8 @@ def check_guidance(found: Resolved) -> None:
                     f"guidance={kind.name} learns to tell classes apart, and this data has {len(data.class_names)} "
                     f"(fields: {', '.join(data.fields) or 'none'}). Use data with labels, or guidance=none."
                 )
-        kind.check(found.resolution)
+        for side in dict.fromkeys(found.size):
+            kind.check(side)
         if (interval := getattr(kind, "interval", None)) is not None:
             check_interval(f"guidance.{kind.name}.interval", interval, found.objective.schedule, found.visited)
 

@@ -1,0 +1,144 @@
+"""Samples of another size than the images of training (`size`, `large`): what fits, in which windows, how many at a time, how much memory.
+
+Shape letters: B batch, C channels, H W space.
+"""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from ldmlab.conditioning.compose import parts_of
+from ldmlab.diffusion.windows import Windows
+from ldmlab.errors import ConfigError
+from ldmlab.ranges import picture_size
+
+if TYPE_CHECKING:
+    from ldmlab.pipeline.resolved import Resolved
+
+
+def size_of(cfg: DictConfig, resolution: int) -> tuple[int, int]:
+    """Height and width of the samples in pixels."""
+    given = None if cfg.size is None else picture_size(cfg.size)
+    return given or (resolution, resolution)
+
+
+def windows_of(cfg: DictConfig, f: int) -> Windows | None:
+    """Those that `large` asks for, in positions of the latent; None: none."""
+    large = cfg.large
+    if large.window is None:
+        return None
+    overlap = large.window // 2 if large.overlap is None else large.overlap
+    return Windows(large.window // f, overlap // f, large.weights)
+
+
+def pieces_of(found: "Resolved") -> Windows | None:
+    """Windows of the size of training, half overlapping, for what understands no other; None where the samples have that size."""
+    side = found.latent_shape[1]
+    return Windows(side, side // 2, found.cfg.large.weights) if found.larger else None
+
+
+def tile_of(cfg: DictConfig) -> int | None:
+    """A side of the first stage's tiles for samples, in pixels."""
+    return cfg.ae.tile if cfg.large.tile is None else cfg.large.tile
+
+
+def own(cfg: DictConfig) -> dict[str, Any]:
+    """What of these options decides samples, for their id; {} for samples of the size of training."""
+    found = {"size": cfg.size, "tile": cfg.large.tile}
+    if cfg.large.window is not None:
+        overlap = cfg.large.window // 2 if cfg.large.overlap is None else cfg.large.overlap
+        found["windows"] = {"side": cfg.large.window, "overlap": overlap, "weights": cfg.large.weights}
+    given = {name: value for name, value in found.items() if value is not None}
+    return {"large": given} if given else {}
+
+
+def words(found: "Resolved") -> str:
+    """What a row of the plan says: `256x512 in 45 windows of 64`; "" for samples of the size of training."""
+    size = "x".join(map(str, found.size)) if found.larger else ""
+    windows = windows_of(found.cfg, found.autoencoder.f)
+    if windows is None:
+        return size
+    count = len(windows.places(*found.sampled_shape[1:]))
+    return f"{size} in {count} windows of {found.cfg.large.window}"
+
+
+def at_once(found: "Resolved") -> int:
+    """Samples of a batch: about as many pixels as eval.batch_size images of training have."""
+    if not found.larger:
+        return int(found.cfg.eval.batch_size)
+    height, width = found.size
+    return max(1, found.cfg.eval.batch_size * found.resolution**2 // (height * width))
+
+
+# ---- do they fit ----------------------------------------------------------------------------------------------------------
+
+
+def check(found: "Resolved") -> None:
+    """Size, windows and tiles against the parts of the run. Raises ConfigError."""
+    if found.larger:
+        check_parts(found)
+        check_size(found)
+    check_windows(found)
+    tile, f = found.cfg.large.tile, found.autoencoder.f
+    if tile is not None and tile % (4 * f):
+        near = max(1, round(tile / (4 * f))) * 4 * f
+        raise ConfigError(f"large.tile={tile} must be a multiple of 4 f = {4 * f}, for tiles overlap by a quarter. Set {near}.")
+
+
+def check_parts(found: "Resolved") -> None:
+    """What is bound to the size of training."""
+    given = f"size={found.cfg.size}"
+    image_size = found.autoencoder.network.image_size
+    if image_size is not None:
+        raise ConfigError(
+            f"{given}: this first stage sees whole images of {image_size} pixels and decodes no other size. Leave size out, or use a "
+            "first stage with ae.network.image_size=null."
+        )
+    if found.denoiser.closed_form:
+        raise ConfigError(f"{given}: ldm=gaussian draws latents of the size that it was fitted to. Leave size out.")
+    if found.cfg.eval.noise != "latent":
+        raise ConfigError(f"{given}: eval.noise={found.cfg.eval.noise} is drawn at data.resolution. Set eval.noise=latent.")
+
+
+def unit_of(found: "Resolved") -> int:
+    """Of which height and width of a picture, and a window, must be multiples: f, the network's halvings or patches, the factor of
+    super-resolution."""
+    network: Any = found.denoiser.network
+    steps = getattr(network, "divisor", None) or getattr(network, "patch", 1)
+    factors = [getattr(part, "factor", 1) for part in parts_of(found.conditioner)]
+    return math.lcm(found.autoencoder.f * steps, *factors)
+
+
+def check_size(found: "Resolved") -> None:
+    unit = unit_of(found)
+    if any(side % unit for side in found.size):
+        near = "x".join(str(max(1, round(side / unit)) * unit) for side in found.size)
+        raise ConfigError(
+            f"size={found.cfg.size}: height and width must be multiples of {unit}, of the first stage's f={found.autoencoder.f} and what "
+            f"network and condition divide. Set size={near}."
+        )
+
+
+def check_windows(found: "Resolved") -> None:
+    large, f = found.cfg.large, found.autoencoder.f
+    if large.window is None:
+        if large.overlap is not None:
+            raise ConfigError(f"large.overlap={large.overlap} is one of windows, and large.window=null has none. Give large.window.")
+        return
+    unit, given = unit_of(found), f"large.window={large.window}"
+    if large.window % unit:
+        near = max(1, round(large.window / unit)) * unit
+        raise ConfigError(f"{given} must be a multiple of {unit}, as the picture. Set large.window={near}.")
+    if large.window >= max(found.size):
+        raise ConfigError(f"{given}: one window holds the whole picture of {'x'.join(map(str, found.size))}. Leave it out.")
+    overlap = large.window // 2 if large.overlap is None else large.overlap
+    if overlap % f or overlap >= large.window:
+        raise ConfigError(
+            f"large.overlap={overlap} must be a multiple of f={f} below large.window={large.window}. Set {large.window // 2 // f * f}."
+        )
+    if any(getattr(part, "of_the_whole", False) for part in parts_of(found.conditioner)):
+        raise ConfigError(
+            f"{given}: the condition says where things are in the whole picture, and a window would show all of them. Leave "
+            "large.window out."
+        )
