@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ldmlab import build
 from ldmlab.bench import record, work
-from ldmlab.bench.memory import no_numbers, peak_bytes, tensors_of
+from ldmlab.pipeline.live_memory import no_numbers, peak_bytes, tensors_of
 from ldmlab.bench.official import OfficialStep, official_layers
 from ldmlab.config.compose import with_values
 from ldmlab.errors import ConfigError

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from ldmlab import build
 from ldmlab.bench import record, work
-from ldmlab.bench.memory import peak_bytes
+from ldmlab.pipeline.live_memory import peak_bytes
 from ldmlab.bench.peak import Peak, peak_of
 from ldmlab.pipeline import budget
 from ldmlab.pipeline.context import frozen

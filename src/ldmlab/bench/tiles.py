@@ -11,7 +11,7 @@ from torch import Tensor
 from ldmlab import build
 from ldmlab.autoencoders.autoencoder import Autoencoder
 from ldmlab.bench import record
-from ldmlab.bench.memory import no_numbers, peak_bytes, tensors_of
+from ldmlab.pipeline.live_memory import no_numbers, peak_bytes, tensors_of
 from ldmlab.data.base import to_batch
 from ldmlab.data.batches import to_float, to_uint8
 from ldmlab.errors import ConfigError

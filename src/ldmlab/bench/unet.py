@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ldmlab import build
 from ldmlab.bench import record
-from ldmlab.bench.memory import peak_bytes, tensors_of
+from ldmlab.pipeline.live_memory import peak_bytes, tensors_of
 from ldmlab.bench.peer import call_peer, peer_of, peer_scheduler
 from ldmlab.conditioning.base import Cond
 from ldmlab.conditioning.compose import Compose

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ldmlab import build
 from ldmlab.autoencoders.autoencoder import Autoencoder
-from ldmlab.bench.memory import tensors_of
+from ldmlab.pipeline.live_memory import tensors_of
 from ldmlab.config.compose import with_values
 from ldmlab.data.base import to_batch
 from ldmlab.data.batches import to_float

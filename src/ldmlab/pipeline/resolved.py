@@ -15,6 +15,7 @@ from torch import nn
 
 from ldmlab import build
 from ldmlab.autoencoders.autoencoder import Autoencoder
+from ldmlab.autoencoders.tiles import starts
 from ldmlab.autoencoders.whole_image import WITHOUT
 from ldmlab.conditioning.base import Conditioner
 from ldmlab.conditioning.compose import parts_of
@@ -133,14 +134,13 @@ class Resolved:
         """Of samples, which may be larger than the images of training and seen through windows and in tiles."""
         if not self.costs.forward or (not self.larger and self.cfg.large.window is None):
             return self.costs
-        ae, shape = self.autoencoder, self.sampled_shape
-        before, ae.tile = ae.tile, large.tile_of(self.cfg)
-        try:
-            decode = flops_of(lambda: ae.decode(torch.empty(1, *shape, device="meta")))
-        finally:
-            ae.tile = before
+        ae, (c, height, width) = self.autoencoder, self.sampled_shape
         windows = large.windows_of(self.cfg, ae.f)
-        return replace(self.costs, decode=decode, forward=forward_flops(self.denoiser, shape, windows))
+        tile = (large.tile_of(self.cfg) or max(self.size)) // ae.f
+        tiles = len(starts(height, tile, tile // 4)) * len(starts(width, tile, tile // 4))
+        z = torch.empty(1, c, min(height, tile), min(width, tile), device="meta")
+        decode = tiles * flops_of(lambda: ae.decode(z))
+        return replace(self.costs, decode=decode, forward=forward_flops(self.denoiser, (c, height, width), windows))
 
 
 @dataclass(frozen=True)
@@ -163,8 +163,8 @@ def forward_flops(denoiser: Denoiser, latent_shape: tuple[int, int, int], window
     """Of one forward pass of the network under the null condition, window by window where there are any; on the meta device."""
     if windows is not None:
         places = windows.places(*latent_shape[1:])
-        side = (min(windows.side, length) for length in latent_shape[1:])
-        return len(places) * forward_flops(denoiser, (latent_shape[0], *side))
+        height, width = (min(windows.side, length) for length in latent_shape[1:])
+        return len(places) * forward_flops(denoiser, (latent_shape[0], height, width))
     z, t = torch.empty(1, *latent_shape, device="meta"), torch.zeros(1, dtype=torch.long, device="meta")
     condition = denoiser.null(1, latent_shape[1:], "meta")
     return flops_of(lambda: denoiser.network(z, t, condition))

@@ -17,6 +17,7 @@ from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.cooldown import images_behind, load_scored, scored
 from ldmlab.pipeline.decoder import DecoderStage, decoding, load_decoding
 from ldmlab.pipeline.gaussian import DRAWN
+from ldmlab.pipeline.sampling_memory import peak_of
 from ldmlab.pipeline.sheets import save_sheet
 from ldmlab.pipeline.stage import Row, SnapshotStage, Stage, plain
 from ldmlab.pipeline.timing import clock_for
@@ -85,6 +86,8 @@ class SamplesStage(SnapshotStage):
             f"{number(n)} samples{said and f' of {said}'} · {self.label} {sampler.steps}{counted} · guidance {sampler.guidance:g}"
             f"{''.join(f' · {text}' for text in self._guided_by())}{after}"
         )
+        if said and self.cfg.dry_run:
+            what += f" · {peak_of(resolved).words()}"
         return Row(what, n, self._cost(), megabytes)
 
     @property
