@@ -167,7 +167,7 @@ class PictureSize:
     most: int = 16_384
 
     def refuse(self, value: Any) -> str | None:
-        if value is None or (found := picture_size(str(value))) and all(1 <= side <= self.most for side in found):
+        if value is None or ((found := picture_size(str(value))) and all(1 <= side <= self.most for side in found)):
             return None
         return f"HEIGHTxWIDTH in pixels, each between 1 and {_number(self.most)}, such as 512x1024"
 

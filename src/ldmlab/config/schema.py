@@ -229,7 +229,9 @@ class Large:
 
     # a side of overlapping windows, through which the denoiser sees the latent; null: it sees the whole at once
     window: Width | None = None
-    overlap: Annotated[int, Range(at_least=0, at_most=16_384)] | None = None  # of neighbouring windows; null: half a window
+    overlap: Annotated[int, Range(at_least=0, at_most=16_384)] | None = (
+        None  # of neighbouring windows; null: half a window
+    )
     # official: grows with the distance to the window's border, as released; mean: all alike
     weights: Annotated[str, Choices(("official", "mean"))] = "official"
     tile: Width | None = None  # a side of the first stage's tiles; null: ae.tile
@@ -366,6 +368,9 @@ class RunConfig:
     # of samples, HEIGHTxWIDTH in pixels; null: data.resolution, at which the denoiser was trained
     size: Annotated[str, PictureSize()] | None = None
     large: Large = field(default_factory=Large)
+    then: str | None = (
+        None  # the samples go through the super-resolution model of this run of the store: its name or id
+    )
     out: Text | None = None  # prepare.py, sample.py, export.py: a folder for the files; bench.py: a file of JSON lines
     # export.py: diffusers, compvis; report.py: wandb, the study's report there
     to: Annotated[str, Choices(("diffusers", "compvis", "wandb"))] | None = None

@@ -80,5 +80,3 @@ class Mosaic:
         moved[:, [2, 4]] = ((boxes_K5[:, [2, 4]] + top) * self.resolution / self.height).clip(0, 1)
         used = (boxes_K5[:, 0] >= 0) & (moved[:, 3] > moved[:, 1]) & (moved[:, 4] > moved[:, 2])
         return np.where(used[:, None], moved, -1).astype(boxes_K5.dtype)
-
-

@@ -107,7 +107,9 @@ def windowed(denoise: Denoise, windows: Windows) -> Denoise:
             inside = (window.of(zt_BCHW), t_B, window.of_condition(cond))
             if not (torch.is_grad_enabled() and zt_BCHW.requires_grad):
                 return denoise(*inside)
-            return Prediction(*checkpoint(lambda z, t: tuple(denoise(z, t, inside[2])), *inside[:2], use_reentrant=False))
+            return Prediction(
+                *checkpoint(lambda z, t: tuple(denoise(z, t, inside[2])), *inside[:2], use_reentrant=False)
+            )
 
         return Prediction(*windows.averaged(answer, *zt_BCHW.shape[2:]))
 

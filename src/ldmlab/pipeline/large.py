@@ -6,7 +6,10 @@ Shape letters: B batch, C channels, H W space.
 import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from omegaconf import DictConfig
+from torch import Tensor
 
 from ldmlab.conditioning.compose import parts_of
 from ldmlab.diffusion.windows import Windows
@@ -23,13 +26,18 @@ def size_of(cfg: DictConfig, resolution: int) -> tuple[int, int]:
     return given or (resolution, resolution)
 
 
-def windows_of(cfg: DictConfig, f: int) -> Windows | None:
-    """Those that `large` asks for, in positions of the latent; None: none."""
+def seen_through(cfg: DictConfig) -> tuple[int, int] | None:
+    """A side of the windows and their overlap, in pixels; None: none. Of two models in a row they are the second's."""
     large = cfg.large
-    if large.window is None:
+    if large.window is None or cfg.then is not None:
         return None
-    overlap = large.window // 2 if large.overlap is None else large.overlap
-    return Windows(large.window // f, overlap // f, large.weights)
+    return large.window, large.window // 2 if large.overlap is None else large.overlap
+
+
+def windows_of(cfg: DictConfig, f: int) -> Windows | None:
+    """The same in positions of the latent."""
+    pixels = seen_through(cfg)
+    return None if pixels is None else Windows(pixels[0] // f, pixels[1] // f, cfg.large.weights)
 
 
 def pieces_of(found: "Resolved") -> Windows | None:
@@ -40,27 +48,26 @@ def pieces_of(found: "Resolved") -> Windows | None:
 
 def tile_of(cfg: DictConfig) -> int | None:
     """A side of the first stage's tiles for samples, in pixels."""
-    return cfg.ae.tile if cfg.large.tile is None else cfg.large.tile
+    return cfg.ae.tile if cfg.large.tile is None or cfg.then is not None else cfg.large.tile
 
 
 def own(cfg: DictConfig) -> dict[str, Any]:
     """What of these options decides samples, for their id; {} for samples of the size of training."""
-    found = {"size": cfg.size, "tile": cfg.large.tile}
-    if cfg.large.window is not None:
-        overlap = cfg.large.window // 2 if cfg.large.overlap is None else cfg.large.overlap
-        found["windows"] = {"side": cfg.large.window, "overlap": overlap, "weights": cfg.large.weights}
+    found: dict[str, Any] = {"size": cfg.size, "tile": None if cfg.then is not None else cfg.large.tile}
+    if pixels := seen_through(cfg):
+        found["windows"] = {"side": pixels[0], "overlap": pixels[1], "weights": cfg.large.weights}
     given = {name: value for name, value in found.items() if value is not None}
     return {"large": given} if given else {}
 
 
 def words(found: "Resolved") -> str:
     """What a row of the plan says: `256x512 in 45 windows of 64`; "" for samples of the size of training."""
-    size = "x".join(map(str, found.size)) if found.larger else ""
-    windows = windows_of(found.cfg, found.autoencoder.f)
-    if windows is None:
-        return size
+    size = "x".join(map(str, found.size))
+    windows, pixels = windows_of(found.cfg, found.autoencoder.f), seen_through(found.cfg)
+    if windows is None or pixels is None:
+        return size if found.larger else ""
     count = len(windows.places(*found.sampled_shape[1:]))
-    return f"{size} in {count} windows of {found.cfg.large.window}"
+    return f"{size} in {count} windows of {pixels[0]} overlapping by {pixels[1]}, {windows.weights} weights"
 
 
 def at_once(found: "Resolved") -> int:
@@ -69,6 +76,21 @@ def at_once(found: "Resolved") -> int:
         return int(found.cfg.eval.batch_size)
     height, width = found.size
     return max(1, found.cfg.eval.batch_size * found.resolution**2 // (height * width))
+
+
+def of_training_size(found: "Resolved", images_NHWC: np.ndarray, rows: list[int]) -> Tensor:
+    """The images at these rows as features see them, uint8 [B, R, R, C]: of a larger one a part of the size of training, the next
+    with each row. Parts lie where examples lie in a canvas of conditions, so that each shows what one image of training does."""
+    if not found.larger:
+        return torch.from_numpy(np.asarray(images_NHWC[rows]))
+    side, (height, width) = found.resolution, found.size
+    down, across = max(1, height // side), max(1, width // side)
+    places = [divmod(row % (down * across), across) for row in rows]
+    parts = [
+        images_NHWC[r, y * side : (y + 1) * side, x * side : (x + 1) * side]
+        for r, (y, x) in zip(rows, places, strict=True)
+    ]
+    return torch.from_numpy(np.stack(parts))
 
 
 # ---- do they fit ----------------------------------------------------------------------------------------------------------
@@ -83,7 +105,9 @@ def check(found: "Resolved") -> None:
     tile, f = found.cfg.large.tile, found.autoencoder.f
     if tile is not None and tile % (4 * f):
         near = max(1, round(tile / (4 * f))) * 4 * f
-        raise ConfigError(f"large.tile={tile} must be a multiple of 4 f = {4 * f}, for tiles overlap by a quarter. Set {near}.")
+        raise ConfigError(
+            f"large.tile={tile} must be a multiple of 4 f = {4 * f}, for tiles overlap by a quarter. Set {near}."
+        )
 
 
 def check_parts(found: "Resolved") -> None:
@@ -98,7 +122,9 @@ def check_parts(found: "Resolved") -> None:
     if found.denoiser.closed_form:
         raise ConfigError(f"{given}: ldm=gaussian draws latents of the size that it was fitted to. Leave size out.")
     if found.cfg.eval.noise != "latent":
-        raise ConfigError(f"{given}: eval.noise={found.cfg.eval.noise} is drawn at data.resolution. Set eval.noise=latent.")
+        raise ConfigError(
+            f"{given}: eval.noise={found.cfg.eval.noise} is drawn at data.resolution. Set eval.noise=latent."
+        )
 
 
 def unit_of(found: "Resolved") -> int:
@@ -121,21 +147,27 @@ def check_size(found: "Resolved") -> None:
 
 
 def check_windows(found: "Resolved") -> None:
-    large, f = found.cfg.large, found.autoencoder.f
-    if large.window is None:
-        if large.overlap is not None:
-            raise ConfigError(f"large.overlap={large.overlap} is one of windows, and large.window=null has none. Give large.window.")
+    """Windows lie on the grid of the latent, are smaller than the picture, and know their own condition."""
+    large, f, pixels = found.cfg.large, found.autoencoder.f, seen_through(found.cfg)
+    if pixels is None:
+        if large.overlap is not None and large.window is None:
+            raise ConfigError(
+                f"large.overlap={large.overlap} is one of windows, and large.window=null has none. Give large.window."
+            )
         return
-    unit, given = unit_of(found), f"large.window={large.window}"
-    if large.window % unit:
-        near = max(1, round(large.window / unit)) * unit
-        raise ConfigError(f"{given} must be a multiple of {unit}, as the picture. Set large.window={near}.")
-    if large.window >= max(found.size):
-        raise ConfigError(f"{given}: one window holds the whole picture of {'x'.join(map(str, found.size))}. Leave it out.")
-    overlap = large.window // 2 if large.overlap is None else large.overlap
-    if overlap % f or overlap >= large.window:
+    unit, (window, overlap) = unit_of(found), pixels
+    given = f"large.window={window}"
+    if window % unit:
         raise ConfigError(
-            f"large.overlap={overlap} must be a multiple of f={f} below large.window={large.window}. Set {large.window // 2 // f * f}."
+            f"{given} must be a multiple of {unit}, as the picture. Set large.window={max(1, round(window / unit)) * unit}."
+        )
+    if window >= max(found.size):
+        raise ConfigError(
+            f"{given}: one window holds the whole picture of {'x'.join(map(str, found.size))}. Leave it out."
+        )
+    if overlap % f or overlap >= window:
+        raise ConfigError(
+            f"large.overlap={overlap} must be a multiple of f={f} below {given}. Set {window // 2 // f * f}."
         )
     if any(getattr(part, "of_the_whole", False) for part in parts_of(found.conditioner)):
         raise ConfigError(

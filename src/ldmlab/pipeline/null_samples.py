@@ -4,12 +4,10 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-import torch
-
 from ldmlab.errors import ConfigError
 from ldmlab.guidance.stack import Bound, Guided
 from ldmlab.metrics.extraction import extract_all
+from ldmlab.pipeline import large
 from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.extractor import extractor_of, load_extractor
 from ldmlab.pipeline.resolved import knows_null
@@ -69,7 +67,7 @@ class NullSamplesStage(SamplesStage):
         super().work(ctx, folder)
         images = read_array(folder / "images.npy")
         extract_all(
-            lambda rows: torch.from_numpy(np.asarray(images[rows])), len(images), load_extractor(self.plan, ctx), folder,
+            lambda rows: large.of_training_size(self.plan.resolved, images, rows), len(images), load_extractor(self.plan, ctx), folder,
             ctx.cfg.eval.batch_size, ctx.device, ctx.ranks, title="null features",
         )  # fmt: skip
 

@@ -1,5 +1,6 @@
 """What a command will do: the stages of one run, each after its upstream stages, with state and cost. Builds meta tensors only."""
 
+import functools
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -25,6 +26,7 @@ from ldmlab.pipeline.regression import RegressedStage, RegressionStage
 from ldmlab.pipeline.resolved import Resolved
 from ldmlab.pipeline.samples import SamplesStage
 from ldmlab.pipeline.scores import ScoresStage
+from ldmlab.pipeline.second import EnlargedSamples, ScoresOfBoth, plan_of
 from ldmlab.pipeline.segmenter import SegmenterStage
 from ldmlab.pipeline.stage import Row, SnapshotStage, Stage
 from ldmlab.pipeline.tokenizer import TokenizerStage
@@ -36,7 +38,7 @@ from ldmlab.terminal import clock
 KINDS: tuple[type[Stage], ...] = (
     DataStage, TokenizerStage, ExtractorStage, FirstStage, DecoderStage, ReconstructionsStage, LatentsStage, LearningRateStage,
     DenoiserStage, CooldownStage, GaussianStage, NoisyClassifierStage, WeakModel, NoiseBasisStage, SamplesStage, ReferenceStage,
-    ChainStage, SegmenterStage, NullSamplesStage, RegressionStage, RegressedStage, ScoresStage,
+    ChainStage, SegmenterStage, NullSamplesStage, RegressionStage, RegressedStage, EnlargedSamples, ScoresStage, ScoresOfBoth,
 )  # fmt: skip
 """The stages of the package. Where two could come first, the earlier here does; order is otherwise by what each stands on."""
 
@@ -67,6 +69,11 @@ class Plan:
         made = self._made.setdefault((kind, *which), kind(self, *which))
         assert isinstance(made, kind)
         return made
+
+    @functools.cached_property
+    def second(self) -> "Plan":
+        """Of the run that `then` names."""
+        return plan_of(self)
 
     def named(self, name: str, images: int | None = None) -> Stage:
         """The run's one stage of this name, of several the last, or that of the snapshot at `images`; ConfigError when there is none."""

@@ -132,7 +132,7 @@ class Resolved:
     @functools.cached_property
     def sampled_costs(self) -> "Costs":
         """Of samples, which may be larger than the images of training and seen through windows and in tiles."""
-        if not self.costs.forward or (not self.larger and self.cfg.large.window is None):
+        if not self.costs.forward or not large.words(self):
             return self.costs
         ae, (c, height, width) = self.autoencoder, self.sampled_shape
         windows = large.windows_of(self.cfg, ae.f)
@@ -170,8 +170,10 @@ def forward_flops(denoiser: Denoiser, latent_shape: tuple[int, int, int], window
     return flops_of(lambda: denoiser.network(z, t, condition))
 
 
-def resolve(cfg: DictConfig, choices: dict[str, str], data: ImageDataset, val: ImageDataset, caches: Path) -> Resolved:
-    """The parts of a run whose data is there, each built once.
+def resolve(
+    cfg: DictConfig, choices: dict[str, str], data: ImageDataset, val: ImageDataset, caches: Path, scored: bool = True
+) -> Resolved:
+    """The parts of a run whose data is there, each built once. scored: with its metrics.
 
     Raises ConfigError when parts do not fit each other or the data, naming the option and the way out.
     """
@@ -204,7 +206,7 @@ def resolve(cfg: DictConfig, choices: dict[str, str], data: ImageDataset, val: I
     snapshots.check(cfg)
     check_power_ema(cfg)
     check_evaluation(found)
-    return replace(found, metrics=tuple(checked_metrics(found)))
+    return replace(found, metrics=tuple(checked_metrics(found)) if scored else ())
 
 
 # ---- do they fit: one function a question --------------------------------------------------------------------------------
@@ -379,10 +381,10 @@ def checked_metrics(found: Resolved) -> list[Metric]:
             )
         return []
     extractor = cast(Extractor, found.extractor)
-    shown = [name for part in parts_of(found.conditioner) for name in getattr(part, "shows", ())]
+    shown = [name for part in parts_of(found.conditioner) for name in getattr(part, "shows", ()) if not found.larger]
     offered = available(
         logits=extractor.logit_dim > 0, classes_of_data=extractor.classes_of_data,
-        conditions=[*found.condition_fields, *shown], pairs=found.condition_fields not in ((), ("label",)),
+        conditions=[*found.condition_fields, *shown], pairs=found.condition_fields not in ((), ("label",)) and not found.larger,
         answers=getattr(extractor, "values", ()),
     )  # fmt: skip
     wanted = build.metrics(cfg)

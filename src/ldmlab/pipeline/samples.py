@@ -121,8 +121,9 @@ class SamplesStage(SnapshotStage):
         ae, model = load_decoding(self.plan, ctx), load_scored(self.plan, ctx, self.images)
         ae.tile = large.tile_of(cfg)
         results = RunResults(self.plan, ctx, ae)
-        kinds, own = tuple(kind.load(results) for kind in resolved.guidance), Model(
-            model, resolved.objective, large.windows_of(cfg, ae.f)
+        kinds, own = (
+            tuple(kind.load(results) for kind in resolved.guidance),
+            Model(model, resolved.objective, large.windows_of(cfg, ae.f)),
         )
         guided = Guided(own, kinds, large.pieces_of(resolved))
         n, shape = cfg.eval.samples, resolved.sampled_shape

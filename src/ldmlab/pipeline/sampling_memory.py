@@ -15,7 +15,9 @@ from ldmlab.pipeline.live_memory import peak_bytes, tensors_of
 if TYPE_CHECKING:
     from ldmlab.pipeline.resolved import Resolved
 
-LATENTS = 6  # of the whole size that a sampler keeps beside what the network works on: z, z_0 and eps, their sums, one before
+LATENTS = (
+    6  # of the whole size that a sampler keeps beside what the network works on: z, z_0 and eps, their sums, one before
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class Peak:
     batch: int
 
     def words(self) -> str:
-        return f"peak {gigabytes(max(self.step, self.decode))} with {self.batch} at once (a step {gigabytes(self.step)}, decoding {gigabytes(self.decode)})"
+        parts = f"a step {gigabytes(self.step)}, decoding {gigabytes(self.decode)}"
+        return f"peak {gigabytes(max(self.step, self.decode))} with {self.batch} at once ({parts})"
 
 
 def gigabytes(count: int) -> str:
@@ -49,7 +52,9 @@ def peak_of(found: "Resolved") -> Peak:
     with FakeTensorMode():
         lose_numbers(network, ae)
         weights = [*tensors_of(network), *tensors_of(ae)]
-        cond = Cond(*(None if part is None else like(part) for part in (null.tokens_BLD, null.concat_BCHW, null.vector_BD)))
+        cond = Cond(
+            *(None if part is None else like(part) for part in (null.tokens_BLD, null.concat_BCHW, null.vector_BD))
+        )
         z, t = torch.empty(pair, *shape), torch.zeros(pair, dtype=torch.int64)
         held = [*weights, *(torch.empty(batch, *shape) for _ in range(LATENTS)), *parts_of(cond), z]
         step = peak_bytes(lambda: network(window.of(z), t, window.of_condition(cond)), held, torch.device("cpu"))
