@@ -44,7 +44,8 @@ class Autoguidance(Guidance):
 
     def bind(self, binding: Binding) -> "Autoguidance":
         """The weak model sees the latent as the strong one does."""
-        assert self.weak is not None
+        if binding.windows is None or self.weak is None:
+            return self
         return self.with_values(weak=replace(self.weak, windows=binding.windows))
 
     @property

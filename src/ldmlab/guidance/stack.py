@@ -4,6 +4,7 @@
     classifier_free   the null condition, rescaled, within its interval: both halves are predictions of the above
     classifier        a classifier of noisy latents pushes the above; nothing differentiates the denoiser
     image             its gradient runs through the first two and the decoder, and it sees what the classifier left
+    clip              the same way, towards a text, of what the image left
 
 Inside the null condition the weak model costs one more evaluation for each half; outside it could not tell the halves from each other.
 Kinds from outside the package act last, in the order of their names.
@@ -19,7 +20,7 @@ from ldmlab.diffusion.denoiser import Denoise
 from ldmlab.diffusion.windows import Windows
 from ldmlab.guidance.base import Binding, Guidance, Model, ModelPair
 
-ORDER = ("auto", "classifier_free", "classifier", "image")
+ORDER = ("auto", "classifier_free", "classifier", "image", "clip")
 
 
 def in_order(kinds: Iterable[Guidance]) -> tuple[Guidance, ...]:
