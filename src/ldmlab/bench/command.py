@@ -16,6 +16,7 @@ from ldmlab.bench.fair import compare_fair
 from ldmlab.bench.family import compare_family
 from ldmlab.bench.first_stage import compare_first_stage
 from ldmlab.bench.kv_cache import compare_kv_cache
+from ldmlab.bench.large import compare_large
 from ldmlab.bench.record import Report, append
 from ldmlab.bench.tiles import compare_tiles
 from ldmlab.bench.unet import compare_unet
@@ -36,6 +37,7 @@ MEASURES: dict[str | None, Measure] = {
     "attention": compare_attention,
     "kv_cache": compare_kv_cache,
     "fair": compare_fair,
+    "large": compare_large,
 }
 
 

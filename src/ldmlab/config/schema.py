@@ -355,6 +355,7 @@ COMPARISONS = (
     "attention",
     "kv_cache",
     "fair",
+    "large",
 )
 
 

@@ -73,9 +73,10 @@ def words(found: "Resolved") -> str:
 def at_once(found: "Resolved") -> int:
     """Samples of a batch: about as many pixels as eval.batch_size images of training have."""
     if not found.larger:
-        return int(found.cfg.eval.batch_size)
+        return min(int(found.cfg.eval.batch_size), found.cfg.eval.samples)
     height, width = found.size
-    return max(1, found.cfg.eval.batch_size * found.resolution**2 // (height * width))
+    fitting = found.cfg.eval.batch_size * found.resolution**2 // (height * width)
+    return max(1, min(fitting, found.cfg.eval.samples))
 
 
 def of_training_size(found: "Resolved", images_NHWC: np.ndarray, rows: list[int]) -> Tensor:
