@@ -60,4 +60,4 @@ def fitted(picture: Image.Image, height: int, width: int) -> np.ndarray:
     """uint8 [height, width, 3]: `center_crop` for a square; else the largest part of that shape about the centre, bicubic."""
     if height == width:
         return center_crop(picture, height)
-    return np.asarray(ImageOps.fit(picture, (width, height), Image.Resampling.BICUBIC))
+    return np.array(ImageOps.fit(picture, (width, height), Image.Resampling.BICUBIC))
