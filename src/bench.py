@@ -13,7 +13,7 @@
     python src/bench.py compare=fair ldm=unet_study data.resolution=64     the cells of a compression study in all modes of fair=
 
     python src/bench.py compare=tiles ae=kl_f4 ae.weights=… data=folder data.root=… data.resolution=1024      error and memory of tiles
-    python src/bench.py compare=large experiment=large_semantic size=512x1024    a step on a large picture, in windows too; guided over unguided
+    python src/bench.py compare=large experiment=large_semantic size=512x1024      a step on a large picture
 
 One thread unless runtime.threads says otherwise, so that times are CPU seconds, which other programs hardly disturb.
 bench.rounds repetitions of each contender take turns; a ratio is the median of the rounds' ratios.
