@@ -38,7 +38,7 @@ def compare_large(cfg: DictConfig, words: list[str], device: torch.device) -> re
     random weights, guidance in one batch of 2."""
     data, val = build.dataset(cfg, "train", None), build.dataset(cfg, "val", None)
     side = cfg.large.window or data.resolution
-    rows = [{"size": None, "large.window": None, "large.overlap": None}]
+    rows: list[dict[str, Any]] = [{"size": None, "large.window": None, "large.overlap": None}]
     if cfg.size is not None:
         rows += [{"large.window": None, "large.overlap": None}, {"large.window": side}]
     report, clock = record.Report("large", COLUMNS), clock_for(device)

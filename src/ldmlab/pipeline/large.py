@@ -132,7 +132,7 @@ def unit_of(found: "Resolved") -> int:
     """Of which height and width of a picture, and a window, must be multiples: f, the network's halvings or patches, the factor of
     super-resolution."""
     network: Any = found.denoiser.network
-    steps = getattr(network, "divisor", None) or getattr(network, "patch", 1)
+    steps = int(getattr(network, "divisor", 0) or getattr(network, "patch", 1))
     factors = [getattr(part, "factor", 1) for part in parts_of(found.conditioner)]
     return math.lcm(found.autoencoder.f * steps, *factors)
 

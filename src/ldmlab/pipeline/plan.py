@@ -26,7 +26,7 @@ from ldmlab.pipeline.regression import RegressedStage, RegressionStage
 from ldmlab.pipeline.resolved import Resolved
 from ldmlab.pipeline.samples import SamplesStage
 from ldmlab.pipeline.scores import ScoresStage
-from ldmlab.pipeline.second import EnlargedSamples, ScoresOfBoth, plan_of
+from ldmlab.pipeline.second import EnlargedSamples, ScoresOfBoth, resolved_of
 from ldmlab.pipeline.segmenter import SegmenterStage
 from ldmlab.pipeline.stage import Row, SnapshotStage, Stage
 from ldmlab.pipeline.tokenizer import TokenizerStage
@@ -73,7 +73,7 @@ class Plan:
     @functools.cached_property
     def second(self) -> "Plan":
         """Of the run that `then` names."""
-        return plan_of(self)
+        return Plan(resolved_of(self), self.store)
 
     def named(self, name: str, images: int | None = None) -> Stage:
         """The run's one stage of this name, of several the last, or that of the snapshot at `images`; ConfigError when there is none."""

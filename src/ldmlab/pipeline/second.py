@@ -37,31 +37,22 @@ OF_THE_COMMAND = ("metric", "runtime", "store", "dry_run", "verify", "tracking",
 OF_THE_OTHER = ("weights", "ema_width")  # of eval: which weights are sampled
 
 
-def plan_of(plan: "Plan") -> "Plan":
-    """The plan of the run that `then` names, asked for samples of the final size.
+def resolved_of(plan: "Plan") -> Resolved:
+    """The run that `then` names, asked for samples of the final size.
 
-    Raises ConfigError when there is no such run, it has no finished denoiser, or that enlarges nothing.
+    Raises ConfigError when there is no such run, or it enlarges nothing.
     """
-    from ldmlab.pipeline.plan import Plan
-
-    cfg, where = plan.resolved.cfg, f"then={plan.resolved.cfg.then}"
+    cfg = plan.resolved.cfg
     run = find_run(plan.store.root, str(cfg.then), "then")
-    record = read_json(run / "run.json")
+    record, caches = read_json(run / "run.json"), plan.store.root / "data" / "cache"
     other = configured(cfg, record["config"])
-    caches = plan.store.root / "data" / "cache"
     data, val = build.dataset(other, "train", caches), build.dataset(other, "val", caches)
     found = resolve(other, record["choices"], data, val, caches, scored=False)
-    factor = factor_of(found, plan.resolved, where)
-    size = [side * factor for side in plan.resolved.size]
+    size = [side * factor_of(found, plan.resolved) for side in plan.resolved.size]
     if size != [found.resolution] * 2:
         other.size = "x".join(map(str, size))
     OmegaConf.set_readonly(other, True)
-    found = replace(resolve(other, record["choices"], data, val, caches, scored=False), metrics=plan.resolved.metrics)
-    second = Plan(found, plan.store)
-    denoiser = second.stage(DenoiserStage).address
-    if plan.store.done(denoiser) is None:
-        raise ConfigError(f"{where}: {run.name} has no finished denoiser. Finish it: {record['command']}")
-    return second
+    return replace(resolve(other, record["choices"], data, val, caches, scored=False), metrics=plan.resolved.metrics)
 
 
 def configured(cfg: DictConfig, recorded: Any) -> DictConfig:
@@ -78,8 +69,9 @@ def configured(cfg: DictConfig, recorded: Any) -> DictConfig:
     return other
 
 
-def factor_of(found: Resolved, first: Resolved, where: str) -> int:
+def factor_of(found: Resolved, first: Resolved) -> int:
     """How many times the other model enlarges. Raises ConfigError where it does not, or needs what the first samples do not have."""
+    where = f"then={first.cfg.then}"
     enlarging = [part for part in parts_of(found.conditioner) if isinstance(part, LowResolution)]
     if not enlarging:
         raise ConfigError(f"{where} is no super-resolution model. Name a run with cond=superres.")
@@ -130,6 +122,13 @@ class EnlargedSamples(SamplesStage):
         if plan.resolved.cfg.then is None:
             return []
         return [plan.second.stage(cls, *which) for which in pairs_of(plan)]
+
+    def check(self) -> None:
+        """The second model is there: it is another run's to train."""
+        if self.plan.store.done(self.plan.stage(DenoiserStage).address) is None:
+            raise ConfigError(
+                f"then={self.first.cfg.then}: that run has no finished denoiser, or one of an older version. Train it first."
+            )
 
     def own(self) -> dict[str, Any]:
         return {name: value for name, value in super().own().items() if name not in ("label_mode", "label")}
