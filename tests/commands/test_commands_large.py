@@ -112,8 +112,12 @@ def test_what_cannot_be_is_said_before_anything_starts(words: list[str], said: s
 
 
 def enlarger(store: Path) -> str:
-    """The id of a run of super-resolution from 16 to 64 pixels."""
-    return str(made(store, "data.resolution=64", "cond=superres", "eval=none", until="denoiser")[1]["id"])
+    """The id of a run of super-resolution from 16 to 32 pixels."""
+    return str(
+        made(store, "data.resolution=32", "cond=superres", "cond.conditioner.factor=2", "eval=none", until="denoiser")[
+            1
+        ]["id"]
+    )
 
 
 def test_two_models_in_a_row_are_scored_as_one(store: Path) -> None:
@@ -125,13 +129,13 @@ def test_two_models_in_a_row_are_scored_as_one(store: Path) -> None:
         [s for s in record["stages"] if s["stage"] == "samples"],
     )
     final = store / "samples" / samples[-1]["folder"].rpartition("/")[2]
-    assert pictures(final).shape == (40, 64, 64, 3) and len(samples) == 2
+    assert pictures(final).shape == (40, 32, 32, 3) and len(samples) == 2
     assert np.array_equal(np.load(final / "conditions-pictures.npy"), pictures(first))
     conditions = [json.loads((each / "conditions.json").read_text()) for each in (first, final)]
     assert conditions[0]["label"] == conditions[1]["label"] and conditions[1]["enlarged"] == samples[0]["id"]
     card = found["card"]
     assert (
-        card["resolution"] == 64 and card["first"]["samples"] == samples[0]["id"] and card["first"]["resolution"] == 16
+        card["resolution"] == 32 and card["first"]["samples"] == samples[0]["id"] and card["first"]["resolution"] == 16
     )
     assert 0 <= found["scores"]["label_agreement"]["value"] <= 1 and found["scores"]["fid"]["n"] == 40
     records = [json.loads(path.read_text()) for path in store.glob("runs/*/run.json")]
