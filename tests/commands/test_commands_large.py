@@ -14,6 +14,7 @@ from ldmlab.config.compose import load
 from ldmlab.errors import ConfigError
 from ldmlab.metrics.window_borders import border_ratio
 from ldmlab.pipeline.run import execute, prepare
+from ldmlab.reports.publish import make_page
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -90,6 +91,8 @@ def test_borders_are_a_score_and_parts_are_what_features_see(store: Path) -> Non
     samples = next(s for s in reversed(record["stages"]) if s["stage"] == "samples")
     images = pictures((store / "runs" / record["name"] / samples["folder"]).resolve())
     assert found["scores"]["window_borders"]["value"] == pytest.approx(border_ratio(images, 16, 8, 4).mean())
+    page = make_page(store / "runs" / record["name"]).read_text()
+    assert "across borders / elsewhere" in page and "32x32 in 9 windows" in page
     assert found["card"]["size"].startswith("32x32 in 9 windows of 16") and found["card"]["resolution"] == 16
 
 

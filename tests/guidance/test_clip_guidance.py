@@ -20,7 +20,7 @@ SCHEDULE = Cosine()
 class Run:
     """Latents are pictures at a quarter of the size, by repetition."""
 
-    size, device = (24, 40), torch.device("cpu")
+    resolution, size, device = 24, (24, 40), torch.device("cpu")
 
     def stage(self, name: str) -> Any:
         raise AssertionError(name)

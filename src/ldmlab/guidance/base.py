@@ -63,7 +63,9 @@ class Results(Protocol):
     """Where a guidance finds what it needs once per sampling."""
 
     @property
-    def size(self) -> tuple[int, int]: ...  # of the pictures, height and width
+    def resolution(self) -> int: ...  # of the images of training
+    @property
+    def size(self) -> tuple[int, int]: ...  # of the samples, height and width in pixels
     @property
     def device(self) -> torch.device: ...
     def stage(self, name: str) -> Any: ...  # the finished result of a stage of this run, on the device

@@ -202,7 +202,7 @@ class RunResults:
 
     def __init__(self, plan: "Plan", ctx: Context, ae: Autoencoder):
         self._plan, self._ctx, self._ae = plan, ctx, ae
-        self.size, self.device = plan.resolved.size, ctx.device
+        self.resolution, self.size, self.device = plan.resolved.resolution, plan.resolved.size, ctx.device
 
     def stage(self, name: str) -> Any:
         return self._plan.named(name).load(self._ctx)
