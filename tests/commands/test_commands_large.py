@@ -91,7 +91,7 @@ def test_borders_are_a_score_and_parts_are_what_features_see(store: Path) -> Non
     samples = next(s for s in reversed(record["stages"]) if s["stage"] == "samples")
     images = pictures((store / "runs" / record["name"] / samples["folder"]).resolve())
     assert found["scores"]["window_borders"]["value"] == pytest.approx(border_ratio(images, 16, 8, 4).mean())
-    page = make_page(store / "runs" / record["name"]).read_text()
+    page = make_page(store / "runs" / f"{record['name']}-{record['id']}").read_text()
     assert "across borders / elsewhere" in page and "32x32 in 9 windows" in page
     assert found["card"]["size"].startswith("32x32 in 9 windows of 16") and found["card"]["resolution"] == 16
 
