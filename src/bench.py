@@ -14,6 +14,7 @@
 
     python src/bench.py compare=paper        the rows of the paper's tables: operations, days on an H200
     python src/bench.py compare=tiles ae=kl_f4 ae.weights=… data=folder data.root=… data.resolution=1024      error and memory of tiles
+    python src/bench.py compare=large experiment=large_semantic size=512x1024      a step on a large picture
 
 One thread unless runtime.threads says otherwise, so that times are CPU seconds, which other programs hardly disturb.
 bench.rounds repetitions of each contender take turns; a ratio is the median of the rounds' ratios.

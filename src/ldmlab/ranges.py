@@ -161,6 +161,26 @@ class FilePath:
 
 
 @dataclass(frozen=True)
+class PictureSize:
+    """HEIGHTxWIDTH in pixels, or one number for a square."""
+
+    most: int = 16_384
+
+    def refuse(self, value: Any) -> str | None:
+        if value is None or ((found := picture_size(str(value))) and all(1 <= side <= self.most for side in found)):
+            return None
+        return f"HEIGHTxWIDTH in pixels, each between 1 and {_number(self.most)}, such as 512x1024"
+
+
+def picture_size(text: str) -> tuple[int, int] | None:
+    """(height, width) of "512x1024" or of "512"; None for other texts."""
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
+        return None
+    return int(sides[0]), int(sides[-1])
+
+
+@dataclass(frozen=True)
 class Part:
     """A node with a `_target_`: chosen by a group, never typed as one word. `null`: there may be none."""
 

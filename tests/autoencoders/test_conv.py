@@ -163,7 +163,7 @@ def test_equals_diffusers():
 
 def test_attention_never_holds_all_pairs_of_positions():
     """One head of 16 features over 64×64 positions: all pairs would be 64 MiB, the feature maps are 256 KiB each."""
-    from ldmlab.bench.memory import peak_bytes
+    from ldmlab.pipeline.live_memory import peak_bytes
 
     block, x = Attention(16).requires_grad_(False), torch.randn(1, 16, 64, 64)
     assert peak_bytes(lambda: block(x), [x], torch.device("cpu")) < 8 << 20

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from ldmlab.bench.autoencoder import CHECKPOINTING, OFFICIAL, OURS, _parts, make_step
-from ldmlab.bench.memory import LiveBytes, no_numbers, peak_bytes, tensors_of
 from ldmlab.config.compose import load
+from ldmlab.pipeline.live_memory import LiveBytes, no_numbers, peak_bytes, tensors_of
 
 MB = 1_000_000  # bytes of 250,000 float32
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from conditioning.outside_models import TEXTS, save
 
+from ldmlab.conditioning.clip import DEVIATION, MEAN
 from ldmlab.errors import ConfigError
-from ldmlab.metrics.clip_score import DEVIATION, MEAN, ClipScore
+from ldmlab.metrics.clip_score import ClipScore
 from ldmlab.metrics.features import FeatureSet
 from ldmlab.metrics.metric import Inputs
 

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from ldmlab import build
 from ldmlab.bench import record, work
-from ldmlab.bench.memory import no_numbers, peak_bytes, tensors_of
 from ldmlab.bench.official import OfficialStep, official_layers
 from ldmlab.config.compose import with_values
 from ldmlab.errors import ConfigError
 from ldmlab.pipeline.costs import flops_of, parameters_of
 from ldmlab.pipeline.launch import make_accelerator
+from ldmlab.pipeline.live_memory import no_numbers, peak_bytes, tensors_of
 from ldmlab.pipeline.timing import clock_for, interleave, speed_ratio
 
 OFFICIAL, OURS, CHECKPOINTING = "official", "ours", "ours, checkpointing"

@@ -13,8 +13,8 @@ from torch import Tensor
 from ldmlab import build
 from ldmlab.autoencoders.kmeans import nearest
 from ldmlab.bench import record
-from ldmlab.bench.memory import peak_bytes
 from ldmlab.errors import ConfigError
+from ldmlab.pipeline.live_memory import peak_bytes
 from ldmlab.pipeline.timing import clock_for, interleave, speed_ratio
 
 BATCHES = (

@@ -16,6 +16,7 @@ from ldmlab.bench.fair import compare_fair
 from ldmlab.bench.family import compare_family
 from ldmlab.bench.first_stage import compare_first_stage
 from ldmlab.bench.kv_cache import compare_kv_cache
+from ldmlab.bench.large import compare_large
 from ldmlab.bench.paper import compare_paper
 from ldmlab.bench.record import Report, append
 from ldmlab.bench.tiles import compare_tiles
@@ -38,6 +39,7 @@ MEASURES: dict[str | None, Measure] = {
     "kv_cache": compare_kv_cache,
     "fair": compare_fair,
     "paper": compare_paper,
+    "large": compare_large,
 }
 
 

@@ -8,13 +8,13 @@ from omegaconf import DictConfig
 
 from ldmlab import build
 from ldmlab.bench import record, work
-from ldmlab.bench.memory import peak_bytes
 from ldmlab.bench.peak import Peak, peak_of
 from ldmlab.pipeline import budget
 from ldmlab.pipeline.context import frozen
 from ldmlab.pipeline.costs import flops_of
 from ldmlab.pipeline.latents import reads_cache
 from ldmlab.pipeline.launch import make_accelerator
+from ldmlab.pipeline.live_memory import peak_bytes
 from ldmlab.pipeline.resolved import resolve
 from ldmlab.pipeline.timing import clock_for, interleave
 from ldmlab.store.store import Store

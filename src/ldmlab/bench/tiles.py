@@ -11,12 +11,12 @@ from torch import Tensor
 from ldmlab import build
 from ldmlab.autoencoders.autoencoder import Autoencoder
 from ldmlab.bench import record
-from ldmlab.bench.memory import no_numbers, peak_bytes, tensors_of
 from ldmlab.data.base import to_batch
 from ldmlab.data.batches import to_float, to_uint8
 from ldmlab.errors import ConfigError
 from ldmlab.metrics.reconstruction import psnr
 from ldmlab.pipeline import weights_first_stage
+from ldmlab.pipeline.live_memory import no_numbers, peak_bytes, tensors_of
 from ldmlab.pipeline.timing import clock_for
 
 SHARES = (1, 2, 4)  # the tile is the image's side over these

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ldmlab import build
 from ldmlab.bench import record
-from ldmlab.bench.memory import peak_bytes, tensors_of
 from ldmlab.bench.peer import call_peer, peer_of, peer_scheduler
 from ldmlab.conditioning.base import Cond
 from ldmlab.conditioning.compose import Compose
@@ -22,6 +21,7 @@ from ldmlab.errors import ConfigError
 from ldmlab.guidance.classifier_free import guided
 from ldmlab.networks.unet import UNet
 from ldmlab.pipeline.costs import flops_of, parameters_of
+from ldmlab.pipeline.live_memory import peak_bytes, tensors_of
 from ldmlab.pipeline.timing import Clock, clock_for, interleave, speed_ratio
 from ldmlab.samplers.ddim import ddim
 

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from ldmlab import build
 from ldmlab.autoencoders.autoencoder import Autoencoder
-from ldmlab.bench.memory import tensors_of
 from ldmlab.config.compose import with_values
 from ldmlab.data.base import to_batch
 from ldmlab.data.batches import to_float
 from ldmlab.diffusion.denoiser import Denoiser, denoise_with
 from ldmlab.guidance.classifier_free import classifier_free
+from ldmlab.pipeline.live_memory import tensors_of
 from ldmlab.randomness import Draws
 from ldmlab.training.autoencoder_loss import AutoencoderLoss
 from ldmlab.training.diffusion_loss import DiffusionLoss

@@ -91,3 +91,10 @@ def pictured(conditioner: Any, batch: dict[str, Any]) -> Tensor | None:
     """Conditions to look at as the conditioner sees them, uint8 [B, H, W, 3]; None where the data's own field shows it."""
     own = [part.picture(batch) for part in parts_of(conditioner) if hasattr(part, "picture")]
     return own[0] if own else None
+
+
+def fit_to(conditioner: Any, size: Size) -> None:
+    """From now on the conditions are those of latents of this height and width (`size` of each part), whatever it was trained at."""
+    for part in parts_of(conditioner):
+        if hasattr(part, "size"):
+            part.size = size

@@ -43,7 +43,8 @@ class Inpaint(nn.Module):
     ):
         super().__init__()
         self.image_channels = image_channels
-        self.latent_shape, self.resolution, self.first_stage, self.kinds = latent_shape, resolution, first_stage, masks
+        self.latent_shape, self.first_stage, self.kinds = latent_shape, first_stage, masks
+        self.factor = resolution // latent_shape[1]  # pixels a side of a position
         self.size: Size = latent_shape[1:]
         self.concat_channels: int = latent_shape[0] + 1
 
@@ -54,8 +55,7 @@ class Inpaint(nn.Module):
 
     def null(self, batch_size: int, size: Size, device: torch.device | str) -> Cond:
         """One hole, the whole image."""
-        side = self.resolution // self.size[0]
-        pixels = (size[0] * side, size[1] * side)
+        pixels = (size[0] * self.factor, size[1] * self.factor)
         image_13HW, mask_11HW = (
             torch.full((1, self.image_channels, *pixels), -1.0, device=device),
             torch.ones(1, 1, *pixels, device=device),
@@ -65,8 +65,10 @@ class Inpaint(nn.Module):
         return Cond(concat_BCHW=concat_1Chw.expand(batch_size, -1, -1, -1))
 
     def mask(self, batch: dict[str, Any]) -> Tensor:
-        """float32 [B, 1, H, W], 1 in the hole, on the image's device."""
-        return masks(self.kinds, batch["position"], self.resolution).to(batch["image"].device)
+        """float32 [B, 1, H, W], 1 in the hole, on the image's device. Of an oblong image: a square mask, cut."""
+        height, width = batch["image"].shape[2:]
+        square_B1SS = masks(self.kinds, batch["position"], max(height, width))
+        return square_B1SS[:, :, :height, :width].to(batch["image"].device)
 
     def complete(self, image_BCHW: Tensor, batch: dict[str, Any]) -> Tensor:
         """Generated images with the known pixels of the batch's own, [B, 3, H, W] in [-1, 1]."""

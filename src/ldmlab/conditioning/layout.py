@@ -33,6 +33,9 @@ class Layout(nn.Module):
 
     concat_channels = 0
     vector_dim = None
+    of_the_whole = (
+        True  # its tokens say where things are in the whole picture, so that a window cannot have a part of them
+    )
 
     def __init__(
         self,

@@ -22,6 +22,7 @@ from ldmlab.ranges import (
     Moment,
     OneOrMany,
     Part,
+    PictureSize,
     Positive,
     Range,
     Scale,
@@ -224,6 +225,20 @@ GUIDANCE: dict[str, type] = {
 
 
 @dataclass
+class Large:
+    """Pictures of another size than the denoiser was trained at (`size`), which bounds what sampling them takes. Pixels everywhere."""
+
+    # a side of overlapping windows, through which the denoiser sees the latent; null: it sees the whole at once
+    window: Width | None = None
+    overlap: Annotated[int, Range(at_least=0, at_most=16_384)] | None = (
+        None  # of neighbouring windows; null: half a window
+    )
+    # official: grows with the distance to the window's border, as released; mean: all alike
+    weights: Annotated[str, Choices(("official", "mean"))] = "official"
+    tile: Width | None = None  # a side of the first stage's tiles; null: ae.tile
+
+
+@dataclass
 class Reference:
     split: Annotated[str, Choices(("train", "val", "test"))] = "train"
     images: Counted | None = None  # null: the whole split
@@ -345,6 +360,7 @@ COMPARISONS = (
     "kv_cache",
     "fair",
     "paper",
+    "large",
 )
 
 
@@ -355,6 +371,12 @@ class RunConfig:
     until: Annotated[str, Choices(STAGES)] = "report"
     dry_run: bool = False
     n: Annotated[int, Range(at_least=1, at_most=10**8)] = 64  # sample.py: how many images
+    # of samples, HEIGHTxWIDTH in pixels; null: data.resolution, at which the denoiser was trained
+    size: Annotated[str, PictureSize()] | None = None
+    large: Large = field(default_factory=Large)
+    then: str | None = (
+        None  # the samples go through the super-resolution model of this run of the store: its name or id
+    )
     out: Text | None = None  # prepare.py, sample.py, export.py: a folder for the files; bench.py: a file of JSON lines
     # export.py: diffusers, compvis; report.py: wandb, the study's report there
     to: Annotated[str, Choices(("diffusers", "compvis", "wandb"))] | None = None

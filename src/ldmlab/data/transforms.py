@@ -80,3 +80,11 @@ def placed(width: int, height: int, resolution: int) -> tuple[int, int, int, int
     scale = resolution / min(width, height)
     w, h = round(width * scale), round(height * scale)
     return w, h, (w - resolution) // 2, (h - resolution) // 2
+
+
+def fitted(picture: Image.Image, height: int, width: int) -> np.ndarray:
+    """uint8 [height, width, C]: `center_crop` for a square; else the largest part of that shape about the centre, bicubic."""
+    if height == width:
+        return center_crop(picture, height)
+    pixels = np.array(ImageOps.fit(picture, (width, height), Image.Resampling.BICUBIC))
+    return pixels if pixels.ndim == 3 else pixels[..., None]

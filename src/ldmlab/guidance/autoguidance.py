@@ -3,14 +3,14 @@
 Shape letters: B batch, C channels, H W space.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from ldmlab.diffusion.denoiser import Denoise
 from ldmlab.diffusion.objectives import Prediction
-from ldmlab.guidance.base import Guidance, Model, ModelPair, Results, SampleCost
+from ldmlab.guidance.base import Binding, Guidance, Model, ModelPair, Results, SampleCost
 from ldmlab.guidance.classifier_free import Correction, away_from
 
 
@@ -41,6 +41,12 @@ class Autoguidance(Guidance):
 
     def load(self, results: Results) -> "Autoguidance":
         return self.with_values(weak=results.stage("weak_model"))
+
+    def bind(self, binding: Binding) -> "Autoguidance":
+        """The weak model sees the latent as the strong one does."""
+        if binding.windows is None or self.weak is None:
+            return self
+        return self.with_values(weak=replace(self.weak, windows=binding.windows))
 
     @property
     def models(self) -> tuple[Model, ...]:

@@ -16,18 +16,21 @@ from torch import Tensor
 from ldmlab.diffusion.denoiser import Denoise, Denoiser, denoise_with
 from ldmlab.diffusion.objectives import Objective
 from ldmlab.diffusion.schedules import Schedule
+from ldmlab.diffusion.windows import Windows, windowed
 
 
 @dataclass(frozen=True)
 class Model:
-    """A finished denoiser and the objective that it was trained with."""
+    """A finished denoiser and the objective that it was trained with. windows: it sees latents through them; None: whole."""
 
     denoiser: Denoiser
     objective: Objective
+    windows: Windows | None = None
 
     @property
     def denoise(self) -> Denoise:
-        return denoise_with(self.denoiser, self.objective)
+        whole = denoise_with(self.denoiser, self.objective)
+        return whole if self.windows is None else windowed(whole, self.windows)
 
 
 @dataclass(frozen=True)
@@ -44,20 +47,25 @@ class Binding:
 
     batch: the condition fields of the images ("label": int64 [B] …), on the device. null: the null condition of the denoiser.
     both: the condition and the null condition in one batch of 2B, prepared for the network; None where nobody needs it.
-    schedule: the denoiser's.
+    schedule: the denoiser's. windows: through which denoisers see the latent; None: whole. pieces: windows of the size of training,
+    where the latent is larger, for what understands no other size.
     """
 
     batch: Mapping[str, Any]
     null: Any
     both: Any
     schedule: Schedule
+    windows: Windows | None = None
+    pieces: Windows | None = None
 
 
 class Results(Protocol):
     """Where a guidance finds what it needs once per sampling."""
 
     @property
-    def resolution(self) -> int: ...
+    def resolution(self) -> int: ...  # of the images of training
+    @property
+    def size(self) -> tuple[int, int]: ...  # of the samples, height and width in pixels
     @property
     def device(self) -> torch.device: ...
     def stage(self, name: str) -> Any: ...  # the finished result of a stage of this run, on the device

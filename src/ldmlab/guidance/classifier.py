@@ -12,6 +12,7 @@ from torch import Tensor
 from ldmlab.diffusion.denoiser import Denoise
 from ldmlab.diffusion.objectives import Prediction
 from ldmlab.diffusion.schedules import Schedule
+from ldmlab.diffusion.windows import Windows
 from ldmlab.guidance.base import Binding, Guidance, Results, SampleCost, with_interval
 from ldmlab.guidance.gradient import Classifier, pushed
 from ldmlab.guidance.interval import within
@@ -48,12 +49,19 @@ class ClassifierGuidance(Guidance):
     def wrap(self, denoise: Denoise) -> Denoise:
         assert self.classifier is not None and self.bound is not None
         label_B = self.bound.batch["label"]
-        inside = classifier_guided(denoise, self.classifier, label_B, self.scale, self.bound.schedule)
+        inside = classifier_guided(
+            denoise, self.classifier, label_B, self.scale, self.bound.schedule, self.bound.pieces
+        )
         return within(inside, denoise, self.interval, self.bound.schedule)
 
 
 def classifier_guided(
-    denoise: Denoise, classifier: Classifier, label_B: Tensor, scale: float, schedule: Schedule
+    denoise: Denoise,
+    classifier: Classifier,
+    label_B: Tensor,
+    scale: float,
+    schedule: Schedule,
+    pieces: Windows | None = None,
 ) -> Denoise:
     """Pushed towards a class by a classifier of noisy latents: log p = log softmax(logits)[label] (LDM-8-G).
 
@@ -63,14 +71,22 @@ def classifier_guided(
         label_B: class of each image, int64, 0 … K-1.
         scale: of the gradient, at least 0; 1 is Bayes' rule.
         schedule: the denoiser's. Where alpha is 0 nothing is added: z_t says nothing of the class.
+        pieces: the classifier sees these windows of a latent larger than it was trained at, and their gradients are averaged: each
+            part of the picture is pushed towards the class. None: it sees the whole latent.
     """
 
-    def guided_denoise(zt_BCHW: Tensor, t_B: Tensor, cond: Any) -> Prediction:
-        predicted = denoise(zt_BCHW, t_B, cond)
+    def slope(zt_BCHW: Tensor, t_B: Tensor) -> Tensor:
         with torch.enable_grad():
             leaf_BCHW = zt_BCHW.detach().requires_grad_()
             log_p_BK = torch.log_softmax(classifier(leaf_BCHW, t_B), dim=1)
             total = log_p_BK.gather(1, label_B[:, None]).sum()
-        return pushed(predicted, torch.autograd.grad(total, leaf_BCHW)[0], scale, t_B, schedule)
+        return torch.autograd.grad(total, leaf_BCHW)[0]
+
+    def guided_denoise(zt_BCHW: Tensor, t_B: Tensor, cond: Any) -> Prediction:
+        predicted = denoise(zt_BCHW, t_B, cond)
+        if pieces is None:
+            return pushed(predicted, slope(zt_BCHW, t_B), scale, t_B, schedule)
+        (gradient_BCHW,) = pieces.averaged(lambda window: [slope(window.of(zt_BCHW), t_B)], *zt_BCHW.shape[2:])
+        return pushed(predicted, gradient_BCHW, scale, t_B, schedule)
 
     return guided_denoise

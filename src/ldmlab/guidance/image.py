@@ -27,7 +27,7 @@ class ImageGuidance(Guidance):
     """Guidance towards a picture.
 
     Args:
-        file: the picture; its centre is cut out and resized to data.resolution.
+        file: the picture; its centre is cut out and resized to the samples' size.
         scale: of the gradient of -1/2 ‖T(picture) - T(decoded)‖², summed over pixels in [-1, 1].
         interval: sigma / alpha where it acts; None: everywhere.
         transform: T; None is the whole image. `transform_options`: T's options, for the id.
@@ -69,9 +69,9 @@ class ImageGuidance(Guidance):
 
     def load(self, results: Results) -> "ImageGuidance":
         from ldmlab.data.batches import to_float
-        from ldmlab.data.transforms import center_crop, read_rgb  # Pillow: an eighth of a second of every start
+        from ldmlab.data.transforms import fitted, read_rgb  # Pillow: an eighth of a second of every start
 
-        pixels = center_crop(read_rgb(Path(self.file)), results.resolution)
+        pixels = fitted(read_rgb(Path(self.file)), *results.size)
         target_1CHW = to_float(torch.from_numpy(pixels)[None].to(results.device))
         seen = target_1CHW if self.transform is None else self.transform(target_1CHW)
         return self.with_values(log_p=resembles(seen, results.decode_with_slope, self.transform))

@@ -5,6 +5,7 @@
     classifier        a classifier of noisy latents pushes the above; nothing differentiates the denoiser
     image             its gradient runs through the first two and the decoder, and it sees what the classifier left
     small_image       likewise, towards each sample's own small image
+    clip              the same way, towards a text, of what the images left
 
 Inside the null condition the weak model costs one more evaluation for each half; outside it could not tell the halves from each other.
 Kinds from outside the package act last, in the order of their names.
@@ -17,9 +18,10 @@ from typing import Any
 import torch
 
 from ldmlab.diffusion.denoiser import Denoise
+from ldmlab.diffusion.windows import Windows
 from ldmlab.guidance.base import Binding, Guidance, Model, ModelPair
 
-ORDER = ("auto", "classifier_free", "classifier", "image", "small_image")
+ORDER = ("auto", "classifier_free", "classifier", "image", "small_image", "clip")
 
 
 def in_order(kinds: Iterable[Guidance]) -> tuple[Guidance, ...]:
@@ -46,10 +48,14 @@ class Bound:
 
 @dataclass(frozen=True)
 class Guided:
-    """A denoiser with all guidance of its samples, loaded; `bind` ties it to the conditions of a batch."""
+    """A denoiser with all guidance of its samples, loaded; `bind` ties it to the conditions of a batch.
+
+    pieces: as of `Binding`. The model's windows are all models'.
+    """
 
     model: Model
     kinds: tuple[Guidance, ...] = ()
+    pieces: Windows | None = None
 
     def bind(self, batch: Mapping[str, Any], n: int, size: tuple[int, int], device: torch.device | str) -> Bound:
         """Conditions are encoded here, and read by the networks, once for all steps.
@@ -65,7 +71,7 @@ class Guided:
         both = None
         if any(kind.reads_null for kind in self.kinds) and not null[0].empty:
             both = _paired([m.denoiser.prepared(c.cat(z)) for m, c, z in zip(models, conditions, null, strict=True)])
-        binding = Binding(batch, null[0], both, self.model.objective.schedule)
+        binding = Binding(batch, null[0], both, self.model.objective.schedule, self.model.windows, self.pieces)
         return Bound(stacked(self.model.denoise, [kind.bind(binding) for kind in self.kinds]), _paired(alone))
 
     def unconditional(self, n: int, size: tuple[int, int], device: torch.device | str) -> Bound:
@@ -74,7 +80,7 @@ class Guided:
         models = [self.model, *(model for kind in kinds for model in kind.models)]
         null = [m.denoiser.null(n, size, device) for m in models]
         alone = [m.denoiser.prepared(z) for m, z in zip(models, null, strict=True)]
-        binding = Binding({}, null[0], None, self.model.objective.schedule)
+        binding = Binding({}, null[0], None, self.model.objective.schedule, self.model.windows, self.pieces)
         return Bound(stacked(self.model.denoise, [kind.bind(binding) for kind in kinds]), _paired(alone))
 
 

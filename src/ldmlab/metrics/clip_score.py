@@ -3,17 +3,14 @@
 Shape letters: B batch, N images, C channels, H W pixels, D features.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ldmlab.conditioning import outside
-from ldmlab.conditioning.tokenizer import FromFolder
+from ldmlab.conditioning.clip import Clip, content
 from ldmlab.errors import ConfigError
 from ldmlab.metrics.beside import Measure, TaskMetric, common_sets, size
 from ldmlab.metrics.caption import captions
@@ -22,8 +19,6 @@ from ldmlab.metrics.metric import Inputs, Metric
 from ldmlab.ranges import File
 
 OPTION = "metric.clip_score.model"
-AT_ONCE = 64
-MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of CLIP's training images
 
 
 @dataclass(frozen=True)
@@ -57,14 +52,13 @@ class ClipScore(TaskMetric):
     @property
     def files(self) -> dict[str, str]:
         """Option → what it holds, for the card and for ids."""
-        names = (*outside.TOKENIZER, outside.CONFIG, *outside.weights(self.folder, OPTION))
-        return {"model": outside.digest(self.folder, names)}
+        return {"model": content(self.folder, OPTION)}
 
     def settings(self) -> dict[str, object]:
         return {**super().settings(), **self.files}
 
     def score(self, inputs: Inputs, row: str) -> dict[str, Score]:
-        net = inputs.once("CLIP", lambda: Clip(self.folder))
+        net = inputs.once("CLIP", lambda: Clip(self.folder, OPTION))
         text_ND = inputs.once("CLIP texts", lambda: net.texts(list(captions(inputs))))
         of = row if row == "null" else ""
         image_ND = inputs.once(("CLIP images", of), lambda: net.images(common_sets(inputs, of), size(inputs)))
@@ -78,36 +72,3 @@ class ClipScore(TaskMetric):
 
     def images(self, inputs: Inputs, rows: list[int], row: str) -> Tensor | None:
         return None  # the sheet of samples shows them
-
-
-class Clip:
-    """Unit embeddings of images and texts, by a CLIP model from a folder."""
-
-    def __init__(self, folder: Path):
-        from transformers import CLIPConfig, CLIPModel
-
-        net: Any = outside.model(CLIPConfig, CLIPModel, folder, False, OPTION)
-        self.net, self.side = net.requires_grad_(False).eval(), net.config.vision_config.image_size
-        self.tokenizer = FromFolder(folder, net.config.text_config.max_position_embeddings, OPTION)
-
-    @torch.no_grad()
-    def images(self, read: Callable[[list[int]], Tensor], n: int) -> Tensor:
-        """[N, D] of images 0 … n-1; `read(rows)` gives uint8 [B, H, W, 3]. They are resized by an antialiased bicubic."""
-        mean_311, deviation_311 = (torch.tensor(numbers)[:, None, None] for numbers in (MEAN, DEVIATION))
-        parts = []
-        for begin in range(0, n, AT_ONCE):
-            image_BCHW = read(list(range(begin, min(begin + AT_ONCE, n)))).permute(0, 3, 1, 2).float() / 255
-            image_BCHW = F.interpolate(image_BCHW, (self.side, self.side), mode="bicubic", antialias=True).clamp(0, 1)
-            hidden = self.net.vision_model(pixel_values=(image_BCHW - mean_311) / deviation_311).pooler_output
-            parts.append(F.normalize(self.net.visual_projection(hidden), dim=1))
-        return torch.cat(parts)
-
-    @torch.no_grad()
-    def texts(self, texts: list[str]) -> Tensor:
-        """[N, D]."""
-        parts = []
-        for begin in range(0, len(texts), AT_ONCE):
-            ids = self.tokenizer(texts[begin : begin + AT_ONCE])
-            hidden = self.net.text_model(input_ids=ids.id_BL, attention_mask=ids.seen_BL.long()).pooler_output
-            parts.append(F.normalize(self.net.text_projection(hidden), dim=1))
-        return torch.cat(parts)

@@ -55,6 +55,8 @@ class ProtocolCard:
     noise: str | None = (
         None  # pixels: drawn there and projected, so that latents of other sizes share it; None: drawn in the latent
     )
+    size: str | None = None  # of samples that have another than `resolution`, and their windows
+    first: dict[str, Any] | None = None  # of two models in a row: how the first one's samples were drawn
     versions: dict[str, str] = field(default_factory=versions)
 
     def to_dict(self) -> dict[str, object]:
@@ -78,6 +80,7 @@ class ProtocolCard:
             parts.append(f"{self.sampler}{'' if self.steps is None else self.steps}")
             parts += [f"eta{self.eta:g}"] if self.eta is not None else []
             parts += [word for kind, own in self.guidance.items() for word in _short(kind, own)]
+        parts += [] if self.size is None else [self.size]
         parts += [self.label_mode] if self.label_mode is not None else []
         parts += [] if self.weights in (None, "ema") else [self.weights]
         parts.append(f"{self.extractor}-{self.extractor_hash[:4]}")

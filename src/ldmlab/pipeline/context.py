@@ -41,6 +41,10 @@ class Context:
     plan: "Plan"
     accelerator: Accelerator
 
+    def of(self, plan: "Plan") -> "Context":
+        """The same command for a stage of this plan, where it is another one's (pipeline.second)."""
+        return self if plan is self.plan else Context(plan.resolved.cfg, plan, self.accelerator)
+
     @property
     def store(self) -> Store:
         return self.plan.store

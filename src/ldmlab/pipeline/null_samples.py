@@ -1,14 +1,13 @@
 """Samples under the null condition: what the denoiser draws when nothing is asked of it, for scores of how well a condition is met."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
-
-import numpy as np
-import torch
 
 from ldmlab.errors import ConfigError
 from ldmlab.guidance.stack import Bound, Guided
 from ldmlab.metrics.extraction import extract_all
+from ldmlab.pipeline import large
 from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.extractor import extractor_of, load_extractor
 from ldmlab.pipeline.resolved import knows_null
@@ -60,17 +59,17 @@ class NullSamplesStage(SamplesStage):
 
     def row(self) -> Row:
         resolved, n = self.plan.resolved, self.cfg.eval.samples
-        costs, size = resolved.costs, resolved.resolution
+        costs = resolved.sampled_costs
         each = resolved.sampler.evaluations * costs.forward + costs.decode
-        return Row(f"{number(n)} samples · the null condition", n, each, n * size * size * 3 / 1e6)
+        return Row(f"{number(n)} samples · the null condition", n, each, n * math.prod(resolved.size) * 3 / 1e6)
 
     def work(self, ctx: Context, folder: Path) -> None:
         super().work(ctx, folder)
         images = read_array(folder / "images.npy")
         extract_all(
-            lambda rows: torch.from_numpy(np.asarray(images[rows])), len(images), load_extractor(self.plan, ctx), folder,
+            lambda rows: large.of_training_size(self.plan.resolved, images, rows), len(images), load_extractor(self.plan, ctx), folder,
             ctx.cfg.eval.batch_size, ctx.device, ctx.ranks, title="null features",
         )  # fmt: skip
 
     def _bound(self, guided: Guided, batch: dict[str, Any], n: int, device: Any) -> Bound:
-        return guided.unconditional(n, self.plan.resolved.latent_shape[1:], device)
+        return guided.unconditional(n, self.plan.resolved.sampled_shape[1:], device)

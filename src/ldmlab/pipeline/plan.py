@@ -1,5 +1,6 @@
 """What a command will do: the stages of one run, each after its upstream stages, with state and cost. Builds meta tensors only."""
 
+import functools
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -25,6 +26,7 @@ from ldmlab.pipeline.regression import RegressedStage, RegressionStage
 from ldmlab.pipeline.resolved import Resolved
 from ldmlab.pipeline.samples import SamplesStage
 from ldmlab.pipeline.scores import ScoresStage
+from ldmlab.pipeline.second import EnlargedSamples, ScoresOfBoth, resolved_of
 from ldmlab.pipeline.segmenter import SegmenterStage
 from ldmlab.pipeline.shuffled_samples import ShuffledSamplesStage
 from ldmlab.pipeline.stage import Row, SnapshotStage, Stage
@@ -37,7 +39,8 @@ from ldmlab.terminal import clock
 KINDS: tuple[type[Stage], ...] = (
     DataStage, TokenizerStage, ExtractorStage, FirstStage, DecoderStage, ReconstructionsStage, LatentsStage, LearningRateStage,
     DenoiserStage, CooldownStage, GaussianStage, NoisyClassifierStage, WeakModel, NoiseBasisStage, SamplesStage, ReferenceStage,
-    ChainStage, SegmenterStage, NullSamplesStage, ShuffledSamplesStage, RegressionStage, RegressedStage, ScoresStage,
+    ChainStage, SegmenterStage, NullSamplesStage, ShuffledSamplesStage, RegressionStage, RegressedStage, EnlargedSamples, ScoresStage,
+    ScoresOfBoth,
 )  # fmt: skip
 """The stages of the package. Where two could come first, the earlier here does; order is otherwise by what each stands on."""
 
@@ -68,6 +71,11 @@ class Plan:
         made = self._made.setdefault((kind, *which), kind(self, *which))
         assert isinstance(made, kind)
         return made
+
+    @functools.cached_property
+    def second(self) -> "Plan":
+        """Of the run that `then` names."""
+        return Plan(resolved_of(self), self.store)
 
     def named(self, name: str, images: int | None = None) -> Stage:
         """The run's one stage of this name, of several the last, or that of the snapshot at `images`; ConfigError when there is none."""

@@ -16,22 +16,25 @@ from torch import nn
 
 from ldmlab import build
 from ldmlab.autoencoders.autoencoder import Autoencoder
+from ldmlab.autoencoders.tiles import starts
 from ldmlab.autoencoders.whole_image import WITHOUT
 from ldmlab.conditioning.base import Conditioner
 from ldmlab.conditioning.compose import parts_of
 from ldmlab.conditioning.source import POSITION, ConditionSource, chosen
 from ldmlab.data.base import ImageDataset, channels_of
 from ldmlab.data.fields import check_mirrors
+from ldmlab.data.mosaic import Mosaic
 from ldmlab.data.shapes import FIELDS
 from ldmlab.diffusion.denoiser import Denoiser
 from ldmlab.diffusion.objectives import Objective
 from ldmlab.diffusion.schedules import Schedule
+from ldmlab.diffusion.windows import Windows
 from ldmlab.errors import ConfigError
 from ldmlab.guidance.base import Guidance
 from ldmlab.guidance.interval import share_within
 from ldmlab.metrics.features import Extractor
 from ldmlab.metrics.metric import Metric, available, check, check_counts
-from ldmlab.pipeline import planned, snapshots
+from ldmlab.pipeline import large, planned, snapshots
 from ldmlab.pipeline.costs import flops_of
 from ldmlab.samplers.sampler import Sampler
 from ldmlab.training.post_hoc_ema import gamma_of
@@ -70,6 +73,22 @@ class Resolved:
         return self.autoencoder.latent_shape(self.resolution)
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Of samples, height and width in pixels; data.resolution unless `size` says otherwise."""
+        return large.size_of(self.cfg, self.resolution)
+
+    @property
+    def larger(self) -> bool:
+        """Whether samples have another size than the images of training."""
+        return self.size != (self.resolution, self.resolution)
+
+    @property
+    def sampled_shape(self) -> tuple[int, int, int]:
+        """(c, H, W) of the samples' latents."""
+        f = self.autoencoder.f
+        return self.autoencoder.c, self.size[0] // f, self.size[1] // f
+
+    @property
     def ranks(self) -> int:
         return build.ranks(self.cfg)
 
@@ -93,7 +112,8 @@ class Resolved:
         """What n samples are drawn for."""
         eval_, cond = self.cfg.eval, self.cfg.cond
         wanted = {"label": cond.label, "prompt": cond.prompt}
-        return chosen(eval_.label_mode, self.condition_fields, self.data, self.val, n, eval_.seed, **wanted)
+        held_out: ImageDataset = Mosaic(self.val, *self.size) if self.larger else self.val
+        return chosen(eval_.label_mode, self.condition_fields, self.data, held_out, n, eval_.seed, **wanted)
 
     @functools.cached_property
     def _counted(self) -> "Costs":
@@ -121,6 +141,19 @@ class Resolved:
             _COUNTED[key] = self._counted
         return _COUNTED[key]
 
+    @functools.cached_property
+    def sampled_costs(self) -> "Costs":
+        """Of samples, which may be larger than the images of training and seen through windows and in tiles."""
+        if not self.costs.forward or not large.words(self):
+            return self.costs
+        ae, (c, height, width) = self.autoencoder, self.sampled_shape
+        windows = large.windows_of(self.cfg, ae.f)
+        tile = (large.tile_of(self.cfg) or max(self.size)) // ae.f
+        tiles = len(starts(height, tile, tile // 4)) * len(starts(width, tile, tile // 4))
+        z = torch.empty(1, c, min(height, tile), min(width, tile), device="meta")
+        decode = tiles * flops_of(lambda: ae.decode(z))
+        return replace(self.costs, decode=decode, forward=forward_flops(self.denoiser, (c, height, width), windows))
+
 
 _COUNTED: dict[str, "Costs"] = {}
 
@@ -141,15 +174,21 @@ class Costs:
         return 3 * self.forward + self.condition * (3 if self.condition_learns else 1)
 
 
-def forward_flops(denoiser: Denoiser, latent_shape: tuple[int, int, int]) -> float:
-    """Of one forward pass of the network under the null condition; on the meta device."""
+def forward_flops(denoiser: Denoiser, latent_shape: tuple[int, int, int], windows: Windows | None = None) -> float:
+    """Of one forward pass of the network under the null condition, window by window where there are any; on the meta device."""
+    if windows is not None:
+        places = windows.places(*latent_shape[1:])
+        height, width = (min(windows.side, length) for length in latent_shape[1:])
+        return len(places) * forward_flops(denoiser, (latent_shape[0], height, width))
     z, t = torch.empty(1, *latent_shape, device="meta"), torch.zeros(1, dtype=torch.long, device="meta")
     condition = denoiser.null(1, latent_shape[1:], "meta")
     return flops_of(lambda: denoiser.network(z, t, condition))
 
 
-def resolve(cfg: DictConfig, choices: dict[str, str], data: ImageDataset, val: ImageDataset, caches: Path) -> Resolved:
-    """The parts of a run whose data is there, each built once.
+def resolve(
+    cfg: DictConfig, choices: dict[str, str], data: ImageDataset, val: ImageDataset, caches: Path, scored: bool = True
+) -> Resolved:
+    """The parts of a run whose data is there, each built once. scored: with its metrics.
 
     Raises ConfigError when parts do not fit each other or the data, naming the option and the way out.
     """
@@ -176,13 +215,14 @@ def resolve(cfg: DictConfig, choices: dict[str, str], data: ImageDataset, val: I
         cfg, choices, data, val, caches, autoencoder, denoiser, objective, sampler, guidance, extractor
     )  # fmt: skip
     check_channels(found)
+    large.check(found)
     check_sampling(found)
     check_guidance(found)
     check_label(found)
     snapshots.check(cfg)
     check_power_ema(cfg)
     check_evaluation(found)
-    return replace(found, metrics=tuple(checked_metrics(found)))
+    return replace(found, metrics=tuple(checked_metrics(found)) if scored else ())
 
 
 # ---- do they fit: one function a question --------------------------------------------------------------------------------
@@ -353,7 +393,8 @@ def check_guidance(found: Resolved) -> None:
                     f"guidance={kind.name} learns to tell classes apart, and this data has {len(data.class_names)} "
                     f"(fields: {', '.join(data.fields) or 'none'}). Use data with labels, or guidance=none."
                 )
-        kind.check(found.resolution)
+        for side in dict.fromkeys(found.size):
+            kind.check(side)
         if (interval := getattr(kind, "interval", None)) is not None:
             check_interval(f"guidance.{kind.name}.interval", interval, found.objective.schedule, found.visited)
 
@@ -379,10 +420,10 @@ def checked_metrics(found: Resolved) -> list[Metric]:
             )
         return []
     extractor = cast(Extractor, found.extractor)
-    shown = [name for part in parts_of(found.conditioner) for name in getattr(part, "shows", ())]
+    shown = [name for part in parts_of(found.conditioner) for name in getattr(part, "shows", ()) if not found.larger]
     offered = available(
         logits=extractor.logit_dim > 0, classes_of_data=extractor.classes_of_data,
-        conditions=[*found.condition_fields, *shown], pairs=found.condition_fields not in ((), ("label",)),
+        conditions=[*found.condition_fields, *shown], pairs=found.condition_fields not in ((), ("label",)) and not found.larger,
         answers=getattr(extractor, "values", ()),
     )  # fmt: skip
     wanted = build.metrics(cfg)

@@ -141,7 +141,7 @@ def make_all(ctx: Context, stages: Sequence[Stage]) -> None:
         ready = [stage for stage in waiting if not any(on in waiting for on in stage.upstream().values())]
         alone = ctx.ranks.count == 1  # several ranks must agree, so they wait
         stage = next((stage for stage in ready if not (alone and ctx.store.busy(stage.address))), ready[0])
-        stage.make(ctx)
+        stage.make(ctx.of(stage.plan))
         waiting.remove(stage)
 
 

@@ -1,5 +1,6 @@
 """Samples of one snapshot of the denoiser: images, their conditions and seeds."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -7,15 +8,16 @@ import numpy as np
 from torch import Tensor
 
 from ldmlab.autoencoders.autoencoder import Autoencoder
-from ldmlab.conditioning.compose import completed, pictured
+from ldmlab.conditioning.compose import completed, fit_to, pictured
 from ldmlab.conditioning.source import ConditionSource
 from ldmlab.guidance.base import Model, SampleCost
 from ldmlab.guidance.stack import Bound, Guided
-from ldmlab.pipeline import noise_basis, sampling
+from ldmlab.pipeline import large, noise_basis, sampling
 from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.cooldown import images_behind, load_scored, scored
 from ldmlab.pipeline.decoder import DecoderStage, decoding, load_decoding
 from ldmlab.pipeline.gaussian import DRAWN
+from ldmlab.pipeline.sampling_memory import peak_of
 from ldmlab.pipeline.sheets import save_sheet
 from ldmlab.pipeline.stage import Row, SnapshotStage, Stage, plain
 from ldmlab.pipeline.timing import clock_for
@@ -55,6 +57,7 @@ class SamplesStage(SnapshotStage):
             "label_mode": cfg.eval.label_mode, "label": cfg.cond.label, "n": cfg.eval.samples, "seed": cfg.eval.seed,
             "tile": cfg.ae.tile, **({} if cfg.cond.prompt is None else {"prompt": cfg.cond.prompt}),
         }  # fmt: skip
+        found |= large.own(cfg)
         if self.closed_form:
             return found
         guidance = {kind.name: kind.options() for kind in self.plan.resolved.guidance if kind.options()}
@@ -72,17 +75,20 @@ class SamplesStage(SnapshotStage):
 
     def row(self) -> Row:
         resolved, n = self.plan.resolved, self.cfg.eval.samples
-        sampler, size = resolved.sampler, resolved.resolution
+        sampler, megabytes = resolved.sampler, n * math.prod(resolved.size) * 3 / 1e6
         if self.closed_form:
             what = f"{number(n)} samples · drawn in closed form, no sampler"
-            return Row(what, n, resolved.costs.decode, n * size * size * 3 / 1e6)
+            return Row(what, n, resolved.costs.decode, megabytes)
         counted = "" if self.evaluations == sampler.steps else f" ({number(self.evaluations)} evaluations)"
         after = f" · after {number(images_behind(self.plan, self.images))} img" if self.images else ""
+        said = large.words(resolved)
         what = (
-            f"{number(n)} samples · {self.label} {sampler.steps}{counted} · guidance {sampler.guidance:g}"
+            f"{number(n)} samples{said and f' of {said}'} · {self.label} {sampler.steps}{counted} · guidance {sampler.guidance:g}"
             f"{''.join(f' · {text}' for text in self._guided_by())}{after}"
         )
-        return Row(what, n, self._cost(), n * size * size * 3 / 1e6)
+        if said and self.cfg.dry_run:
+            what += f" · {peak_of(resolved).words()}"
+        return Row(what, n, self._cost(), megabytes)
 
     @property
     def evaluations(self) -> int:
@@ -101,20 +107,28 @@ class SamplesStage(SnapshotStage):
     def _cost(self) -> float:
         """Floating-point operations of one sample; 0 when nobody counts."""
         resolved = self.plan.resolved
+        costs = resolved.sampled_costs
         cost = SampleCost(
-            resolved.sampler.evaluations, resolved.costs.forward, resolved.costs.decode, resolved.objective.schedule,
+            resolved.sampler.evaluations, costs.forward, costs.decode, resolved.objective.schedule,
             resolved.visited, lambda name: self.plan.named(name).forward_flops(),
         )  # fmt: skip
         for kind in resolved.guidance:
             kind.cost(cost)
-        return cost.total + resolved.costs.condition
+        return cost.total + costs.condition
 
     def work(self, ctx: Context, folder: Path) -> None:
         cfg, resolved = ctx.cfg, self.plan.resolved
         ae, model = load_decoding(self.plan, ctx), load_scored(self.plan, ctx, self.images)
+        ae.tile = large.tile_of(cfg)
         results = RunResults(self.plan, ctx, ae)
-        guided = Guided(Model(model, resolved.objective), tuple(kind.load(results) for kind in resolved.guidance))
-        n, shape = cfg.eval.samples, resolved.latent_shape
+        kinds, own = (
+            tuple(kind.load(results) for kind in resolved.guidance),
+            Model(model, resolved.objective, large.windows_of(cfg, ae.f)),
+        )
+        guided = Guided(own, kinds, large.pieces_of(resolved))
+        n, shape = cfg.eval.samples, resolved.sampled_shape
+        for each in (own, *(other for kind in kinds for other in kind.models)):
+            fit_to(each.denoiser.conditioner, shape[1:])
         source = self._source()
         seeds = [sampling.image_seed(cfg.eval.seed, i) for i in range(n)]
 
@@ -130,7 +144,7 @@ class SamplesStage(SnapshotStage):
                 [seeds[i] for i in indices], shape, ctx.device, noise_of, self._speed,
             )  # fmt: skip
 
-        sampling.sample_all(draw, n, folder, cfg.eval.batch_size, ctx.ranks, f"{self.name} {self._share}")
+        sampling.sample_all(draw, n, folder, large.at_once(resolved), ctx.ranks, f"{self.name} {self._share}")
         if ctx.main:
             self._write(folder, source, seeds)
 
@@ -144,7 +158,7 @@ class SamplesStage(SnapshotStage):
 
     def _bound(self, guided: Guided, batch: dict[str, Any], n: int, device: Any) -> Bound:
         """The guided denoiser for n samples of these conditions."""
-        return guided.bind(batch, n, self.plan.resolved.latent_shape[1:], device)
+        return guided.bind(batch, n, self.plan.resolved.sampled_shape[1:], device)
 
     def _picture(self, source: ConditionSource, i: int) -> np.ndarray | None:
         """The condition of sample i as the conditioner sees it, else as the data has it."""
@@ -188,7 +202,7 @@ class RunResults:
 
     def __init__(self, plan: "Plan", ctx: Context, ae: Autoencoder):
         self._plan, self._ctx, self._ae = plan, ctx, ae
-        self.resolution, self.device = plan.resolved.resolution, ctx.device
+        self.resolution, self.size, self.device = plan.resolved.resolution, plan.resolved.size, ctx.device
 
     def stage(self, name: str) -> Any:
         return self._plan.named(name).load(self._ctx)

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from ldmlab import build
-from ldmlab.conditioning.source import HeldOut
+from ldmlab.conditioning.source import ConditionSource, HeldOut
 from ldmlab.metrics.beside import SETS
 from ldmlab.metrics.evaluate import evaluate
 from ldmlab.metrics.extraction import extract_all
 from ldmlab.metrics.features import FeatureSet, extract
 from ldmlab.metrics.metric import Inputs
 from ldmlab.metrics.protocol import ProtocolCard
+from ldmlab.pipeline import large
 from ldmlab.pipeline.context import Context, frozen
 from ldmlab.pipeline.cooldown import images_behind
 from ldmlab.pipeline.extractor import extractor_of, load_extractor
@@ -31,6 +32,11 @@ class ScoresStage(SnapshotStage):
     name: ClassVar[str] = "scores"
     version: ClassVar[int] = 2
     due: ClassVar[str | None] = "scores"
+
+    @classmethod
+    def of(cls, plan: Any) -> list[Stage]:
+        """None where the samples go through another model first, and are scored behind it (pipeline.second)."""
+        return super().of(plan) if plan.resolved.cfg.then is None else []
 
     @property
     def label(self) -> str:
@@ -66,7 +72,7 @@ class ScoresStage(SnapshotStage):
         stages = {name: stage.make(ctx) for name, stage in self._needed().items()}  # on all ranks
         images = read_array(samples / "images.npy")
         found = extract_all(
-            lambda rows: torch.from_numpy(np.asarray(images[rows])), len(images), extractor, folder, cfg.eval.batch_size,
+            lambda rows: large.of_training_size(self.plan.resolved, images, rows), len(images), extractor, folder, cfg.eval.batch_size,
             ctx.device, ctx.ranks, "features", "scores",
         )  # fmt: skip
         if ctx.main:
@@ -93,7 +99,7 @@ class ScoresStage(SnapshotStage):
         """What the metrics are given."""
         cfg, resolved = ctx.cfg, self.plan.resolved
         real = self.plan.stage(ReferenceStage).images(ctx)
-        source = resolved.conditions(cfg.eval.samples) if resolved.condition_fields else None
+        source = self._conditions()
         distance = build.evaluation_distance(cfg, extractor)
 
         def drawn(rows: list[int]) -> Tensor:
@@ -112,6 +118,11 @@ class ScoresStage(SnapshotStage):
             distance=None if distance is None else frozen(distance, ctx.device), answers=getattr(extractor, "answers", None),
         )  # fmt: skip
 
+    def _conditions(self) -> ConditionSource | None:
+        """What the samples were drawn for."""
+        resolved = self.plan.resolved
+        return resolved.conditions(self.cfg.eval.samples) if resolved.condition_fields else None
+
     def card(self, extractor: Any, reference_images: int) -> ProtocolCard:
         """Everything that decides a score beside the trained network."""
         cfg, resolved = self.cfg, self.plan.resolved
@@ -124,6 +135,7 @@ class ScoresStage(SnapshotStage):
             snapshot_images=images_behind(self.plan, self.images) or None, extractor=extractor.name,
             extractor_hash=extractor.fingerprint(), resize=extractor.resize_text, seed=cfg.eval.seed,
             noise=None if cfg.eval.noise == "latent" else cfg.eval.noise, sampler=self.samples.label, **self._steps(),
+            size=large.words(resolved) or None,
         )  # fmt: skip
 
     def _steps(self) -> dict[str, Any]:

@@ -199,8 +199,8 @@ def check_other(plan: "Plan", other: DictConfig, where: str) -> None:
         )
 
 
-def find_run(store_root: Path, wanted: str) -> Path:
-    """The folder of a run by its name, its id, or both. Raises ConfigError unless there is exactly one."""
+def find_run(store_root: Path, wanted: str, option: str = "guidance.auto.run") -> Path:
+    """The folder of a run by its name, its id, or both. Raises ConfigError, naming the option, unless there is exactly one."""
     runs = sorted(p.parent for p in (store_root / "runs").glob("*/run.json"))
     found = [
         p
@@ -211,7 +211,7 @@ def find_run(store_root: Path, wanted: str) -> Path:
         return found[0]
     listed = ", ".join(p.name for p in (found or runs)[:8]) or "none yet"
     what = f"is {len(found)} runs; give the id" if found else "is no run of this store"
-    raise ConfigError(f"guidance.auto.run={wanted} {what}. There are: {listed}.")
+    raise ConfigError(f"{option}={wanted} {what}. There are: {listed}.")
 
 
 def _named(ids: dict[str, str]) -> str:
