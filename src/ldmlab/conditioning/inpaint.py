@@ -63,7 +63,10 @@ class Inpaint(nn.Module):
         return Cond(concat_BCHW=concat_1Chw.expand(batch_size, -1, -1, -1))
 
     def mask(self, batch: dict[str, Any]) -> Tensor:
-        """float32 [B, 1, H, W], 1 in the hole, on the image's device."""
+        """float32 [B, 1, H, W], 1 in the hole, on the image's device: what a person gave as "hole", [B, H, W], else drawn."""
+        if "hole" in batch:
+            given_BHW: Tensor = batch["hole"]
+            return given_BHW[:, None].float()
         return masks(self.kinds, batch["position"], self.resolution).to(batch["image"].device)
 
     def complete(self, image_BCHW: Tensor, batch: dict[str, Any]) -> Tensor:

@@ -61,7 +61,10 @@ class LowResolution(nn.Module):
         return Cond(concat_BCHW=torch.zeros(batch_size, self.concat_channels, *size, device=device))
 
     def small(self, batch: dict[str, Any]) -> Tensor:
-        """The small images, float32 [B, 3, H/factor, W/factor] in [-1, 1], each value one of 256."""
+        """The small images, float32 [B, 3, H/factor, W/factor] in [-1, 1], each value one of 256; those that a person gave as they are."""
+        if "small_image" in batch:
+            given_BCHW: Tensor = batch["small_image"]
+            return given_BCHW
         return DEGRADATIONS[self.degradation](batch["image"], batch["position"], self.factor)
 
     def picture(self, batch: dict[str, Any]) -> Tensor:

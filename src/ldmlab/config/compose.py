@@ -15,6 +15,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+from ldmlab.conditioning.asked import Asked
 from ldmlab.config import search
 from ldmlab.config.complete import Origin, complete, in_closed_form
 from ldmlab.config.conditions import check_parts, joined_conditions, of_parts, spread
@@ -35,10 +36,14 @@ GROUPS = ("data", "ae", "ldm", "cond", "objective", "sampler", "eval")  # a run 
 
 
 class Composed(NamedTuple):
-    """A checked configuration, completed and read-only, and the names that were chosen (`{"ae": "kl_f8", …}`) for titles."""
+    """A checked configuration, completed and read-only, and the names that were chosen (`{"ae": "kl_f8", …}`) for titles.
+
+    asked: what a person asked of sample.py beside it; None for every other command.
+    """
 
     cfg: DictConfig
     choices: dict[str, str]
+    asked: Asked | None = None
 
 
 def register_schema() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from ldmlab.errors import ConfigError
-from ldmlab.guidance.stack import Bound, Guided
+from ldmlab.guidance.stack import Bound, Guided, Towards
 from ldmlab.metrics.extraction import extract_all
 from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.extractor import extractor_of, load_extractor
@@ -72,5 +72,7 @@ class NullSamplesStage(SamplesStage):
             ctx.cfg.eval.batch_size, ctx.device, ctx.ranks, title="null features",
         )  # fmt: skip
 
-    def _bound(self, guided: Guided, batch: dict[str, Any], n: int, device: Any) -> Bound:
+    def _bound(
+        self, guided: Guided, batch: dict[str, Any], n: int, device: Any, towards: Towards | None = None
+    ) -> Bound:
         return guided.unconditional(n, self.plan.resolved.latent_shape[1:], device)
