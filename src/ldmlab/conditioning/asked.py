@@ -50,11 +50,15 @@ class Asked:
         if self.strength is not None and not self.image:
             raise ConfigError(f"strength={self.strength:g} says how far from a picture. Give the picture too: image=….")
         if self.strength is not None and self.mask:
-            raise ConfigError("strength=… and mask=… are two ways to use image=…: to start from it, or to fill a hole in it.")
+            raise ConfigError(
+                "strength=… and mask=… are two ways to use image=…: to start from it, or to fill a hole in it."
+            )
         if self.variations is not None and (self.strength is not None or self.interpolate is not None):
             raise ConfigError("variations=… are of one sample, without strength=… and interpolate=…. Leave one out.")
         if self.variations is not None and len(self.seeds) > 1:
-            raise ConfigError(f"variations={self.variations:g} are of one sample. Give its seed alone: seeds={self.seeds[0]}.")
+            raise ConfigError(
+                f"variations={self.variations:g} are of one sample. Give its seed alone: seeds={self.seeds[0]}."
+            )
         if self.interpolate == "seeds" and len(self.seeds) != 2:
             raise ConfigError("interpolate=seeds goes from one seed to another. Give the two: seeds=1,2.")
         if self.interpolate == "seeds" and self.conditions > 1:
@@ -89,8 +93,15 @@ class Asked:
             return each * self.conditions or (8 if self.interpolate else -(-8 // self.conditions) * self.conditions)
         if self.interpolate is not None and n < 2:
             raise ConfigError(f"n={n}: from one to the other are 2 pictures or more. Set n=8.")
-        if self.seeds and self.interpolate is None and self.variations is None and n > len(self.seeds) * self.conditions:
-            raise ConfigError(f"n={n} is more than the {len(self.seeds)} seeds given. Leave n out, or give as many seeds.")
+        if (
+            self.seeds
+            and self.interpolate is None
+            and self.variations is None
+            and n > len(self.seeds) * self.conditions
+        ):
+            raise ConfigError(
+                f"n={n} is more than the {len(self.seeds)} seeds given. Leave n out, or give as many seeds."
+            )
         return n
 
 
@@ -129,7 +140,9 @@ def _lines(path: str) -> list[str]:
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"prompts={path}: no text file that can be read ({_why(error)}). {_EXAMPLES['prompts']}") from None
+        raise ConfigError(
+            f"prompts={path}: no text file that can be read ({_why(error)}). {_EXAMPLES['prompts']}"
+        ) from None
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
     if not lines:
         raise ConfigError(f"prompts={path} has no line of text. {_EXAMPLES['prompts']}")
@@ -150,7 +163,9 @@ def _labels(name: str, value: str) -> tuple[str, ...]:
 def _seeds(name: str, value: str) -> tuple[int, ...]:
     parts = [part.strip() for part in value.strip("[]").split(",")]
     if not all(part.isdecimal() and part.isascii() and int(part) < 2**63 for part in parts):
-        raise ConfigError(f"seeds={value}: write whole numbers from 0 to 2^63 - 1, as samples.json has them. {_EXAMPLES[name]}")
+        raise ConfigError(
+            f"seeds={value}: write whole numbers from 0 to 2^63 - 1, as samples.json has them. {_EXAMPLES[name]}"
+        )
     return tuple(int(part) for part in parts)
 
 
@@ -160,7 +175,9 @@ def _share(name: str, value: str) -> float:
     except ValueError:
         share = math.nan
     if not 0 < share <= 1:
-        raise ConfigError(f"{name}={value} must be a number above 0 (nothing changes there) and at most 1 (from noise).")
+        raise ConfigError(
+            f"{name}={value} must be a number above 0 (nothing changes there) and at most 1 (from noise)."
+        )
     return share
 
 

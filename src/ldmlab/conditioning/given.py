@@ -84,7 +84,9 @@ def _condition(
         typed = ", ".join(f"{word}={value}" for word, value in words.items())
         listed = " and ".join(_words(lacking, data, shown))
         raise ConfigError(f"{typed} is not the whole condition: this denoiser also takes {listed}. Give it too.")
-    said = ", ".join(value if word in ("prompt", "label") else f"{word} {Path(value).name}" for word, value in words.items())
+    said = ", ".join(
+        value if word in ("prompt", "label") else f"{word} {Path(value).name}" for word, value in words.items()
+    )
     return GivenCondition(sample, tuple(own), data, said)
 
 
@@ -174,7 +176,9 @@ def small_picture(value: str, side: Side, factor: int) -> np.ndarray:
     from ldmlab.data.transforms import read_rgb
 
     picture = _opened("image", value, read_rgb)
-    _check_size("image", value, picture.size, (side[0] // factor, side[1] // factor), "Make it that size, or cut a part out.")
+    _check_size(
+        "image", value, picture.size, (side[0] // factor, side[1] // factor), "Make it that size, or cut a part out."
+    )
     pixels_HW3: np.ndarray = np.array(picture)
     return pixels_HW3
 
@@ -230,7 +234,11 @@ def _semantic(value: str, field: Field, side: Side, data: ImageDataset, conditio
 
     pixels: np.ndarray = _opened("semantic", value, read)
     _check_size(
-        "semantic", value, (pixels.shape[1], pixels.shape[0]), side, "Make it that size by the nearest pixel, which mixes no classes."
+        "semantic",
+        value,
+        (pixels.shape[1], pixels.shape[0]),
+        side,
+        "Make it that size by the nearest pixel, which mixes no classes.",
     )
     classes = field.values or 0
     return _by_number(value, pixels, classes) if pixels.ndim == 2 else _by_colour(value, pixels, classes)

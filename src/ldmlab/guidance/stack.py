@@ -60,7 +60,12 @@ class Guided:
     kinds: tuple[Guidance, ...] = ()
 
     def bind(
-        self, batch: Mapping[str, Any], n: int, size: tuple[int, int], device: torch.device | str, towards: Towards | None = None
+        self,
+        batch: Mapping[str, Any],
+        n: int,
+        size: tuple[int, int],
+        device: torch.device | str,
+        towards: Towards | None = None,
     ) -> Bound:
         """Conditions are encoded here, and read by the networks, once for all steps.
 

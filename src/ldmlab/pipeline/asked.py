@@ -80,7 +80,11 @@ class Request:
         """What a row of the plan says of it."""
         asked = self.asked
         said = [f"{len(self.given)} given condition{'s' if len(self.given) > 1 else ''}"] if self.given else []
-        said += [f"from {'a picture' if len(self.pictures) == 1 else 'pictures'} at strength {asked.strength:g}"] if asked.strength else []
+        said += (
+            [f"from {'a picture' if len(self.pictures) == 1 else 'pictures'} at strength {asked.strength:g}"]
+            if asked.strength
+            else []
+        )
         said += [f"variations of one sample at {asked.variations:g}"] if asked.variations else []
         said += [f"between two {asked.interpolate}"] if asked.interpolate else []
         said += [f"{len(asked.seeds)} given seed{'s' if len(asked.seeds) > 1 else ''}"] if asked.seeds else []
@@ -195,7 +199,9 @@ def request_of(asked: Asked | None, found: "Resolved") -> Request | None:
             )
         pictures = tuple(photograph(path, size) for path in asked.image)
     if found.denoiser.closed_form and (asked.strength is not None or asked.variations is not None):
-        raise ConfigError("ldm=gaussian draws samples in closed form and starts from nothing. Leave strength=… and variations=… out.")
+        raise ConfigError(
+            "ldm=gaussian draws samples in closed form and starts from nothing. Leave strength=… and variations=… out."
+        )
     if asked.interpolate == "conditions":
         _check_mixing(found)
     return Request(asked, given, pictures)
@@ -204,9 +210,15 @@ def request_of(asked: Asked | None, found: "Resolved") -> Request | None:
 def _check_mixing(found: "Resolved") -> None:
     """Conditions can be mixed as the network reads them; what keeps pixels of one, or reads its label elsewhere, cannot."""
     if any(kind.fields for kind in found.guidance):
-        raise ConfigError("interpolate=conditions: a guidance of this run reads the class itself, which has nothing between. Leave it out.")
-    if hasattr(found.conditioner, "complete") or any(hasattr(p, "complete") for p in getattr(found.conditioner, "parts", ())):
-        raise ConfigError("interpolate=conditions: a filled hole keeps the pixels of one picture. Use interpolate=seeds.")
+        raise ConfigError(
+            "interpolate=conditions: a guidance of this run reads the class itself, which has nothing between. Leave it out."
+        )
+    if hasattr(found.conditioner, "complete") or any(
+        hasattr(p, "complete") for p in getattr(found.conditioner, "parts", ())
+    ):
+        raise ConfigError(
+            "interpolate=conditions: a filled hole keeps the pixels of one picture. Use interpolate=seeds."
+        )
 
 
 def spherical(one_BCHW: Tensor, other_BCHW: Tensor, share_B: Tensor) -> Tensor:

@@ -141,7 +141,12 @@ def forward_flops(denoiser: Denoiser, latent_shape: tuple[int, int, int]) -> flo
 
 
 def resolve(
-    cfg: DictConfig, choices: dict[str, str], data: ImageDataset, val: ImageDataset, caches: Path, asked: Asked | None = None
+    cfg: DictConfig,
+    choices: dict[str, str],
+    data: ImageDataset,
+    val: ImageDataset,
+    caches: Path,
+    asked: Asked | None = None,
 ) -> Resolved:
     """The parts of a run whose data is there, each built once. asked: what sample.py reads beside the configuration.
 
