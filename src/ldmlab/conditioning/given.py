@@ -288,7 +288,8 @@ def _boxes(value: str, field: Field, side: Side, data: ImageDataset, conditioner
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"layout={value} is no JSON file that can be read ({error}). {_LAYOUT}") from None
-    width, height = 1.0, 1.0
+    width: Any = 1.0
+    height: Any = 1.0
     if isinstance(found, dict):
         width, height, found = (found.get(name) for name in ("width", "height", "objects"))
         if not all(_number(length) and length > 0 for length in (width, height)):

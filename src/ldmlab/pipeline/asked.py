@@ -38,7 +38,8 @@ class Request:
     def source(self, usual: Callable[[], ConditionSource], n: int) -> ConditionSource:
         """The conditions of n samples. What is of one sample, or goes from one seed to another, keeps one condition."""
         if self.asked.interpolate == "conditions":
-            return Between(*self.given, n)
+            first, last = self.given
+            return Between(first, last, n)
         source = InTurn(self.given) if self.given else usual()
         return OneOf(source) if self.asked.variations is not None or self.asked.interpolate == "seeds" else source
 

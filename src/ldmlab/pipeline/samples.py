@@ -183,7 +183,7 @@ class SamplesStage(SnapshotStage):
         """What the images were drawn for, and a sheet of the first to look at."""
         n = len(seeds)
         record = {"seed": seeds, **source.record(n), **begin.record(n)}
-        if source.fields and source.fields != ("label",):
+        if source.fields and (source.fields != ("label",) or isinstance(source, Between)):
             record["describe"] = [source.describe(i) for i in range(n)]
         write_json(folder / "conditions.json", record)
         shown = [begin.picture(i) if begin.pictured else self._picture(source, i) for i in range(min(n, PICTURED))]

@@ -62,7 +62,7 @@ def draw(
     seeds: list[int],
     shape: tuple[int, int, int],
     device: torch.device,
-    noise_of: Callable[..., ImageNoise] = ImageNoise,
+    noise_of: Callable[..., Callable[[], Tensor]] = ImageNoise,
     speed: Speed | None = None,
     start: Start | None = None,
 ) -> Tensor:

@@ -78,9 +78,9 @@ class TokenizerStage(Stage):
 def check_words(plan: "Plan", texts: Sequence[str]) -> None:
     """ConfigError for a text with a word that stands in no caption; silent where the tokenizer cannot tell, or is not trained yet."""
     for stage in TokenizerStage.of(plan) if texts else ():
-        folder = plan.store.done(stage.address) and plan.store.folder(stage.address)
-        for part in _learning(plan) if folder else ():
-            tokenizer = Trained(Path(folder), part.length)
+        trained = plan.store.done(stage.address) is not None
+        for part in _learning(plan) if trained else ():
+            tokenizer = Trained(plan.store.folder(stage.address), part.length)
             for text in texts:
                 if unknown := tokenizer.unknown(text, part.vocab_size):
                     close = difflib.get_close_matches(unknown[0].lower(), tokenizer.words, 3, 0.5)

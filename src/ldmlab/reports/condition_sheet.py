@@ -41,11 +41,10 @@ def _way(samples: SampleSet, shares: Sequence[float]) -> list[list[Cell]]:
     """One line: the condition, the way, and the other condition where they are two."""
     shown = np.linspace(0, len(samples) - 1, min(len(samples), ROW)).round().astype(int)
     cells = [Cell(samples.images_NHWC[i], f"{shares[i]:.0%}") for i in shown]
-    texts = [_said(samples, i).rpartition(", ")[0].split(" → ") for i in (0, len(samples) - 1)]
-    if len(texts[0]) != 2:  # between two seeds: one condition
-        left = _condition(samples, 0)
-        return [[left, *cells] if left.words or left.picture is not None else cells]
-    return [[Cell(samples.condition(0), texts[0][0]), *cells, Cell(samples.condition(len(samples) - 1), texts[1][1])]]
+    ends = _said(samples, 0).rpartition(", ")[0].split(" → ")
+    if len(ends) != 2:  # between two seeds: one condition
+        return [[_condition(samples, 0), *cells]]
+    return [[Cell(samples.condition(0), ends[0]), *cells, Cell(samples.condition(len(samples) - 1), ends[1])]]
 
 
 def _rows(samples: SampleSet) -> list[list[Cell]]:
