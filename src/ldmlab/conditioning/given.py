@@ -57,6 +57,8 @@ def _condition(
     shown = {name: part for part in parts_of(conditioner) for name in getattr(part, "shows", ())}
     sample: Sample = {}
     side = (data.resolution, data.resolution)
+    if "mask" in words and "hole" not in shown:
+        raise ConfigError(f"mask={words['mask']}: this denoiser fills no hole{_instead(needs, data, shown)}.")
     for word, value in words.items():
         if word in KINDS:
             field = _field(word, value, needs, data, shown)
@@ -75,8 +77,6 @@ def _condition(
                 f"image={value}: this denoiser takes no picture as its condition{_instead(needs, data, shown)}. To start from the "
                 "picture, say how far: strength=0.6."
             )
-        elif "hole" not in shown:
-            raise ConfigError(f"mask={value} marks a hole, but this denoiser fills none. It needs cond=inpaint.")
     own = [name for name in needs if not (name == "image" and "small_image" in sample)]
     own += [name for name in ("small_image", "hole") if name in sample]
     lacking = [name for name in own if name != POSITION and name not in sample]
