@@ -113,6 +113,7 @@ def _words(needs: Sequence[str], data: ImageDataset, shown: dict[str, Any]) -> l
     for name in needs:
         word = declared.get(name)
         found += [pictures] if name in ("image", "small_image", "hole") else [_SHORT[word]] if word else []
+        found += [f"the field {name}, which no word gives"] if name in declared and not word else []
     return list(dict.fromkeys(found))
 
 

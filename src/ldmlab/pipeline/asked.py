@@ -18,6 +18,8 @@ from ldmlab.conditioning.source import ConditionSource, GivenCondition, InTurn, 
 from ldmlab.data.batches import to_float, to_uint8
 from ldmlab.errors import ConfigError
 from ldmlab.pipeline.sampling import image_seed
+from ldmlab.samplers.base import Schedule
+from ldmlab.samplers.sampler import Sampler
 from ldmlab.samplers.start import Start
 
 if TYPE_CHECKING:
@@ -77,16 +79,18 @@ class Request:
 
         return between
 
-    def words(self) -> str:
-        """What a row of the plan says of it."""
-        asked = self.asked
+    def words(self, sampler: Sampler, schedule: Schedule) -> str:
+        """What a row of the plan says of it; of a start how noisy it is, and the steps that are left."""
+        asked, share = self.asked, self.asked.strength or self.asked.variations
         said = [f"{len(self.given)} given condition{'s' if len(self.given) > 1 else ''}"] if self.given else []
-        said += (
-            [f"from {'a picture' if len(self.pictures) == 1 else 'pictures'} at strength {asked.strength:g}"]
-            if asked.strength
-            else []
-        )
-        said += [f"variations of one sample at {asked.variations:g}"] if asked.variations else []
+        if share is not None:
+            times = sampler.times(schedule.T)
+            left = Start(torch.empty(0), share).times(times, schedule.T)
+            level = schedule.at(left[0])
+            of = "pictures" if asked.strength else "variations of a sample"
+            said.append(
+                f"{of} at {share:g} (σ/α {level.sigma / max(level.alpha, 1e-9):.2g}, {len(left) - 1} of {len(times) - 1} steps)"
+            )
         said += [f"between two {asked.interpolate}"] if asked.interpolate else []
         said += [f"{len(asked.seeds)} given seed{'s' if len(asked.seeds) > 1 else ''}"] if asked.seeds else []
         return " · ".join(said)

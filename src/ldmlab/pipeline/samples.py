@@ -84,7 +84,7 @@ class SamplesStage(SnapshotStage):
         counted = "" if self.evaluations == sampler.steps else f" ({number(self.evaluations)} evaluations)"
         after = f" · after {number(images_behind(self.plan, self.images))} img" if self.images else ""
         request = resolved.request
-        asked = "" if request is None else f" · {request.words()}"
+        asked = "" if request is None else f" · {request.words(sampler, resolved.objective.schedule)}"
         what = (
             f"{number(n)} samples{asked} · {self.label} {sampler.steps}{counted} · guidance {sampler.guidance:g}"
             f"{''.join(f' · {text}' for text in self._guided_by())}{after}"

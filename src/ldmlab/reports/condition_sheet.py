@@ -22,10 +22,11 @@ INK, PAPER, EDGE = (20, 20, 20), (255, 255, 255), (120, 120, 120)
 
 @dataclass(frozen=True)
 class Cell:
-    """A picture (uint8 [H, W, 3]; None for none), words that stand in its place or below it."""
+    """A picture (uint8 [H, W, 3]; None for none), words that stand in its place or below it. asked: it is a condition."""
 
     picture: Any
     words: str = ""
+    asked: bool = False
 
 
 def condition_sheet(samples: SampleSet, shares: Sequence[float] = ()) -> "Image | None":
@@ -44,7 +45,9 @@ def _way(samples: SampleSet, shares: Sequence[float]) -> list[list[Cell]]:
     ends = _said(samples, 0).rpartition(", ")[0].split(" → ")
     if len(ends) != 2:  # between two seeds: one condition
         return [[_condition(samples, 0), *cells]]
-    return [[Cell(samples.condition(0), ends[0]), *cells, Cell(samples.condition(len(samples) - 1), ends[1])]]
+    return [
+        [Cell(samples.condition(0), ends[0], True), *cells, Cell(samples.condition(len(samples) - 1), ends[1], True)]
+    ]
 
 
 def _rows(samples: SampleSet) -> list[list[Cell]]:
@@ -53,6 +56,13 @@ def _rows(samples: SampleSet) -> list[list[Cell]]:
         picture = samples.condition(i)
         key = (_said(samples, i), b"" if picture is None else np.asarray(picture).tobytes())
         groups.setdefault(key, []).append(i)
+    if all(len(members) == 1 for members in groups.values()) and len(groups) > ROWS:  # pairs, several in a line
+        pairs = [
+            [_condition(samples, i), Cell(samples.images_NHWC[i], _seed(samples.seeds[i], i))]
+            for (i,) in groups.values()
+        ]
+        cells = [cell for pair in pairs for cell in pair] if samples.described else []
+        return [cells[begin : begin + ROW] for begin in range(0, len(cells), ROW)]
     lines = []
     for members in groups.values():
         left = _condition(samples, members[0])
@@ -66,7 +76,7 @@ def _rows(samples: SampleSet) -> list[list[Cell]]:
 
 
 def _condition(samples: SampleSet, i: int) -> Cell:
-    return Cell(samples.condition(i), _said(samples, i))
+    return Cell(samples.condition(i), _said(samples, i), asked=True)
 
 
 def _said(samples: SampleSet, i: int) -> str:
@@ -97,7 +107,7 @@ def _drawn(lines: list[list[Cell]], size: tuple[int, int]) -> "Image":
             factor = min(width / seen.width, height / seen.height)
             shape = (max(1, int(seen.width * factor)), max(1, int(seen.height * factor)))
             sheet.paste(seen.resize(shape, Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.BOX), (x, y))
-            draw.rectangle((x, y, x + shape[0] - 1, y + shape[1] - 1), outline=EDGE if column == 0 else None)
+            draw.rectangle((x, y, x + shape[0] - 1, y + shape[1] - 1), outline=EDGE if cell.asked else None)
             draw.text((x + 2, y + height), _cut(draw, font, cell.words, width - 4), INK, font)
     return sheet
 
