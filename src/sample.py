@@ -18,13 +18,15 @@ from pathlib import Path
 
 from ldmlab.cli import Change, command
 from ldmlab.conditioning.asked import Asked, taken
-from ldmlab.config.compose import Composed, with_values
+from ldmlab.config.compose import Composed, ComposedAndAsked, with_values
 
 
 def only_samples(composed: Composed, asked: Asked | None = None, n: int | None = None) -> Composed:
     """`n` images of this run, of what was asked, and no scores."""
-    count = composed.cfg.n if asked is None or not asked.anything else asked.images(n)
-    return Composed(with_values(composed.cfg, {"until": "samples", "eval.samples": count}), composed.choices, asked)
+    asked = asked or Asked()
+    count = asked.images(n) if asked.anything else composed.cfg.n
+    small = Composed(with_values(composed.cfg, {"until": "samples", "eval.samples": count}), composed.choices)
+    return ComposedAndAsked.of(small, asked)
 
 
 def own_words(words: list[str]) -> tuple[Change, list[str]]:

@@ -36,14 +36,31 @@ GROUPS = ("data", "ae", "ldm", "cond", "objective", "sampler", "eval")  # a run 
 
 
 class Composed(NamedTuple):
-    """A checked configuration, completed and read-only, and the names that were chosen (`{"ae": "kl_f8", …}`) for titles.
-
-    asked: what a person asked of sample.py beside it; None for every other command.
-    """
+    """A checked configuration, completed and read-only, and the names that were chosen (`{"ae": "kl_f8", …}`) for titles."""
 
     cfg: DictConfig
     choices: dict[str, str]
-    asked: Asked | None = None
+
+    @property
+    def asked(self) -> Asked | None:
+        """What a person asked of sample.py beside it; None for every other command."""
+        return None
+
+
+class ComposedAndAsked(Composed):
+    """A configuration, and what a person asked beside it."""
+
+    _asked: Asked
+
+    @classmethod
+    def of(cls, composed: Composed, asked: Asked) -> "ComposedAndAsked":
+        both = cls(*composed)
+        both._asked = asked
+        return both
+
+    @property
+    def asked(self) -> Asked:
+        return self._asked
 
 
 def register_schema() -> None:
