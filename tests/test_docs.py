@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
 
+from ldmlab.conditioning.asked import taken
 from ldmlab.config.compose import load
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -112,6 +113,7 @@ def test_a_command_of_the_documents_composes(command: str, monkeypatch: pytest.M
     """Every option of it exists and has a value that can be. `group=…` and `path=…` stand for something else than themselves."""
     monkeypatch.setenv("LDMLAB_SWEEP_CHILD", "1")  # a study's own cells are composed as one of them is
     script, *words = shlex.split(command)[1:]
+    words = taken(words)[1] if script == "src/sample.py" else words  # what it reads itself
     placed = ["data=folder"] if script == "src/prepare.py" else []  # as the script has it
     placed += [PLACE[word[:-2]] for word in words if word.endswith("=…") and word[:-2] in PLACE]
     words = [*" ".join(placed).split(), *words]

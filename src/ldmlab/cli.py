@@ -22,19 +22,22 @@ from ldmlab.errors import ConfigError, UserError
 
 Task = Callable[[Composed, str], Any]
 Defaults = Callable[[list[str]], list[str]]
+Change = Callable[[Composed], Composed]
 
 
 def command(
     task: Task,
     defaults: list[str] | Defaults | None = None,
     ranks: bool = False,
-    change: Callable[[Composed], Composed] | None = None,
+    change: Change | None = None,
+    own: Callable[[list[str]], tuple[Change, list[str]]] | None = None,
 ) -> None:
     """Run a script's task and exit.
 
     defaults: the script's own words, which typed ones take the place of; a function gets the typed words.
     ranks: the task can run on several processes (`runtime.processes`).
     change: what the script makes of the composition (`with_values`), which is read-only afterwards.
+    own: for a script that reads some words itself, as they are typed: (words) → (its `change`, the words that Hydra reads).
     """
     words = sys.argv[1:]
     for stream in (sys.stdout, sys.stderr):
@@ -45,16 +48,26 @@ def command(
     from ldmlab.pipeline.launch import end_with_parent
 
     end_with_parent()
-    sys.exit(_guarded(lambda: _dispatch(task, words, defaults or [], ranks, change or (lambda composed: composed))))
+    if own is None:
+        own = lambda words: (change or (lambda composed: composed), words)  # noqa: E731
+    sys.exit(_guarded(lambda: _dispatch(task, words, defaults or [], ranks, own)))
 
 
 def _dispatch(
-    task: Task, words: list[str], defaults: list[str] | Defaults, ranks: bool, change: Callable[[Composed], Composed]
+    task: Task,
+    typed: list[str],
+    defaults: list[str] | Defaults,
+    ranks: bool,
+    own: Callable[[list[str]], tuple[Change, list[str]]],
 ) -> int:
-    flags = [w for w in words if w.startswith("-")]
-    if {"-h", "--help"} & set(flags):
-        print(help_text(task, words))
+    if {"-h", "--help"} & set(typed):
+        print(help_text(task, typed))
         return 0
+    change, words = own(typed)
+    flags = [w for w in words if w.startswith("-")]
+    if {"-m", "--multirun"} & set(flags) and words != typed:
+        word = next(word for word in typed if word not in words)
+        raise UserError(f"{word} is asked of one run, and -m runs several. Leave one of the two out.")
     if {"-m", "--multirun"} & set(flags):
         return _sweep(words)
     if ranks and f"hydra/launcher={SLURM}" in words and not flags:
@@ -86,7 +99,7 @@ def _dispatch(
 
         prepare(composed)  # every error is printed once, by this process, before a rank starts
         return start_ranks(composed.cfg.runtime.processes, sys.argv)
-    task(composed, command_line(words))
+    task(composed, command_line(typed))
     return 0
 
 

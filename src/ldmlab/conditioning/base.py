@@ -48,6 +48,16 @@ class Cond:
         """Each example n times in a row, along B."""
         return Cond(*(None if part is None else part.repeat_interleave(n, dim=0) for part in self._parts()))
 
+    def towards(self, other: "Cond", share_B: Tensor) -> "Cond":
+        """Between the two on a straight line, each example its share of the way; seen is what either lets see."""
+
+        def between(mine: Tensor, theirs: Tensor) -> Tensor:
+            if mine.dtype == torch.bool:
+                return mine | theirs
+            return torch.lerp(mine, theirs, share_B.to(mine).view(-1, *[1] * (mine.dim() - 1)))
+
+        return self._with(other, between)
+
     def join(self, other: "Cond") -> "Cond":
         """Both conditions for the same examples: tokens along L, concat along C, vectors added."""
         return Cond(

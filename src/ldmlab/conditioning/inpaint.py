@@ -65,7 +65,11 @@ class Inpaint(nn.Module):
         return Cond(concat_BCHW=concat_1Chw.expand(batch_size, -1, -1, -1))
 
     def mask(self, batch: dict[str, Any]) -> Tensor:
-        """float32 [B, 1, H, W], 1 in the hole, on the image's device. Of an oblong image: a square mask, cut."""
+        """float32 [B, 1, H, W], 1 in the hole, on the image's device: what a person gave as "hole", [B, H, W], else drawn; for an
+        oblong image a square mask, cut."""
+        if "hole" in batch:
+            given_BHW: Tensor = batch["hole"]
+            return given_BHW[:, None].float()
         height, width = batch["image"].shape[2:]
         square_B1SS = masks(self.kinds, batch["position"], max(height, width))
         return square_B1SS[:, :, :height, :width].to(batch["image"].device)

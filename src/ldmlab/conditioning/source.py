@@ -145,12 +145,18 @@ class HeldOut:
         return record
 
 
+def content_of(array: np.ndarray) -> dict[str, Any]:
+    """What an array holds, in few words."""
+    content = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+    return {"shape": list(array.shape), "dtype": str(array.dtype), "sha256": content}
+
+
 @dataclass(frozen=True)
 class GivenCondition:
     """One condition that a person gave, for every image.
 
     sample: a value per field, as the data set would give it (an integer label, a string, uint8 or float arrays).
-    dataset: whose classes and fields they are.
+    dataset: whose classes and fields they are. said: how it was given, for what has neither text nor class.
 
     Raises ConfigError for a field that is needed and was not given.
     """
@@ -158,6 +164,7 @@ class GivenCondition:
     sample: Sample
     needs: tuple[str, ...]
     dataset: ImageDataset
+    said: str = "given"
 
     def __post_init__(self) -> None:
         for field in self.needs:
@@ -175,7 +182,7 @@ class GivenCondition:
         return _of_samples([self.sample] * len(indices), self.fields, indices)
 
     def describe(self, i: int) -> str:
-        return _in_words(self.sample, self.fields, self.dataset.class_names) or "given"
+        return _in_words(self.sample, self.fields, self.dataset.class_names) or self.said
 
     def picture(self, i: int) -> np.ndarray | None:
         return picture_of(self.sample, self.fields, self.dataset.declared)
@@ -188,11 +195,72 @@ class GivenCondition:
                 continue
             value = self.sample[name]
             if isinstance(value, np.ndarray):
-                content = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
-                record[name] = {"shape": list(value.shape), "dtype": str(value.dtype), "sha256": content}
+                record[name] = content_of(value)
             else:
                 record[name] = [value] * n
         return record | ({"class_names": list(self.dataset.class_names)} if "label" in self.fields else {})
+
+
+@dataclass(frozen=True)
+class InTurn:
+    """Several conditions that a person gave: image i has number i modulo their count. All have the same fields."""
+
+    given: tuple[GivenCondition, ...]
+
+    def of(self, i: int) -> GivenCondition:
+        return self.given[i % len(self.given)]
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return self.given[0].fields
+
+    def batch(self, indices: list[int]) -> dict[str, Tensor | list[Any]]:
+        return _of_samples([self.of(i).sample for i in indices], self.fields, indices)
+
+    def describe(self, i: int) -> str:
+        return self.of(i).describe(i)
+
+    def picture(self, i: int) -> np.ndarray | None:
+        return self.of(i).picture(i)
+
+    def record(self, n: int) -> dict[str, Any]:
+        """As of one condition; of each field a list, an entry an image."""
+        each = [condition.record(1) for condition in self.given]
+        found = {name: value for name, value in each[0].items() if name in ("fields", "given", "class_names")}
+        for name in each[0].keys() - found.keys():
+            values = [value[0] if isinstance(value := record[name], list) else value for record in each]
+            found[name] = [values[i % len(values)] for i in range(n)]
+        return found
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """The condition that another source has for one image, for every image."""
+
+    source: ConditionSource
+    row: int = 0
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return self.source.fields
+
+    def batch(self, indices: list[int]) -> dict[str, Tensor | list[Any]]:
+        return self.source.batch([self.row] * len(indices))
+
+    def describe(self, i: int) -> str:
+        return self.source.describe(self.row)
+
+    def picture(self, i: int) -> np.ndarray | None:
+        return self.source.picture(self.row)
+
+    def record(self, n: int) -> dict[str, Any]:
+        """Of that image n times."""
+        found = self.source.record(self.row + 1)
+        kept = ("fields", "class_names")
+        return {
+            name: [value[self.row]] * n if isinstance(value, list) and name not in kept else value
+            for name, value in found.items()
+        }
 
 
 def chosen(
@@ -269,8 +337,9 @@ def labels_for(
 def _of_samples(samples: list[Sample], fields: Sequence[str], indices: list[int]) -> dict[str, Tensor | list[Any]]:
     own = [{POSITION: i, **sample} for i, sample in zip(indices, samples, strict=True)]
     batch = to_batch([{name: sample[name] for name in fields} for sample in own])
-    if "image" in batch:
-        batch["image"] = to_float(batch["image"])
+    for name in ("image", "small_image"):
+        if name in batch:
+            batch[name] = to_float(batch[name])
     return batch
 
 

@@ -19,6 +19,7 @@ os.environ.setdefault(
 
 FILE = "tokenizer.json"
 PAD, START, END = "<pad>", "<start>", "<end>"  # numbers 0, 1, 2 of a trained tokenizer
+SPACE = "Ġ"  # how a byte-pair tokenizer writes the space before a word
 BYTES = 256  # tokens that every trained tokenizer has, so that no text is unknown to it
 
 
@@ -90,6 +91,27 @@ class Trained:
     @property
     def size(self) -> int:
         return int(self._tokenizer.get_vocab_size())
+
+    @property
+    def words(self) -> list[str]:
+        """Tokens that begin a word, of two letters or more, without those that are the beginning of another; sorted."""
+        found = sorted(token[1:] for token in self._tokenizer.get_vocab() if token.startswith(SPACE) and len(token) > 2)
+        follows = [*found[1:], ""]
+        return [word for word, after in zip(found, follows, strict=True) if not after.startswith(word)]
+
+    def unknown(self, text: str, vocab_size: int) -> list[str]:
+        """The words of a text that stood in no caption of the training.
+
+        Pairs are merged until each word is one token or the vocabulary is full. Where it is not full, a word in several pieces was
+        never seen; where it is, nobody can tell, and there is no answer.
+        """
+        if self.size >= vocab_size:
+            return []
+        normalised = self._tokenizer.normalizer.normalize_str(text)
+        words = [word for word, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(normalised)]
+        known = self._tokenizer.get_vocab()
+        strange = [word for word in words if word not in known and any(sign.isalnum() for sign in word)]
+        return [self._tokenizer.decoder.decode([word]).strip() for word in strange]
 
     def __call__(self, texts: Sequence[str]) -> Ids:
         rows = self._tokenizer.encode_batch(list(texts))

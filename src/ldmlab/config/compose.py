@@ -15,6 +15,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+from ldmlab.conditioning.asked import Asked
 from ldmlab.config import search
 from ldmlab.config.complete import Origin, complete, in_closed_form
 from ldmlab.config.conditions import check_parts, joined_conditions, of_parts, spread
@@ -39,6 +40,27 @@ class Composed(NamedTuple):
 
     cfg: DictConfig
     choices: dict[str, str]
+
+    @property
+    def asked(self) -> Asked | None:
+        """What a person asked of sample.py beside it; None for every other command."""
+        return None
+
+
+class ComposedAndAsked(Composed):
+    """A configuration, and what a person asked beside it."""
+
+    _asked: Asked
+
+    @classmethod
+    def of(cls, composed: Composed, asked: Asked) -> "ComposedAndAsked":
+        both = cls(*composed)
+        both._asked = asked
+        return both
+
+    @property
+    def asked(self) -> Asked:
+        return self._asked
 
 
 def register_schema() -> None:

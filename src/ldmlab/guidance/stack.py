@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ldmlab.diffusion.denoiser import Denoise
 from ldmlab.diffusion.windows import Windows
@@ -47,6 +48,14 @@ class Bound:
 
 
 @dataclass(frozen=True)
+class Towards:
+    """Second conditions of a batch (as `batch` of `Guided.bind`), and the share of the way to them, [B] in [0, 1]."""
+
+    batch: Mapping[str, Any]
+    share_B: Tensor
+
+
+@dataclass(frozen=True)
 class Guided:
     """A denoiser with all guidance of its samples, loaded; `bind` ties it to the conditions of a batch.
 
@@ -57,15 +66,26 @@ class Guided:
     kinds: tuple[Guidance, ...] = ()
     pieces: Windows | None = None
 
-    def bind(self, batch: Mapping[str, Any], n: int, size: tuple[int, int], device: torch.device | str) -> Bound:
+    def bind(
+        self,
+        batch: Mapping[str, Any],
+        n: int,
+        size: tuple[int, int],
+        device: torch.device | str,
+        towards: Towards | None = None,
+    ) -> Bound:
         """Conditions are encoded here, and read by the networks, once for all steps.
 
         Args:
             batch: condition fields of the images; {} without a condition.
             n: images. size: height and width of the latent.
+            towards: a second condition of each image, and how far it is on the way there.
         """
         models = [self.model, *(model for kind in self.kinds for model in kind.models)]
         conditions = [m.denoiser.condition(dict(batch)) for m in models]
+        if towards is not None:
+            others = [m.denoiser.condition(dict(towards.batch)) for m in models]
+            conditions = [c.towards(o, towards.share_B) for c, o in zip(conditions, others, strict=True)]
         null = [m.denoiser.null(n, size, device) for m in models]
         alone = [m.denoiser.prepared(c) for m, c in zip(models, conditions, strict=True)]
         both = None

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ldmlab.errors import ConfigError
-from ldmlab.guidance.stack import Bound, Guided
+from ldmlab.guidance.stack import Bound, Guided, Towards
 from ldmlab.metrics.extraction import extract_all
 from ldmlab.pipeline import large
 from ldmlab.pipeline.context import Context
@@ -71,5 +71,7 @@ class NullSamplesStage(SamplesStage):
             ctx.cfg.eval.batch_size, ctx.device, ctx.ranks, title="null features",
         )  # fmt: skip
 
-    def _bound(self, guided: Guided, batch: dict[str, Any], n: int, device: Any) -> Bound:
+    def _bound(
+        self, guided: Guided, batch: dict[str, Any], n: int, device: Any, towards: Towards | None = None
+    ) -> Bound:
         return guided.unconditional(n, self.plan.resolved.sampled_shape[1:], device)

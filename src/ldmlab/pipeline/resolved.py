@@ -18,6 +18,7 @@ from ldmlab import build
 from ldmlab.autoencoders.autoencoder import Autoencoder
 from ldmlab.autoencoders.tiles import starts
 from ldmlab.autoencoders.whole_image import WITHOUT
+from ldmlab.conditioning.asked import Asked
 from ldmlab.conditioning.base import Conditioner
 from ldmlab.conditioning.compose import parts_of
 from ldmlab.conditioning.source import POSITION, ConditionSource, chosen
@@ -35,6 +36,7 @@ from ldmlab.guidance.interval import share_within
 from ldmlab.metrics.features import Extractor
 from ldmlab.metrics.metric import Metric, available, check, check_counts
 from ldmlab.pipeline import large, planned, snapshots
+from ldmlab.pipeline.asked import Request, request_of
 from ldmlab.pipeline.costs import flops_of
 from ldmlab.samplers.sampler import Sampler
 from ldmlab.training.post_hoc_ema import gamma_of
@@ -57,6 +59,7 @@ class Resolved:
     extractor: nn.Module | None
     metrics: tuple[Metric, ...] = ()
     notes: list[str] = field(default_factory=list)
+    request: Request | None = None  # what a person asked of sample.py
     budget: dict[str, Any] | None = None  # what `ldm.budget` chose (`budget.described`); None without a target
 
     @property
@@ -113,7 +116,11 @@ class Resolved:
         eval_, cond = self.cfg.eval, self.cfg.cond
         wanted = {"label": cond.label, "prompt": cond.prompt}
         held_out: ImageDataset = Mosaic(self.val, *self.size) if self.larger else self.val
-        return chosen(eval_.label_mode, self.condition_fields, self.data, held_out, n, eval_.seed, **wanted)
+
+        def usual() -> ConditionSource:
+            return chosen(eval_.label_mode, self.condition_fields, self.data, held_out, n, eval_.seed, **wanted)
+
+        return usual() if self.request is None else self.request.source(usual, n)
 
     @functools.cached_property
     def _counted(self) -> "Costs":
@@ -186,9 +193,16 @@ def forward_flops(denoiser: Denoiser, latent_shape: tuple[int, int, int], window
 
 
 def resolve(
-    cfg: DictConfig, choices: dict[str, str], data: ImageDataset, val: ImageDataset, caches: Path, scored: bool = True
+    cfg: DictConfig,
+    choices: dict[str, str],
+    data: ImageDataset,
+    val: ImageDataset,
+    caches: Path,
+    asked: Asked | None = None,
+    scored: bool = True,
 ) -> Resolved:
-    """The parts of a run whose data is there, each built once. scored: with its metrics.
+    """The parts of a run whose data is there, each built once. asked: what sample.py reads beside the configuration. scored: with its
+    metrics.
 
     Raises ConfigError when parts do not fit each other or the data, naming the option and the way out.
     """
@@ -218,6 +232,7 @@ def resolve(
     large.check(found)
     check_sampling(found)
     check_guidance(found)
+    found = replace(found, request=request_of(asked, found))
     check_label(found)
     snapshots.check(cfg)
     check_power_ema(cfg)

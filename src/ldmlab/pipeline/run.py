@@ -58,7 +58,7 @@ def prepare(composed: Composed) -> Plan:
     sharding.check_options(cfg)
     choice = budget.choose_width(cfg, data, store)
     cfg = choice.cfg
-    resolved = resolve(cfg, choices, data, val, caches)
+    resolved = resolve(cfg, choices, data, val, caches, composed.asked)
     if choice.line is not None and choice.facts is not None:
         resolved = replace(resolved, budget=choice.facts)
         choice.facts["training"] = budget.totals(resolved)

@@ -8,11 +8,13 @@ import numpy as np
 from torch import Tensor
 
 from ldmlab.autoencoders.autoencoder import Autoencoder
+from ldmlab.conditioning.asked import Asked
 from ldmlab.conditioning.compose import completed, fit_to, pictured
 from ldmlab.conditioning.source import ConditionSource
 from ldmlab.guidance.base import Model, SampleCost
-from ldmlab.guidance.stack import Bound, Guided
+from ldmlab.guidance.stack import Bound, Guided, Towards
 from ldmlab.pipeline import large, noise_basis, sampling
+from ldmlab.pipeline.asked import Beginning, Between, Request
 from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.cooldown import images_behind, load_scored, scored
 from ldmlab.pipeline.decoder import DecoderStage, decoding, load_decoding
@@ -21,6 +23,7 @@ from ldmlab.pipeline.sampling_memory import peak_of
 from ldmlab.pipeline.sheets import save_sheet
 from ldmlab.pipeline.stage import Row, SnapshotStage, Stage, plain
 from ldmlab.pipeline.timing import clock_for
+from ldmlab.pipeline.tokenizer import check_words
 from ldmlab.store.files import atomic, read_array, write_json
 from ldmlab.terminal import number
 
@@ -58,6 +61,8 @@ class SamplesStage(SnapshotStage):
             "tile": cfg.ae.tile, **({} if cfg.cond.prompt is None else {"prompt": cfg.cond.prompt}),
         }  # fmt: skip
         found |= large.own(cfg)
+        request = self.plan.resolved.request
+        found |= {"asked": request.options()} if request is not None else {}
         if self.closed_form:
             return found
         guidance = {kind.name: kind.options() for kind in self.plan.resolved.guidance if kind.options()}
@@ -81,9 +86,11 @@ class SamplesStage(SnapshotStage):
             return Row(what, n, resolved.costs.decode, megabytes)
         counted = "" if self.evaluations == sampler.steps else f" ({number(self.evaluations)} evaluations)"
         after = f" · after {number(images_behind(self.plan, self.images))} img" if self.images else ""
+        request = resolved.request
+        asked = "" if request is None else f" · {request.words(sampler, resolved.objective.schedule)}"
         said = large.words(resolved)
         what = (
-            f"{number(n)} samples{said and f' of {said}'} · {self.label} {sampler.steps}{counted} · guidance {sampler.guidance:g}"
+            f"{number(n)} samples{said and f' of {said}'}{asked} · {self.label} {sampler.steps}{counted} · guidance {sampler.guidance:g}"
             f"{''.join(f' · {text}' for text in self._guided_by())}{after}"
         )
         if said and self.cfg.dry_run:
@@ -116,6 +123,11 @@ class SamplesStage(SnapshotStage):
             kind.cost(cost)
         return cost.total + costs.condition
 
+    def check(self) -> None:
+        """The words of a given text are words of the captions, where the tokenizer learnt from them and knows all of theirs."""
+        if self.plan.resolved.request is not None:
+            check_words(self.plan, self.plan.resolved.request.asked.prompt)
+
     def work(self, ctx: Context, folder: Path) -> None:
         cfg, resolved = ctx.cfg, self.plan.resolved
         ae, model = load_decoding(self.plan, ctx), load_scored(self.plan, ctx, self.images)
@@ -130,23 +142,37 @@ class SamplesStage(SnapshotStage):
         for each in (own, *(other for kind in kinds for other in kind.models)):
             fit_to(each.denoiser.conditioner, shape[1:])
         source = self._source()
-        seeds = [sampling.image_seed(cfg.eval.seed, i) for i in range(n)]
+        request = resolved.request or Request(Asked())
+        seeds = request.seeds(cfg.eval.seed, n)
 
         sampler: Any = model.sampler if model.closed_form else resolved.sampler
         noise_of, self._speed = noise_basis.noise_of(self.plan, ctx), sampling.Speed(clock_for(ctx.device))
 
+        def on_device(batch: dict[str, Any]) -> dict[str, Any]:
+            return {k: v.to(ctx.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+        def origin() -> Tensor:
+            bound = self._bound(guided, on_device(source.batch([0])), 1, ctx.device)
+            noise = noise_of([request.origin(cfg.eval.seed)], shape, ctx.device)
+            drawn_1CHW: Tensor = sampler(bound.denoise, noise(), resolved.objective.schedule, bound.cond, noise)
+            return drawn_1CHW
+
+        begin = Beginning(request, ae, ctx.device, origin)
+
         def draw(indices: list[int]) -> Tensor:
-            batch = {k: v.to(ctx.device) if isinstance(v, Tensor) else v for k, v in source.batch(indices).items()}
-            bound = self._bound(guided, batch, len(indices), ctx.device)
+            batch = on_device(source.batch(indices))
+            other = source.other(indices) if isinstance(source, Between) else None
+            towards = None if other is None else Towards(on_device(other), request.shares(indices, n))
+            bound = self._bound(guided, batch, len(indices), ctx.device, towards)
             return sampling.draw(
                 sampler, bound.denoise, resolved.objective.schedule,
                 lambda z_BCHW: completed(model.conditioner, ae.decode(z_BCHW), batch), bound.cond,
-                [seeds[i] for i in indices], shape, ctx.device, noise_of, self._speed,
+                [seeds[i] for i in indices], shape, ctx.device, request.noise_of(noise_of, indices, n), self._speed, begin.start(indices),
             )  # fmt: skip
 
         sampling.sample_all(draw, n, folder, large.at_once(resolved), ctx.ranks, f"{self.name} {self._share}")
         if ctx.main:
-            self._write(folder, source, seeds)
+            self._write(folder, source, seeds, begin)
 
     def facts(self) -> dict[str, Any]:
         """How fast this process drew: with the machine on the card, a measurement and part of no id."""
@@ -156,23 +182,25 @@ class SamplesStage(SnapshotStage):
         """What the samples are drawn for."""
         return self.plan.resolved.conditions(self.cfg.eval.samples)
 
-    def _bound(self, guided: Guided, batch: dict[str, Any], n: int, device: Any) -> Bound:
+    def _bound(
+        self, guided: Guided, batch: dict[str, Any], n: int, device: Any, towards: Towards | None = None
+    ) -> Bound:
         """The guided denoiser for n samples of these conditions."""
-        return guided.bind(batch, n, self.plan.resolved.sampled_shape[1:], device)
+        return guided.bind(batch, n, self.plan.resolved.sampled_shape[1:], device, towards)
 
     def _picture(self, source: ConditionSource, i: int) -> np.ndarray | None:
         """The condition of sample i as the conditioner sees it, else as the data has it."""
         seen = pictured(self.plan.resolved.conditioner, source.batch([i])) if source.fields else None
         return source.picture(i) if seen is None else seen[0].numpy()
 
-    def _write(self, folder: Path, source: ConditionSource, seeds: list[int]) -> None:
+    def _write(self, folder: Path, source: ConditionSource, seeds: list[int], begin: Beginning) -> None:
         """What the images were drawn for, and a sheet of the first to look at."""
         n = len(seeds)
-        record = {"seed": seeds, **source.record(n)}
-        if source.fields and source.fields != ("label",):
+        record = {"seed": seeds, **source.record(n), **begin.record(n)}
+        if source.fields and (source.fields != ("label",) or isinstance(source, Between)):
             record["describe"] = [source.describe(i) for i in range(n)]
         write_json(folder / "conditions.json", record)
-        shown = [self._picture(source, i) for i in range(min(n, PICTURED))]
+        shown = [begin.picture(i) if begin.pictured else self._picture(source, i) for i in range(min(n, PICTURED))]
         if pictures := [picture for picture in shown if picture is not None]:
             with atomic(folder / "conditions-pictures.npy") as beside, beside.open("wb") as file:
                 np.save(file, np.stack(pictures))

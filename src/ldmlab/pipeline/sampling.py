@@ -15,6 +15,7 @@ from torch import Tensor
 from ldmlab.data.batches import to_uint8
 from ldmlab.pipeline.timing import Clock, clock_for
 from ldmlab.randomness import ImageNoise, seed_of
+from ldmlab.samplers.start import Start
 from ldmlab.store.files import atomic
 from ldmlab.store.ranks import Ranks
 
@@ -61,17 +62,19 @@ def draw(
     seeds: list[int],
     shape: tuple[int, int, int],
     device: torch.device,
-    noise_of: Callable[..., ImageNoise] = ImageNoise,
+    noise_of: Callable[..., Callable[[], Tensor]] = ImageNoise,
     speed: Speed | None = None,
+    start: Start | None = None,
 ) -> Tensor:
     """One image a seed, as uint8 BHWC: noise per image → sampler → decoder → 8 bits, rounded to nearest.
 
-    noise_of: (seeds, shape, device) → noise. speed: takes in how long it took.
+    noise_of: (seeds, shape, device) → noise. speed: takes in how long it took. start: images to begin from.
     """
     speed = speed or Speed(clock_for(device))
     noise = noise_of(seeds, shape, device)
     began = speed.clock.now()
-    z_BCHW = sampler(denoise, noise(), schedule, cond, noise)
+    begun = {} if start is None else {"start": start}  # what is drawn in closed form knows no start
+    z_BCHW = sampler(denoise, noise(), schedule, cond, noise, **begun)
     drawn = speed.clock.now()
     image8_BHWC = to_uint8(decode(z_BCHW)).cpu()
     speed.batches.append((len(seeds), drawn - began, speed.clock.now() - drawn))

@@ -1,11 +1,12 @@
 """The tokenizer of the data's captions, for a conditioning that reads texts and has none from elsewhere."""
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ldmlab.conditioning.text import Text
-from ldmlab.conditioning.tokenizer import FILE, train
+from ldmlab.conditioning.tokenizer import FILE, Trained, train
 from ldmlab.data.base import ImageDataset
 from ldmlab.errors import ConfigError
 from ldmlab.pipeline.context import Context
@@ -72,6 +73,22 @@ class TokenizerStage(Stage):
             ctx.say(
                 f" note: {cut:.1%} of the captions are longer than cond.conditioner.length={self._text.length} tokens, and are cut"
             )
+
+
+def check_words(plan: "Plan", texts: Sequence[str]) -> None:
+    """ConfigError for a text with a word that stands in no caption; silent where the tokenizer cannot tell, or is not trained yet."""
+    for stage in TokenizerStage.of(plan) if texts else ():
+        trained = plan.store.done(stage.address) is not None
+        for part in _learning(plan) if trained else ():
+            tokenizer = Trained(plan.store.folder(stage.address), part.length)
+            for text in texts:
+                if unknown := tokenizer.unknown(text, part.vocab_size):
+                    close = difflib.get_close_matches(unknown[0].lower(), tokenizer.words, 3, 0.5)
+                    hint = f" Near it are {', '.join(close)}." if close else ""
+                    raise ConfigError(
+                        f"prompt={text!r}: '{unknown[0]}' stands in no caption that this denoiser learnt from.{hint} "
+                        f"Use words of the captions: {', '.join(tokenizer.words[:8])} …"
+                    )
 
 
 def trained_tokenizer(plan: "Plan", ctx: Context) -> Path | None:

@@ -4,11 +4,15 @@ import fnmatch
 import math
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ldmlab.errors import DataError
 from ldmlab.reports.records import Estimate
 from ldmlab.store.files import atomic, read_json, write_json
 from ldmlab.store.store import make_id
+
+if TYPE_CHECKING:
+    from PIL.PngImagePlugin import PngInfo
 
 
 def on_main() -> bool:
@@ -96,11 +100,14 @@ def shown(path: Path) -> Path:
 
 
 def export_samples(run: Path, out: Path | None) -> str:
-    """Each sample of a run as a PNG named by number and class; the sheet; `samples.json`. Returns what to print."""
+    """Each sample of a run as a PNG named by number and class, with its seed and condition inside; the sheet, the same beside their
+    conditions; `samples.json`. Returns what to print.
+    """
     from PIL import Image
 
     from ldmlab.pipeline.sheets import save_sheet
     from ldmlab.reports.collect import read_samples
+    from ldmlab.reports.condition_sheet import condition_sheet
 
     record = read_json(run / "run.json")
     stage = next(s for s in reversed(record["stages"]) if s["stage"] == "samples")
@@ -112,14 +119,33 @@ def export_samples(run: Path, out: Path | None) -> str:
     for i, image_HWC in enumerate(samples.images_NHWC):
         name = samples.class_name(samples.labels[i]) if samples.labels else ""
         file = f"{i:05d}{'-' + name.replace(' ', '_').replace('/', '_') if name else ''}.png"
-        with atomic(folder / file) as beside:
-            Image.fromarray(image_HWC[..., 0] if image_HWC.shape[2] == 1 else image_HWC).save(beside, format="png")
         said = {"file": file, "seed": samples.seeds[i], "class": name, "description": samples.description(i)}
         rows.append({key: value for key, value in said.items() if value != ""})
+        with atomic(folder / file) as beside:
+            Image.fromarray(image_HWC[..., 0] if image_HWC.shape[2] == 1 else image_HWC).save(
+                beside, format="png", pnginfo=_inside(rows[-1], source.name, record["command"])
+            )
     write_json(folder / "samples.json", rows)
     save_sheet(folder / "grid.png", samples.images_NHWC, math.ceil(math.sqrt(len(samples))))
-    pictures = f" {len(samples)} images   {shown(folder)}/{rows[0]['file']} …"
-    return f"{pictures}\n   sheet  {shown(folder / 'grid.png')}\n   seeds  {shown(folder / 'samples.json')}"
+    lines = [f" {len(samples)} images   {shown(folder)}/{rows[0]['file']} …", f"   sheet  {shown(folder / 'grid.png')}"]
+    sheet = condition_sheet(samples, read_json(source / "conditions.json").get("share") or [])
+    if sheet is not None:
+        with atomic(folder / "conditions.png") as beside:
+            sheet.save(beside, format="png", pnginfo=_inside({}, source.name, record["command"]))
+        lines.append(f"   beside {shown(folder / 'conditions.png')} (what each was drawn for)")
+    seeds = list(dict.fromkeys(samples.seeds))
+    listed = f"{', '.join(map(str, seeds[:8]))}{' …' if len(seeds) > 8 else ''}"
+    return "\n".join([*lines, f"   seeds  {shown(folder / 'samples.json')}: {listed}"])
+
+
+def _inside(row: dict[str, object], samples: str, command: str) -> "PngInfo":
+    """What a PNG says of itself: the sample's row of samples.json, the samples' folder in the store, the command."""
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    for key, value in {**row, "samples": samples, "command": command}.items():
+        info.add_itxt(f"ldmlab {key}", str(value))
+    return info
 
 
 def interval(score: Estimate) -> str:
