@@ -28,7 +28,12 @@ from unittest import mock
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import (
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    unset_fake_temporarily,
+)
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -85,7 +90,9 @@ class PretendedCuda(TorchDispatchMode):
         enter(mock.patch("torch.Generator", lambda device="cpu", make=torch.Generator: make()))
         enter(mock.patch("torch.cuda.synchronize", lambda *a, **k: self._see("read", "torch.cuda.synchronize")))
         enter(mock.patch("torch._subclasses.fake_tensor.init_gpu_context", lambda device: None))
-        enter(mock.patch.object(FakeTensor, "__reduce_ex__", lambda tensor, version: tensor.cpu().__reduce_ex__(version)))
+        enter(
+            mock.patch.object(FakeTensor, "__reduce_ex__", lambda tensor, version: tensor.cpu().__reduce_ex__(version))
+        )
         enter(mock.patch("torch.utils.swap_tensors", self._swap))
         enter(self.fake)
         self._calls = enter(_Calls(self))
@@ -122,8 +129,10 @@ class PretendedCuda(TorchDispatchMode):
             return self._copied(args[0], kwargs)
         wanted = kwargs.get("device")
         if not on_device and (wanted is None or torch.device(wanted).type == "cpu"):
+            pin = kwargs.pop("pin_memory", False)
             with unset_fake_temporarily():
-                return func(*args, **kwargs)
+                made = func(*args, **kwargs)
+            return self._pin(aten._pin_memory.default, made) if pin else made
         if func is aten.copy_.default:
             return self._copied_into(args[0], args[1])
         if func is aten._local_scalar_dense.default:
@@ -133,14 +142,18 @@ class PretendedCuda(TorchDispatchMode):
         if host and func in INDEXED:
             self._see("pageable", f"an index of {tuple(host[0].shape)}")
         elif host:
-            raise RuntimeError(f"{func}: a tensor {tuple(host[0].shape)} of the CPU in an operation on cuda, at {place()}")
+            raise RuntimeError(
+                f"{func}: a tensor {tuple(host[0].shape)} of the CPU in an operation on cuda, at {place()}"
+            )
         try:
             with self.fake:
                 found = func(*args, **kwargs)
         except DynamicOutputShapeException:
             self._see("shape", str(func))
             raise
-        if any(isinstance(x, Tensor) and x.dtype in (torch.float64, torch.complex128) for x in pytree.tree_leaves(found)):
+        if any(
+            isinstance(x, Tensor) and x.dtype in (torch.float64, torch.complex128) for x in pytree.tree_leaves(found)
+        ):
             self._see("float64", str(func))
         return found
 
@@ -174,7 +187,11 @@ class PretendedCuda(TorchDispatchMode):
             return aten.copy_.default(target, source)
 
     def _made_up(self, shape: Any, dtype: torch.dtype) -> Tensor:
-        return torch.randn(shape, generator=self._normal).to(dtype) if dtype.is_floating_point else torch.zeros(shape, dtype=dtype)
+        return (
+            torch.randn(shape, generator=self._normal).to(dtype)
+            if dtype.is_floating_point
+            else torch.zeros(shape, dtype=dtype)
+        )
 
     def _sent(self, source: Tensor) -> None:
         pinned = source.untyped_storage().data_ptr() in self._pinned

@@ -9,6 +9,7 @@ from torch import Tensor
 from ldmlab.autoencoders.autoencoder import Autoencoder
 from ldmlab.conditioning.compose import completed, pictured
 from ldmlab.conditioning.source import ConditionSource
+from ldmlab.data.parcel import batch_on_device
 from ldmlab.guidance.base import Model, SampleCost
 from ldmlab.guidance.stack import Bound, Guided
 from ldmlab.pipeline import noise_basis, sampling
@@ -122,7 +123,7 @@ class SamplesStage(SnapshotStage):
         noise_of, self._speed = noise_basis.noise_of(self.plan, ctx), sampling.Speed(clock_for(ctx.device))
 
         def draw(indices: list[int]) -> Tensor:
-            batch = {k: v.to(ctx.device) if isinstance(v, Tensor) else v for k, v in source.batch(indices).items()}
+            batch = batch_on_device(source.batch(indices), ctx.device)
             bound = self._bound(guided, batch, len(indices), ctx.device)
             return sampling.draw(
                 sampler, bound.denoise, resolved.objective.schedule,
