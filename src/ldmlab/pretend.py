@@ -5,7 +5,7 @@ of the device are fake ones (`FakeTensor`: size, stride, dtype and device), so c
 a result. Whatever costs time or is a mistake on a real GPU is written down with the line of the package that did it:
 
     read     a value of the device is read on the host (.item(), bool(), .cpu(), .tolist()): the host waits for the device. What is
-             read is made up: one, and normal numbers or zeros for copies.
+             read is made up: ones, and normal numbers for whole tensors of floats.
     pageable a copy to the device from memory that is not pinned: the host waits until it is done
     copy     a copy to the device from pinned memory, which runs beside everything else
     float64  a double-precision tensor on the device, whose arithmetic is 2 to 64 times as slow as float32's there
@@ -93,6 +93,7 @@ class PretendedCuda(TorchDispatchMode):
         enter(
             mock.patch.object(FakeTensor, "__reduce_ex__", lambda tensor, version: tensor.cpu().__reduce_ex__(version))
         )
+        enter(mock.patch.object(FakeTensor, "tolist", lambda tensor: tensor.cpu().tolist(), create=True))
         enter(mock.patch("torch.utils.swap_tensors", self._swap))
         enter(self.fake)
         self._calls = enter(_Calls(self))
@@ -190,7 +191,7 @@ class PretendedCuda(TorchDispatchMode):
         return (
             torch.randn(shape, generator=self._normal).to(dtype)
             if dtype.is_floating_point
-            else torch.zeros(shape, dtype=dtype)
+            else torch.ones(shape, dtype=dtype)
         )
 
     def _sent(self, source: Tensor) -> None:
