@@ -20,7 +20,6 @@ What it can't see: kernels, their speed and their memory; other threads and proc
 import contextlib
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,12 +37,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+CUDA = torch.device("cuda", 0)
 PACKAGE = str(Path(__file__).parent)
 aten = torch.ops.aten
 
 BACKWARD = (torch.Tensor.backward, torch.autograd.backward, torch.autograd.grad)
 INDEXED = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default)
-PINNED = (aten.is_pinned.default, aten._pin_memory.default)
+PINNING = (aten.is_pinned.default, aten._pin_memory.default)
+PINNED = "pretended_to_be_pinned"  # an attribute of tensors
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,14 @@ class Event:
     place: str
     what: str
 
+    @property
+    def function(self) -> str:
+        """The place without its line."""
+        file, _, function = self.place.partition(" ")
+        return f"{file.partition(':')[0]} {function}"
+
     def __str__(self) -> str:
-        return f"{self.kind:8s} {self.what:40s} {self.place}"
+        return f"{self.kind} {self.what} at {self.place}"
 
 
 class PretendedCuda(TorchDispatchMode):
@@ -67,8 +74,6 @@ class PretendedCuda(TorchDispatchMode):
         self.events: list[Event] = []
         self.made: set[int] | None = None  # within a call from Python: what its last kernel made (see `_Calls`)
         self._normal = torch.Generator().manual_seed(0)
-        self._pinned: set[int] = set()  # addresses of storages that are pretended to be pinned
-        self._kept: list[Tensor] = []  # so that no address is used twice
 
     def clear(self) -> None:
         self.events.clear()
@@ -115,7 +120,7 @@ class PretendedCuda(TorchDispatchMode):
         kwargs = dict(kwargs or {})
         wanted = kwargs.get("device")
         if wanted is not None and torch.device(wanted).type == "meta":  # C++ repeats that answer
-            wanted = kwargs["device"] = torch.device("cuda", 0)
+            wanted = kwargs["device"] = CUDA
         found = self._run(func, args, kwargs)
         if self.made is not None:
             self.made = {id(x) for x in pytree.tree_leaves(found)}
@@ -124,7 +129,7 @@ class PretendedCuda(TorchDispatchMode):
     def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         given = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         on_device = [x for x in given if isinstance(x, FakeTensor)]
-        if func in PINNED:
+        if func in PINNING:
             return self._pin(func, args[0])
         if func is aten._to_copy.default:
             return self._copied(args[0], kwargs)
@@ -195,16 +200,14 @@ class PretendedCuda(TorchDispatchMode):
         )
 
     def _sent(self, source: Tensor) -> None:
-        pinned = source.untyped_storage().data_ptr() in self._pinned
-        self._see("copy" if pinned else "pageable", f"a copy of {tuple(source.shape)}")
+        self._see("copy" if hasattr(source, PINNED) else "pageable", f"a copy of {tuple(source.shape)}")
 
     def _pin(self, func: Any, tensor: Tensor) -> Any:
         if func is aten.is_pinned.default:
-            return not isinstance(tensor, FakeTensor) and tensor.untyped_storage().data_ptr() in self._pinned
+            return hasattr(tensor, PINNED)
         with unset_fake_temporarily():
             copy = tensor.clone()
-        self._pinned.add(copy.untyped_storage().data_ptr())
-        self._kept.append(copy)
+        setattr(copy, PINNED, True)
         return copy
 
     def _see(self, kind: str, what: str) -> None:
@@ -253,7 +256,3 @@ def place() -> str:
             outside = f"{file}:{frame.f_lineno} {frame.f_code.co_name}"
         frame = frame.f_back
     return outside
-
-
-def iterate() -> Iterator[None]:
-    yield

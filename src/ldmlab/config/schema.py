@@ -349,6 +349,7 @@ class RunConfig:
     store: Text = "store"
     until: Annotated[str, Choices(STAGES)] = "report"
     dry_run: bool = False
+    check: Annotated[str, Choices(("device", "determinism"))] | None = None  # in the place of the run (train.py)
     n: Annotated[int, Range(at_least=1, at_most=10**8)] = 64  # sample.py: how many images
     out: Text | None = None  # prepare.py, sample.py, export.py: a folder for the files; bench.py: a file of JSON lines
     # export.py: diffusers, compvis; report.py: wandb, the study's report there

@@ -208,7 +208,7 @@ def train_denoiser(
         model.eval()
         logs = probe.loss(held, "denoiser", 0)[1]
         model.train()
-        return {k: float(v) for k, v in logs.items()}
+        return dict(zip(logs, torch.stack(list(logs.values())).tolist(), strict=True))
 
     data = load_learnt_from(plan, ctx)
     write_floor(ctx, folder, data, ae, objective)
