@@ -122,8 +122,11 @@ class PretendedCuda(TorchDispatchMode):
         if wanted is not None and torch.device(wanted).type == "meta":  # C++ repeats that answer
             wanted = kwargs["device"] = CUDA
         found = self._run(func, args, kwargs)
+        made = [x for x in pytree.tree_leaves(found) if isinstance(x, FakeTensor)]
+        if any(x.dtype in (torch.float64, torch.complex128) for x in made):
+            self._see("float64", str(func))
         if self.made is not None:
-            self.made = {id(x) for x in pytree.tree_leaves(found)}
+            self.made = {id(x) for x in made}
         return found
 
     def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -153,15 +156,10 @@ class PretendedCuda(TorchDispatchMode):
             )
         try:
             with self.fake:
-                found = func(*args, **kwargs)
+                return func(*args, **kwargs)
         except DynamicOutputShapeException:
             self._see("shape", str(func))
             raise
-        if any(
-            isinstance(x, Tensor) and x.dtype in (torch.float64, torch.complex128) for x in pytree.tree_leaves(found)
-        ):
-            self._see("float64", str(func))
-        return found
 
     def _copied(self, source: Tensor, kwargs: dict[str, Any]) -> Tensor:
         target = torch.device(kwargs.get("device") or source.device)

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ldmlab.data.base import Examples, to_batch
 from ldmlab.data.fields import check_mirrors, mirror_some
-from ldmlab.data.parcel import Parcel
+from ldmlab.data.parcel import Parcel, batch_on_device
 from ldmlab.randomness import Draws, seed_of
 
 MIRROR = "mirrored"  # beside the fields of a batch, on its way: which images are mirrored
@@ -131,7 +131,7 @@ class Batches:
 
     def _open(self, images_seen: int) -> None:
         spans = _Spans(self.order, images_seen, self.batch_size, self.micro, self.rank, self.ranks)
-        device = self.device.type != "cpu"
+        device = self.device.type == "cuda"
         self._source = iter(
             DataLoader(
                 _Reading(self.dataset, self.draws, packed=device),
@@ -144,7 +144,7 @@ class Batches:
         )
 
     def _prepare(self, read: dict[str, Any] | Parcel, position_B: Tensor) -> dict[str, Any]:
-        batch = read.sent(self.device) if isinstance(read, Parcel) else dict(read)
+        batch = read.sent(self.device) if isinstance(read, Parcel) else batch_on_device(read, self.device)
         mirror_B: Tensor | None = batch.pop(MIRROR, None)
         if mirror_B is not None:
             tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}

@@ -14,15 +14,17 @@ ALIGNED = 16  # bytes: where a tensor of any type may begin
 
 
 def on_device(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """A tensor of the host on `device`, by a copy that the host does not wait for."""
-    if torch.device(device).type == "cpu" or tensor.device.type != "cpu":
+    """A tensor on `device`; to a GPU from the host by a copy that the host does not wait for."""
+    if torch.device(device).type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def batch_on_device(batch: Mapping[str, Any], device: torch.device | str) -> dict[str, Any]:
-    """The tensors of a batch on `device`, as `on_device`: all by one copy. The rest as it is."""
-    return dict(batch) if torch.device(device).type == "cpu" else Parcel(batch).sent(torch.device(device))
+    """The tensors of a batch of the host on `device`, as `on_device` but all by one copy. The rest as it is."""
+    if torch.device(device).type != "cuda":
+        return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+    return Parcel(batch).sent(torch.device(device))
 
 
 class Parcel:
