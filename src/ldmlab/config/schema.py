@@ -271,12 +271,12 @@ class Runtime:
     device: Annotated[str, Choices(("auto", "cpu", "cuda"))] = "auto"
     processes: Processes = 1  # ranks that this command starts itself; under torchrun leave it at 1
     micro_batch: Batch | None = None  # images per forward pass and rank at most; the rest is accumulated
-    workers: Workers = 0  # loader processes per rank
+    workers: Workers | Annotated[str, Choices(("auto",))] = "auto"  # loader processes per rank; see build.workers
     threads: Processes | None = None  # CPU threads per rank; null: cores / ranks
     checkpoint_seconds: Positive = 300.0
     log_seconds: Positive = 10.0
     channels_last: Annotated[Any, Choices(("auto", "true", "false"))] = False  # see build.channels_last
-    compile: bool = False
+    compile: Annotated[Any, Choices(("auto", "true", "false"))] = False  # see build.compiles, networks.compiled
 
 
 @dataclass
