@@ -102,7 +102,7 @@ class PretendedCuda(TorchDispatchMode):
         enter(mock.patch("torch.utils.swap_tensors", self._swap))
         enter(self.fake)
         self._calls = enter(_Calls(self))
-        return super().__enter__()  # type: ignore[return-value]
+        return super().__enter__()
 
     def _swap(self, first: Tensor, second: Tensor, swap: Any = torch.utils.swap_tensors) -> None:
         """Module.to on tensors of the device; PyTorch's swap refuses tensors that its own converter remembers weakly."""
@@ -230,7 +230,7 @@ class _Calls(TorchFunctionMode):
         if torch.is_grad_enabled():
             for x in pytree.tree_leaves((args, kwargs)):
                 if isinstance(x, FakeTensor) and x.requires_grad and x.grad_fn is None and id(x) not in self.nodes:
-                    self.nodes[id(x)] = x.expand_as(x).grad_fn.next_functions[0][0]
+                    self.nodes[id(x)] = x.expand_as(x).grad_fn.next_functions[0][0]  # type: ignore[union-attr]
         before, self.device.made = self.device.made, None if func in BACKWARD else set()
         try:
             return func(*args, **kwargs)
