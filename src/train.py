@@ -4,6 +4,7 @@
     python src/train.py ae=kl_f8 ldm=unet_base data=folder data.root=/pictures data.resolution=256
     python src/train.py … dry_run=true                         the plan: what is done, what would run, what it costs
     python src/train.py … until=autoencoder                    stop after a stage
+    python src/train.py … check=device                         does anything wait for the GPU? (no GPU needed); check=determinism
     python src/train.py -m sweeps=compression                  a study: several runs, shared stages made once
 
 The same command finds what it made before, resumes what was interrupted and overwrites nothing.
@@ -16,6 +17,11 @@ from ldmlab.config.compose import Composed
 def train(composed: Composed, words: str) -> None:
     from ldmlab.pipeline.run import execute
     from ldmlab.reports.publish import headline, make_page, on_main
+
+    if composed.cfg.check is not None:
+        from ldmlab.pipeline.checks import check
+
+        return check(composed, words)
 
     folder = execute(composed, words)
     if folder is not None and on_main():

@@ -393,6 +393,28 @@ def channels_last(cfg: DictConfig, device: torch.device, precision: str) -> bool
     return device.type == "cpu" and precision == "fp32" if said == "auto" else str(said).lower() == "true"
 
 
+def compiles(cfg: DictConfig, device: torch.device) -> bool:
+    """Whether the blocks of networks are compiled: runtime.compile; its `auto` is on a GPU."""
+    said = str(cfg.runtime.compile).lower()
+    return said == "true" or (said == "auto" and device.type == "cuda")
+
+
+def records(cfg: DictConfig, device: torch.device) -> bool:
+    """Whether calls that come again and again are recorded as CUDA graphs: runtime.compile=auto on a GPU."""
+    return str(cfg.runtime.compile).lower() == "auto" and device.type == "cuda"
+
+
+def workers(cfg: DictConfig, device: torch.device, read_at_once: bool) -> int:
+    """Loader processes of this rank: runtime.workers; its `auto` is 0 where this process has nothing better to do (a CPU trains)
+    or batches are read as they lie (`read_at_once`), else the cores of a rank but one, at most 8."""
+    if cfg.runtime.workers != "auto":
+        return int(cfg.runtime.workers)
+    if device.type == "cpu" or read_at_once:
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1))
+
+
 def group_of(cfg: DictConfig) -> int:
     """Consecutive images of the first stage's batch that belong together: the discriminator's `norm_images`, else 1."""
     adversarial = cfg.ae.loss is not None and cfg.ae.loss.discriminator is not None

@@ -9,7 +9,7 @@ Shape letters: B batch, C channels, H W space, N = H·W positions.
 
 from collections.abc import Callable, Iterator
 from itertools import chain
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -116,6 +116,8 @@ def _check(c: int, multipliers: list[int], width: int, blocks: int, attention_fa
 class ConvResidual(nn.Module):
     """norm, swish, conv, norm, swish, conv, plus the input (official ResnetBlock; its dropout is 0)."""
 
+    one_graph: ClassVar[bool] = True
+
     def __init__(self, channels_in: int, channels_out: int):
         super().__init__()
         self.norm1 = NormSwish(channels_in)
@@ -132,6 +134,8 @@ class ConvResidual(nn.Module):
 
 class Attention(nn.Module):
     """Self-attention over all positions with one head as wide as the layer (official AttnBlock)."""
+
+    one_graph: ClassVar[bool] = True
 
     def __init__(self, channels: int):
         super().__init__()
@@ -158,6 +162,8 @@ def _linear(conv: nn.Conv2d, x_BNC: Tensor) -> Tensor:
 class ConvDownsample(nn.Module):
     """Stride-2 convolution with zeros on the right and the bottom only (official `ConvDownsample`)."""
 
+    one_graph: ClassVar[bool] = True
+
     def __init__(self, channels: int):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
@@ -168,6 +174,8 @@ class ConvDownsample(nn.Module):
 
 class ConvUpsample(nn.Module):
     """Nearest neighbour ×2, then a 3×3 convolution."""
+
+    one_graph: ClassVar[bool] = True
 
     def __init__(self, channels: int):
         super().__init__()

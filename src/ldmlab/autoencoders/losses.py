@@ -121,8 +121,7 @@ class FirstStageLoss(nn.Module):
                 if self.adaptive
                 else generator_B.new_ones(len(groups))
             )
-            size_G = torch.tensor(groups, device=adaptive_G.device)
-            adaptive_B = adaptive_G.repeat_interleave(size_G, output_size=len(generator_B))  # a known size: no waiting
+            adaptive_B = adaptive_G.repeat_interleave(self.norm_images)[: len(generator_B)]  # the last may be smaller
             loss = loss + (self.disc_weight * adaptive_B * generator_B).mean()
             logs |= {"generator": generator_B.detach().mean(), "adaptive_weight": adaptive_G.mean()}
         return Terms(loss, {"loss": loss.detach(), **logs})

@@ -8,7 +8,7 @@ Shape letters: B batch, C channels, H W space, P = 3·f·f values of a patch.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -201,6 +201,8 @@ def averaged(x_BCHW: Tensor, channels: int) -> Tensor:
 class Down(nn.Module):
     """Space to channel by 2, then a 1×1 convolution to the next level's width."""
 
+    one_graph: ClassVar[bool] = True
+
     def __init__(self, before: int, after: int, shortcut: bool):
         super().__init__()
         self.conv, self.after, self.shortcut = nn.Conv2d(4 * before, after, 1), after, shortcut
@@ -213,6 +215,8 @@ class Down(nn.Module):
 
 class Up(nn.Module):
     """A 1×1 convolution to four times the next level's width, then channel to space by 2."""
+
+    one_graph: ClassVar[bool] = True
 
     def __init__(self, before: int, after: int, shortcut: bool):
         super().__init__()

@@ -35,12 +35,12 @@ class LatentStatistics:
 
     def update(self, posterior: Posterior) -> None:
         """Take in one batch of any size."""
-        mean_CM = posterior.mean_BCHW.detach().double().transpose(0, 1).flatten(1)
+        mean_CM = posterior.mean_BCHW.detach().cpu().double().transpose(0, 1).flatten(1)
         square_C = mean_CM.square().sum(1)
         if posterior.variance_BCHW is not None:
-            square_C = square_C + posterior.variance_BCHW.detach().double().transpose(0, 1).flatten(1).sum(1)
+            square_C = square_C + posterior.variance_BCHW.detach().cpu().double().transpose(0, 1).flatten(1).sum(1)
         count_C = torch.full_like(square_C, mean_CM.shape[1])
-        self.sums_3C = self.sums_3C + torch.stack([count_C, mean_CM.sum(1), square_C]).cpu()
+        self.sums_3C = self.sums_3C + torch.stack([count_C, mean_CM.sum(1), square_C])
 
     @property
     def mean_C(self) -> Tensor:

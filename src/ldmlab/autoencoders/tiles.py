@@ -21,12 +21,12 @@ def starts(size: int, tile: int, overlap: int) -> list[int]:
     return [*range(0, size - tile, stride), size - tile]
 
 
-def fade(size: int, begin: int, tile: int, overlap: int, total: int) -> Tensor:
+def fade(size: int, begin: int, tile: int, overlap: int, total: int, device: torch.device | str = "cpu") -> Tensor:
     """Weight of a tile along one side, [size]: rises over the overlap with its left neighbour and falls over the right one's;
     no fading at the image's own border. Positive everywhere, so that the sum of weights never vanishes."""
-    place = torch.arange(size, dtype=torch.float32) + 0.5
-    rise = torch.ones(size) if begin == 0 else (place / overlap).clamp(max=1)
-    fall = torch.ones(size) if begin + tile >= total else ((size - place) / overlap).clamp(max=1)
+    place = torch.arange(size, dtype=torch.float32, device=device) + 0.5
+    rise = torch.ones_like(place) if begin == 0 else (place / overlap).clamp(max=1)
+    fall = torch.ones_like(place) if begin + tile >= total else ((size - place) / overlap).clamp(max=1)
     return rise * fall
 
 
@@ -55,8 +55,12 @@ def tiled(function: Callable[[Tensor], Tensor], x_BCHW: Tensor, tile: int, overl
                 shape = (round(height * factor), round(width * factor))
                 out_BCHW = piece_BCHW.new_zeros(*piece_BCHW.shape[:2], *shape)
                 weight_11HW = piece_BCHW.new_zeros(1, 1, *shape)
-            fade_HW = fade(h, top, tile, seam, height)[:, None] * fade(w, left, tile, seam, width)[None, :]
-            fade_HW = fade_HW.to(piece_BCHW.device)
+            device = piece_BCHW.device
+            fade_H1, fade_W = (
+                fade(h, top, tile, seam, height, device)[:, None],
+                fade(w, left, tile, seam, width, device),
+            )
+            fade_HW = fade_H1 * fade_W
             place = (slice(None), slice(None), slice(round(top * factor), round(top * factor) + h),
                      slice(round(left * factor), round(left * factor) + w))  # fmt: skip
             out_BCHW[place] += piece_BCHW * fade_HW

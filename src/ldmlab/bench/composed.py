@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from ldmlab import build
 from ldmlab.bench import record, work
 from ldmlab.bench.peak import Peak, peak_of
+from ldmlab.networks.compiled import compile_blocks
 from ldmlab.pipeline import budget
 from ldmlab.pipeline.context import frozen
 from ldmlab.pipeline.costs import flops_of
@@ -114,5 +115,5 @@ def _prepare(cfg: DictConfig, module: torch.nn.Module, device: torch.device, pre
     """What training does to a module before it starts (context.py)."""
     if build.channels_last(cfg, device, precision):
         module.to(memory_format=torch.channels_last)
-    if cfg.runtime.compile:
-        module.compile()
+    if build.compiles(cfg, device):
+        compile_blocks(module)

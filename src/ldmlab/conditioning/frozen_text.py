@@ -14,6 +14,7 @@ from ldmlab.conditioning import outside
 from ldmlab.conditioning.base import Cond, Size
 from ldmlab.conditioning.text import Length
 from ldmlab.conditioning.tokenizer import FromFolder, Ids
+from ldmlab.data.parcel import batch_on_device
 from ldmlab.errors import ConfigError
 from ldmlab.ranges import File
 
@@ -86,9 +87,10 @@ class FrozenText(nn.Module):
         if device not in self._loaded:
             made = self.encoder(device.type == "meta")
             self._loaded[device] = (made if device.type == "meta" else made.to(device)).requires_grad_(False).eval()
-        seen_BL: Tensor | None = ids.seen_BL.to(device) if self.mask else None
+        there = batch_on_device(ids._asdict(), device)
+        seen_BL: Tensor | None = there["seen_BL"] if self.mask else None
         attended_BL = None if seen_BL is None or device.type == "meta" else seen_BL.long()
-        found = self._loaded[device](input_ids=ids.id_BL.to(device), attention_mask=attended_BL)
+        found = self._loaded[device](input_ids=there["id_BL"], attention_mask=attended_BL)
         return Cond(tokens_BLD=found.last_hidden_state.float(), seen_BL=seen_BL)
 
 

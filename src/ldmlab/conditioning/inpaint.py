@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from ldmlab.conditioning.base import Cond, Size
 from ldmlab.data.batches import to_uint8
 from ldmlab.data.masks import MaskKind, masks
+from ldmlab.data.parcel import on_device
 from ldmlab.ranges import Given, Items
 
 
@@ -72,11 +73,11 @@ class Inpaint(nn.Module):
             return given_BHW[:, None].float()
         height, width = batch["image"].shape[2:]
         square_B1SS = masks(self.kinds, batch["position"], max(height, width))
-        return square_B1SS[:, :, :height, :width].to(batch["image"].device)
+        return on_device(square_B1SS[:, :, :height, :width], batch["image"].device)
 
     def complete(self, image_BCHW: Tensor, batch: dict[str, Any]) -> Tensor:
         """Generated images with the known pixels of the batch's own, [B, 3, H, W] in [-1, 1]."""
-        return torch.where(self.mask(batch) > 0, image_BCHW, batch["image"].to(image_BCHW.device))
+        return torch.where(self.mask(batch) > 0, image_BCHW, on_device(batch["image"], image_BCHW.device))
 
     def picture(self, batch: dict[str, Any]) -> Tensor:
         """The condition to look at, uint8 [B, H, W, 3]: the image, grey where the hole is."""

@@ -95,7 +95,7 @@ def tokens_of(boxes_BK5: Tensor, objects: int, vocab_size: int) -> Tensor:
     The attributes of objects that the published code adds to the class (a group, occluded …) are not in `data.fields`.
     """
     none, lines = vocab_size - 1, math.isqrt(vocab_size)
-    kind_BK, x0, y0, x1, y1 = boxes_BK5.double().unbind(-1)
+    kind_BK, x0, y0, x1, y1 = boxes_BK5.unbind(-1)
     corners = [(y * (lines - 1)).round() * lines + (x * (lines - 1)).round() for x, y in ((x0, y0), (x1, y1))]
     triple_BK3 = torch.stack([kind_BK, *corners], dim=-1).long()
     used_BK = boxes_BK5[..., 0] >= 0
@@ -104,12 +104,11 @@ def tokens_of(boxes_BK5: Tensor, objects: int, vocab_size: int) -> Tensor:
     triple_BK3 = triple_BK3.gather(1, order_BK[..., None].expand_as(triple_BK3))[:, :objects]
     B, missing = len(triple_BK3), objects - triple_BK3.shape[1]
     id_BL = nn.functional.pad(triple_BK3, (0, 0, 0, missing), value=none).flatten(1)
-    crop_2 = id_BL.new_tensor([0, lines * lines - 1])
+    crop_2 = torch.arange(2, device=id_BL.device) * (lines * lines - 1)
     return torch.cat([id_BL, crop_2.expand(B, 2)], dim=1)
 
 
 def shuffled(boxes_BK5: Tensor, position_B: Tensor) -> Tensor:
     """Each example's boxes in an order of their own: a function of the position in the run."""
-    key_BK = Draws(0).rand("layout", position_B, boxes_BK5.shape[1:2], "cpu")
-    order_BK = key_BK.argsort(dim=1).to(boxes_BK5.device)
+    order_BK = Draws(0).rand("layout", position_B, boxes_BK5.shape[1:2], boxes_BK5.device).argsort(dim=1, stable=True)
     return boxes_BK5.gather(1, order_BK[..., None].expand_as(boxes_BK5))

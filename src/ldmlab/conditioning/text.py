@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ldmlab.conditioning import outside
 from ldmlab.conditioning.base import Cond, Size
 from ldmlab.conditioning.tokenizer import BYTES, FromFolder, Ids, Tokenizer, Trained
+from ldmlab.data.parcel import batch_on_device
 from ldmlab.errors import ConfigError
 from ldmlab.networks.token_transformer import TokenTransformer
 from ldmlab.ranges import Depth, File, Given, Range, Width
@@ -99,6 +100,6 @@ class Text(nn.Module):
         return self.tokenizer(texts)
 
     def _cond(self, ids: Ids) -> Cond:
-        device = self.transformer.token_emb.weight.device
-        seen_BL: Tensor | None = ids.seen_BL.to(device) if self.mask else None
-        return Cond(tokens_BLD=self.transformer(ids.id_BL.to(device), seen_BL), seen_BL=seen_BL)
+        there = batch_on_device(ids._asdict(), self.transformer.token_emb.weight.device)
+        seen_BL: Tensor | None = there["seen_BL"] if self.mask else None
+        return Cond(tokens_BLD=self.transformer(there["id_BL"], seen_BL), seen_BL=seen_BL)

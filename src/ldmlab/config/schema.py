@@ -289,13 +289,13 @@ class Runtime:
     # true: a denoiser's weights, gradients, optimiser state and averages are split among the ranks (ldmlab.training.sharding)
     shard: bool = False
     micro_batch: Batch | None = None  # images per forward pass and rank at most; the rest is accumulated
-    workers: Workers = 0  # loader processes per rank
+    workers: Workers | Annotated[str, Choices(("auto",))] = "auto"  # loader processes per rank; see build.workers
     threads: Processes | None = None  # CPU threads per rank; null: cores / ranks
     timeout: Positive = 3600.0  # seconds that ranks wait for each other
     checkpoint_seconds: Positive = 300.0
     log_seconds: Positive = 10.0
     channels_last: Annotated[Any, Choices(("auto", "true", "false"))] = False  # see build.channels_last
-    compile: bool = False
+    compile: Annotated[Any, Choices(("auto", "true", "false"))] = False  # see build.compiles, networks.compiled
 
 
 @dataclass
@@ -370,6 +370,7 @@ class RunConfig:
     store: Text = "store"
     until: Annotated[str, Choices(STAGES)] = "report"
     dry_run: bool = False
+    check: Annotated[str, Choices(("device", "determinism"))] | None = None  # in the place of the run (train.py)
     n: Annotated[int, Range(at_least=1, at_most=10**8)] = 64  # sample.py: how many images
     # of samples, HEIGHTxWIDTH in pixels; null: data.resolution, at which the denoiser was trained
     size: Annotated[str, PictureSize()] | None = None

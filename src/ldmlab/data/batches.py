@@ -6,7 +6,7 @@ and these into micro-batches, so that no split of the work changes which image m
 """
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ldmlab.data.base import Examples, to_batch
 from ldmlab.data.fields import check_mirrors, mirror_some
+from ldmlab.data.parcel import Parcel, batch_on_device
 from ldmlab.randomness import Draws, seed_of
+
+MIRROR = "mirrored"  # beside the fields of a batch, on its way: which images are mirrored
 
 
 class Order:
@@ -34,26 +37,50 @@ class Order:
         return int(self._permutation[place])
 
 
-class _Spans(Sampler[list[int]]):
-    """Index lists of one rank's micro-batches from a position on, without end."""
+class Span(NamedTuple):
+    """A micro-batch: its first position in the run, and the images to read."""
+
+    begin: int
+    indices: list[int]
+
+
+class _Spans(Sampler[Span]):
+    """One rank's micro-batches from a position on, without end."""
 
     def __init__(self, order: Order, start: int, batch_size: int, micro: int, rank: int, ranks: int):
         self.order, self.start, self.batch_size = order, start, batch_size
         self.micro, self.rank, self.ranks = micro, rank, ranks
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[Span]:
         per_rank = self.batch_size // self.ranks
         step = self.start
         while True:
             first = step + self.rank * per_rank
             for begin in range(first, first + per_rank, self.micro):
-                yield [self.order[n] for n in range(begin, begin + self.micro)]
+                yield Span(begin, [self.order[n] for n in range(begin, begin + self.micro)])
             step += self.batch_size
 
 
-def collate(samples: Any) -> dict[str, Any]:
-    """A batch from samples; a data set that reads whole batches hands one over as it is."""
-    return samples if isinstance(samples, dict) else to_batch(samples)
+class _Reading(Dataset[Any]):
+    """What is done for a micro-batch on the host, by a worker where there is one: reading, decoding, choosing the mirror images,
+    packing for a device."""
+
+    def __init__(self, dataset: Examples, draws: Draws, packed: bool):
+        self.dataset, self.draws, self.packed = dataset, draws, packed
+
+    def __getitems__(self, span: Span) -> dict[str, Any] | Parcel:
+        samples = self.dataset.__getitems__(span.indices)
+        batch = samples if isinstance(samples, dict) else to_batch(samples)
+        if self.dataset.flip:
+            position_B = torch.arange(span.begin, span.begin + len(span.indices))
+            mirror_B = self.draws.rand("flip", position_B, (), "cpu") < 0.5
+            texts = {name: value for name, value in batch.items() if not isinstance(value, Tensor)}
+            batch = {**batch, **mirror_some(texts, self.dataset.declared, mirror_B), MIRROR: mirror_B}
+        return Parcel(batch) if self.packed else batch
+
+
+def _as_read(batch: Any) -> Any:
+    return batch
 
 
 class Batches:
@@ -62,6 +89,9 @@ class Batches:
     `micro` divides batch_size / ranks. Images come as float32 BCHW in [-1, 1] on `device`, mirrored with probability 1/2
     when the data set says `flip`, and every field with its image, as the field declares (`data.fields`); cached moments
     come with both mirrors and one is chosen by the same draw.
+
+    A batch goes to a GPU in one copy from pinned memory, which nothing waits for. `workers` processes read ahead; how many there are
+    changes no batch.
 
     Raises ConfigError where the data set says `flip` and one of its fields does not declare what a mirror image does to it.
     """
@@ -101,25 +131,24 @@ class Batches:
 
     def _open(self, images_seen: int) -> None:
         spans = _Spans(self.order, images_seen, self.batch_size, self.micro, self.rank, self.ranks)
-        dataset = cast(Dataset[Any], self.dataset)
+        device = self.device.type == "cuda"
         self._source = iter(
             DataLoader(
-                dataset,
-                batch_sampler=spans,
-                collate_fn=collate,
+                _Reading(self.dataset, self.draws, packed=device),
+                batch_sampler=spans,  # type: ignore[arg-type]
+                collate_fn=_as_read,
                 num_workers=self.workers,
-                pin_memory=self.device.type == "cuda",
+                pin_memory=device and torch.cuda.is_available(),
                 generator=torch.Generator().manual_seed(0),  # else the loader draws from the global generator
             )
         )
 
-    def _prepare(self, samples: dict[str, Any], position_B: Tensor) -> dict[str, Any]:
-        batch = {k: v.to(self.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in samples.items()}
-        mirror_B = None
-        if self.dataset.flip:
-            drawn_B = self.draws.rand("flip", position_B, (), "cpu") < 0.5
-            batch |= mirror_some(batch, self.dataset.declared, drawn_B)
-            mirror_B = drawn_B.to(self.device)
+    def _prepare(self, read: dict[str, Any] | Parcel, position_B: Tensor) -> dict[str, Any]:
+        batch = read.sent(self.device) if isinstance(read, Parcel) else batch_on_device(read, self.device)
+        mirror_B: Tensor | None = batch.pop(MIRROR, None)
+        if mirror_B is not None:
+            tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+            batch |= mirror_some(tensors, self.dataset.declared, mirror_B)
         if "moments" in batch:  # B 2 C H W: as it is, mirrored
             both = batch["moments"]
             chosen = (

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ldmlab.data.base import ImageDataset, to_batch
 from ldmlab.data.batches import to_float
+from ldmlab.data.parcel import on_device
 from ldmlab.errors import DataError
 from ldmlab.store.files import atomic, read_array, read_json, write_json
 from ldmlab.store.ranks import Ranks
@@ -129,7 +130,7 @@ def encode(
     dataset: ImageDataset, indices: list[int], moments: Callable[[Tensor], Tensor], device: torch.device
 ) -> np.ndarray:
     """Moments of some images, float32 [N, M, C, H, W]."""
-    image_BCHW = to_float(to_batch(dataset.__getitems__(indices))["image"].to(device))
+    image_BCHW = to_float(on_device(to_batch(dataset.__getitems__(indices))["image"], device))
     mirrors = [image_BCHW, image_BCHW.flip(3)] if dataset.flip else [image_BCHW]
     return torch.stack([moments(m).float() for m in mirrors], dim=1).cpu().numpy()
 

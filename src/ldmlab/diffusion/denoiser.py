@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ldmlab.conditioning.base import Cond, Conditioner, Size
 from ldmlab.diffusion.objectives import Objective, Prediction
+from ldmlab.networks.compiled import Replayed
 
 Denoise = Callable[[Tensor, Tensor, Any], Prediction]  # (z_t [B, C, H, W], t_B whole times, condition) → Prediction
 
@@ -31,6 +32,7 @@ class Denoiser(nn.Module):
         super().__init__()
         self.network = network
         self.conditioner = conditioner
+        self.replayed: Replayed | None = None  # what `denoise` asks in the place of the network (`record`)
 
     def forward(self, zt_BCHW: Tensor, t_B: Tensor, batch: dict[str, Any], drop_B: Tensor | None = None) -> Tensor:
         """The network's answer for z_t under the batch's condition; the null one where `drop_B` (bool) is true, as guidance
@@ -58,15 +60,21 @@ class Denoiser(nn.Module):
         """A condition for many calls: its tokens are read by the network once. For weights that stay."""
         return self.network.prepared(cond)  # type: ignore[operator]
 
+    def record(self) -> None:
+        """From now on `denoise` replays the network as CUDA graphs; for weights that stay."""
+        self.replayed = Replayed(self.network)
+
     def denoise(self, objective: Objective) -> Denoise:
         """The callable that every sampler and guidance takes: `denoise(z_t, t_B, cond) -> Prediction(z0, eps)`.
 
         It takes a ready condition, so that a fixed one is encoded once per image and not once per step.
         """
 
+        answer = self.network if self.replayed is None else self.replayed
+
         def denoise(zt_BCHW: Tensor, t_B: Tensor, cond: Any) -> Prediction:
             shown_BCHW, time_B = objective.inputs(zt_BCHW, t_B)
-            return objective.prediction(self.network(shown_BCHW, time_B, cond), zt_BCHW, t_B)
+            return objective.prediction(answer(shown_BCHW, time_B, cond), zt_BCHW, t_B)
 
         return denoise
 

@@ -69,13 +69,13 @@ class Stationary:
 
     def update(self, z_BCHW: Tensor, variance_BCHW: Tensor | None = None) -> None:
         """Take in a batch; `variance_BCHW`: of independent noise on top of it."""
-        z_BCHW = z_BCHW.detach().double().cpu()
+        z_BCHW = z_BCHW.detach().cpu().double()
         wave_HWCB = torch.fft.fft2(z_BCHW, norm="ortho").permute(2, 3, 1, 0)
         self._product_HWCC += wave_HWCB @ wave_HWCB.mH
         self._sum_CHW += z_BCHW.sum(0)
         self.count += len(z_BCHW)
         if variance_BCHW is not None:
-            self._noise_C += variance_BCHW.double().cpu().mean(dim=(2, 3)).sum(0)
+            self._noise_C += variance_BCHW.cpu().double().mean(dim=(2, 3)).sum(0)
 
     def finish(self) -> "Stationary":
         """Directions and variances of what was taken in."""

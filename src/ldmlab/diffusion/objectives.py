@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldmlab.diffusion.schedules import Schedule
+from ldmlab.diffusion.schedules import Schedule, Table
 from ldmlab.diffusion.targets import WORDS, Prediction, Target, Word
 from ldmlab.diffusion.timestep_distribution import TimestepDistribution, Uniform
 from ldmlab.diffusion.weightings import Weighting
@@ -56,8 +56,8 @@ class Objective:
         self.delta = delta
         self.times = times or Uniform()
         self.stratified = stratified
-        self._edges = {torch.device("cpu"): self.times.edges(schedule).float()}
-        self._weight = None if weighting is None else {torch.device("cpu"): self._weights(weighting)}
+        self._edges = Table(self.times.edges(schedule))
+        self._weight = None if weighting is None else Table(self._weights(weighting))
 
     def u(self, draws: Draws, position_B: Tensor, batch_size: int = 1, device: torch.device | str = "cpu") -> Tensor:
         """Uniform numbers in [0, 1) for the times of these images, [B] on `device`; purpose "t".
@@ -70,9 +70,7 @@ class Objective:
 
     def t(self, u_B: Tensor) -> Tensor:
         """Uniform numbers in [0, 1) → whole times 0 … T-1 of the training distribution; never falling in u."""
-        if u_B.device not in self._edges:  # once per device, as the schedule's tables
-            self._edges[u_B.device] = self._edges[torch.device("cpu")].to(u_B.device)
-        return torch.searchsorted(self._edges[u_B.device], u_B, right=True)
+        return torch.searchsorted(self._edges.on(u_B.device, torch.float32), u_B, right=True)
 
     def inputs(self, zt_BCHW: Tensor, t_B: Tensor) -> tuple[Tensor, Tensor]:
         """What the network is shown for z_t and t: (image-like [B, C, H, W], time [B], whole or fractional)."""
@@ -82,13 +80,9 @@ class Objective:
         """What the network should answer for z_t."""
         return self.target.of(z0_BCHW, eps_BCHW, *self._levels(t_B, z0_BCHW.dtype))
 
-    def weight(self, t_B: Tensor) -> Tensor | None:
-        """Weight of the loss at these times, float64 [B]; None for 1 throughout."""
-        if self._weight is None:
-            return None
-        if t_B.device not in self._weight:  # once per device, as the schedule's tables
-            self._weight[t_B.device] = self._weight[torch.device("cpu")].to(t_B.device)
-        return self._weight[t_B.device][t_B]
+    def weight(self, t_B: Tensor, dtype: torch.dtype = torch.float64) -> Tensor | None:
+        """Weight of the loss at these times, [B]; None for 1 throughout."""
+        return None if self._weight is None else self._weight.on(t_B.device, dtype)[t_B]
 
     def loss(self, out_BCHW: Tensor, z0_BCHW: Tensor, eps_BCHW: Tensor, t_B: Tensor) -> Tensor:
         """Weighted distance of the network's answer to its target, mean over C, H, W; [B], float32 or wider."""
@@ -99,8 +93,9 @@ class Objective:
             distance_BCHW = error_BCHW.abs()
         else:
             distance_BCHW = F.huber_loss(error_BCHW, torch.zeros_like(error_BCHW), reduction="none", delta=self.delta)
-        loss_B, weight_B = distance_BCHW.mean(dim=(1, 2, 3)), self.weight(t_B)
-        return loss_B if weight_B is None else weight_B.to(loss_B.dtype) * loss_B
+        loss_B = distance_BCHW.mean(dim=(1, 2, 3))
+        weight_B = self.weight(t_B, loss_B.dtype)
+        return loss_B if weight_B is None else weight_B * loss_B
 
     def prediction(self, out_BCHW: Tensor, zt_BCHW: Tensor, t_B: Tensor) -> Prediction:
         """Clean latent and noise from the network's answer, in the dtype of z_t; nothing is clipped."""

@@ -26,6 +26,21 @@ class Level(NamedTuple):
     sigma: float
 
 
+class Table:
+    """Numbers that are looked up on any device, in any type: rounded and sent once for each, since to send them in every step
+    would wait for the device, and double precision is slow there."""
+
+    def __init__(self, values: Tensor):
+        self.values = values  # float64, on the CPU
+        self._kept: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def on(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """All of them."""
+        if (device, dtype) not in self._kept:
+            self._kept[device, dtype] = self.values.to(dtype).to(device)
+        return self._kept[device, dtype]
+
+
 class Schedule:
     """A discrete schedule from its `alpha_bar_T` = alpha², float64, falling; other code calls it `alphas_cumprod`."""
 
@@ -34,21 +49,19 @@ class Schedule:
         self.alpha_bar_T = alpha_bar_T.double()
         ends = torch.ones(1, dtype=torch.float64)
         alpha_bar = torch.cat([ends, self.alpha_bar_T])  # place t + 1 holds time t, so that place 0 is the data
-        self._alpha = {torch.device("cpu"): alpha_bar.sqrt()}
-        self._sigma = {torch.device("cpu"): (1 - alpha_bar).sqrt()}
+        self._alpha, self._sigma = Table(alpha_bar.sqrt()), Table((1 - alpha_bar).sqrt())
 
     def alpha(self, t_B: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Signal at times -1 … T-1, [B], on the device of `t_B`."""
-        return self._look_up(self._alpha, t_B).to(dtype)
+        return self._alpha.on(t_B.device, dtype)[t_B + 1]
 
     def sigma(self, t_B: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Noise at times -1 … T-1, [B], on the device of `t_B`."""
-        return self._look_up(self._sigma, t_B).to(dtype)
+        return self._sigma.on(t_B.device, dtype)[t_B + 1]
 
     def levels(self) -> tuple[Tensor, Tensor]:
         """(alpha_T, sigma_T) of the noisy times 0 … T-1, float64, on the CPU."""
-        cpu = torch.device("cpu")
-        return self._alpha[cpu][1:], self._sigma[cpu][1:]
+        return self._alpha.values[1:], self._sigma.values[1:]
 
     @property
     def ends_without_signal(self) -> bool:
@@ -59,19 +72,13 @@ class Schedule:
         """Signal and noise of one time, -1 … T-1, in float64."""
         if not -1 <= t < self.T:
             raise ValueError(f"time {t} is outside -1 … {self.T - 1}")
-        cpu = torch.device("cpu")
-        return Level(float(self._alpha[cpu][t + 1]), float(self._sigma[cpu][t + 1]))
+        return Level(float(self._alpha.values[t + 1]), float(self._sigma.values[t + 1]))
 
     def zt(self, z0_BCHW: Tensor, eps_BCHW: Tensor, t_B: Tensor) -> Tensor:
         """The noisy latent, in the dtype of `z0_BCHW`."""
         alpha_B111 = self.alpha(t_B, z0_BCHW.dtype)[:, None, None, None]
         sigma_B111 = self.sigma(t_B, z0_BCHW.dtype)[:, None, None, None]
         return alpha_B111 * z0_BCHW + sigma_B111 * eps_BCHW
-
-    def _look_up(self, tables: dict[torch.device, Tensor], t_B: Tensor) -> Tensor:
-        if t_B.device not in tables:  # once per device: a copy to CUDA in each step would wait for the device
-            tables[t_B.device] = tables[torch.device("cpu")].to(t_B.device)
-        return tables[t_B.device][t_B + 1]
 
 
 def of_betas(beta_T: Tensor) -> Tensor:

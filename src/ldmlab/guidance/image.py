@@ -69,10 +69,11 @@ class ImageGuidance(Guidance):
 
     def load(self, results: Results) -> "ImageGuidance":
         from ldmlab.data.batches import to_float
+        from ldmlab.data.parcel import on_device
         from ldmlab.data.transforms import fitted, read_rgb  # Pillow: an eighth of a second of every start
 
         pixels = fitted(read_rgb(Path(self.file)), *results.size)
-        target_1CHW = to_float(torch.from_numpy(pixels)[None].to(results.device))
+        target_1CHW = to_float(on_device(torch.from_numpy(pixels)[None], results.device))
         seen = target_1CHW if self.transform is None else self.transform(target_1CHW)
         return self.with_values(log_p=resembles(seen, results.decode_with_slope, self.transform))
 

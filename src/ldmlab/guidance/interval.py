@@ -11,24 +11,27 @@ from torch import Tensor
 from ldmlab.diffusion.denoiser import Denoise
 from ldmlab.diffusion.objectives import Prediction
 from ldmlab.diffusion.schedules import Schedule
+from ldmlab.samplers.base import time_of
 
 
 def limited(inside: Denoise, outside: Denoise, interval: list[float], schedule: Schedule) -> Denoise:
     """`inside` where low < sigma / alpha <= high, else `outside` (Kynkäänniemi et al. 2024, arXiv 2404.07724).
 
     Where all images of a call are on one side only that callable runs: outside the interval guidance costs nothing.
-    (Finding out waits for the device, once a call.)
+    (Samplers say the time of all images on the host; for a tensor of times finding out waits for the device, once a call.)
     """
     low, high = interval
 
     def limited_denoise(zt_BCHW: Tensor, t_B: Tensor, cond: Any) -> Prediction:
-        alpha_B, sigma_B = schedule.alpha(t_B, torch.float64), schedule.sigma(t_B, torch.float64)
+        t = time_of(t_B)
+        times_B = t_B.cpu() if t is None else torch.tensor([t])
+        alpha_B, sigma_B = schedule.alpha(times_B, torch.float64), schedule.sigma(times_B, torch.float64)
         within_B = (sigma_B > low * alpha_B) & (sigma_B <= high * alpha_B)
         if within_B.all():
             return inside(zt_BCHW, t_B, cond)
         if not within_B.any():
             return outside(zt_BCHW, t_B, cond)
-        within_B111 = within_B[:, None, None, None]
+        within_B111 = within_B.to(t_B.device)[:, None, None, None]
         pairs = zip(inside(zt_BCHW, t_B, cond), outside(zt_BCHW, t_B, cond), strict=True)
         return Prediction(*(torch.where(within_B111, a, b) for a, b in pairs))
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldmlab.data.parcel import on_device
 from ldmlab.metrics.features import FeatureSet
 from ldmlab.metrics.intervals import Score
 from ldmlab.metrics.metric import Computed, Inputs, Metric, Read
@@ -135,7 +136,7 @@ def features_of(inputs: Inputs, read: Read, key: object) -> FeatureSet:
 
 def chw(image_BHWC: Tensor, device: Any = "cpu") -> Tensor:
     """uint8 [B, H, W, C] → [B, C, H, W] on a device."""
-    return image_BHWC.permute(0, 3, 1, 2).contiguous().to(device)
+    return on_device(image_BHWC.permute(0, 3, 1, 2).contiguous(), device)
 
 
 def as_float(image_BHWC: Tensor, device: Any = "cpu") -> Tensor:

@@ -173,11 +173,16 @@ def without_classes(label_N: np.ndarray, share: float) -> np.ndarray:
     return np.flatnonzero(~np.isin(label_N, order[:missing]))
 
 
-def smooth(image_BCHW: Tensor, sigma: Dose) -> Tensor:
-    """The image under a normalised Gaussian of `sigma` pixels, cut at 4 of the largest sigma; borders are mirrored. 0: unchanged."""
+def smooth(image_BCHW: Tensor, sigma: Dose, largest: float | None = None) -> Tensor:
+    """The image under a normalised Gaussian of `sigma` pixels, cut at 4 of the largest sigma; borders are mirrored. 0: unchanged.
+
+    largest: of the sigmas; None looks, for which the host waits for the device.
+    """
     B, C, H, W = image_BCHW.shape
-    sigma_B = torch.as_tensor(sigma, dtype=torch.float32, device=image_BCHW.device).reshape(-1).expand(B)
-    largest = float(sigma_B.max())
+    if isinstance(sigma, Tensor):
+        sigma_B, largest = sigma.reshape(-1).expand(B), float(sigma.max()) if largest is None else largest
+    else:
+        sigma_B, largest = torch.full((B,), sigma, device=image_BCHW.device), sigma
     if largest == 0:
         return image_BCHW
     radius = min(math.ceil(4 * largest), min(H, W) - 1)
@@ -193,4 +198,6 @@ def smooth(image_BCHW: Tensor, sigma: Dose) -> Tensor:
 
 def _grey(image_BCHW: Tensor) -> Tensor:
     """Luma, [B, 1, H, W]."""
-    return (image_BCHW * luma_of(image_BCHW.shape[1]).to(image_BCHW)[:, None, None]).sum(dim=1, keepdim=True)
+    shares = luma_of(image_BCHW.shape[1]).tolist()  # numbers, not a tensor that a GPU would wait for
+    grey_BHW: Tensor = sum(share * image for share, image in zip(shares, image_BCHW.unbind(1), strict=True))
+    return grey_BHW[:, None]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ldmlab.data.base import ImageDataset, to_batch
+from ldmlab.data.parcel import on_device
 from ldmlab.metrics.classifier import TURNS, Classifier, turned
 
 
@@ -39,10 +40,10 @@ def examine(net: Classifier, data: ImageDataset, device: torch.device, size: int
     for begin in range(0, len(data), size):
         rows = list(range(begin, min(begin + size, len(data))))
         batch = to_batch(data.__getitems__(rows))
-        image_BCHW = batch["image"].permute(0, 3, 1, 2).to(device)
+        image_BCHW = on_device(batch["image"].permute(0, 3, 1, 2), device)
         if TURNS in net.values:
             batch[TURNS] = torch.tensor(rows) % 4
-            image_BCHW = turned(image_BCHW, batch[TURNS].to(device))
+            image_BCHW = turned(image_BCHW, on_device(batch[TURNS], device))
         raw_BD = net.raw(image_BCHW.float() / 127.5 - 1)
         for name in net.values:
             said[name].append(net.heads[name](raw_BD).float().cpu())

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ldmlab.data.parcel import on_device
 from ldmlab.errors import ConfigError, DataError, WeightsError
 from ldmlab.ranges import File, Pixels
 
@@ -118,7 +119,7 @@ def extract(
         raise ValueError(f"{type(extractor).__name__} is in training mode; features would depend on the batch")
     parts = []
     for image_BCHW in batches:
-        features_BD, logits_BK = extractor(image_BCHW.to(device, non_blocking=True))
+        features_BD, logits_BK = extractor(on_device(image_BCHW, device))
         parts.append(
             FeatureSet(
                 features_BD.float().cpu().numpy(), None if logits_BK is None else logits_BK.float().cpu().numpy()

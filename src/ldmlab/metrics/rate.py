@@ -15,8 +15,8 @@ from ldmlab.metrics.intervals import Score, centred, interval_text, mean_score, 
 
 
 def kl_bits(mean_BCHW: Tensor, variance_BCHW: Tensor) -> Tensor:
-    """KL(N(mean, variance) ‖ N(0, I)) of each image in bits, float64 [B], summed over the latent's elements."""
-    m, v = mean_BCHW.double(), variance_BCHW.double()
+    """KL(N(mean, variance) ‖ N(0, I)) of each image in bits, float64 [B] on the CPU, summed over the latent's elements."""
+    m, v = mean_BCHW.cpu().double(), variance_BCHW.cpu().double()
     return 0.5 * (m.square() + v - 1 - v.log()).flatten(1).sum(1) / math.log(2)
 
 
@@ -41,7 +41,7 @@ class Rate:
 
     def add_posterior(self, mean_BCHW: Tensor, variance_BCHW: Tensor) -> None:
         """One batch of Gaussian posteriors of the raw latent."""
-        self.bits.append(kl_bits(mean_BCHW, variance_BCHW).cpu().numpy())
+        self.bits.append(kl_bits(mean_BCHW, variance_BCHW).numpy())
 
     def add_codes(self, counts_K: Tensor) -> None:
         """How often each code occurs in one image, int64 [K]."""

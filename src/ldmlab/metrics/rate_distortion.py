@@ -30,6 +30,7 @@ from ldmlab.diffusion.schedules import Schedule
 from ldmlab.metrics.intervals import Score, centred, check_bootstrap, interval_text, resamples
 from ldmlab.metrics.metric import Computed, Inputs, Metric
 from ldmlab.ranges import Range
+from ldmlab.samplers.base import at_time
 
 LEAST_ALPHA = 1e-4  # below it a time counts as one without signal
 FILE = "chain.json"  # of the stage `chain`
@@ -79,28 +80,28 @@ def walk(
     """The chain of some images. z0: standardised latents. eps: one noise an image, the same at all times. image8: uint8
     originals, with what `decode` gives in [-1, 1]. perceptual: two images [B, 3, H, W] in [-1, 1] → [B].
     """
-    image_BHWC, dimensions = image8_BHWC.double(), math.log(2) * image8_BHWC[0].numel()
+    image_BHWC, dimensions = image8_BHWC.cpu().double(), math.log(2) * image8_BHWC[0].numel()
     nats_B = prior_nats(schedule, z0_BCHW, times[0])
     bits, mse, distance = [], [], []
     for t, s in zip(times, [*times[1:], None], strict=True):
-        t_B = torch.full((len(z0_BCHW),), t, device=z0_BCHW.device)
+        t_B = at_time(t, z0_BCHW)
         predicted_BCHW = denoise(schedule.zt(z0_BCHW, eps_BCHW, t_B), t_B, cond).z0
         recon_BHWC = to_uint8(decode(predicted_BCHW))
         bits.append(nats_B / dimensions)
-        mse.append((recon_BHWC.double() - image_BHWC).square().flatten(1).mean(1))
+        mse.append((recon_BHWC.cpu().double() - image_BHWC).square().flatten(1).mean(1))
         if perceptual is not None:
-            distance.append(perceptual(to_float(image8_BHWC), to_float(recon_BHWC)).reshape(-1).double())
+            distance.append(perceptual(to_float(image8_BHWC), to_float(recon_BHWC)).reshape(-1).cpu().double())
         if s is not None:
-            error_B = (predicted_BCHW.double() - z0_BCHW.double()).square().flatten(1).sum(1)
+            error_B = (predicted_BCHW.cpu().double() - z0_BCHW.cpu().double()).square().flatten(1).sum(1)
             nats_B = nats_B + (snr(schedule, s) - snr(schedule, t)) / 2 * error_B
-    stacked = [torch.stack(rows).cpu().numpy() for rows in (bits, mse)]
-    return Chain(stacked[0], stacked[1], torch.stack(distance).cpu().numpy() if distance else None)
+    stacked = [torch.stack(rows).numpy() for rows in (bits, mse)]
+    return Chain(stacked[0], stacked[1], torch.stack(distance).numpy() if distance else None)
 
 
 def prior_nats(schedule: Schedule, z0_BCHW: Tensor, t: int) -> Tensor:
     """KL(q(z_t | z_0) ‖ N(0, I)) of each latent, float64 [B]: what z_T costs."""
     alpha, sigma = schedule.at(t)
-    square_B = z0_BCHW.double().square().flatten(1).sum(1)
+    square_B = z0_BCHW.cpu().double().square().flatten(1).sum(1)
     return (alpha**2 * square_B + z0_BCHW[0].numel() * (sigma**2 - 1 - math.log(sigma**2))) / 2
 
 

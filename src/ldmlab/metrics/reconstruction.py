@@ -25,9 +25,9 @@ def rounded(image_BCHW: Tensor) -> Tensor:
 
 
 def psnr(image_BCHW: Tensor, recon_BCHW: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB per image, float64 [B], of two uint8 batches; inf where they are identical."""
-    mse_B = (image_BCHW.double() - recon_BCHW.double()).square().mean(dim=(1, 2, 3))
-    return 10 * torch.log10(255.0**2 / mse_B)
+    """Peak signal-to-noise ratio in dB per image, float64 [B], on the CPU, of two uint8 batches; inf where they are identical."""
+    error_BN = (image_BCHW.int() - recon_BCHW.int()).square().flatten(1)  # whole numbers: sums are exact
+    return 10 * torch.log10(255.0**2 / (error_BN.sum(dim=1).cpu().double() / error_BN.shape[1]))
 
 
 def highest_psnr(C: int, H: int, W: int) -> float:
@@ -76,7 +76,7 @@ class ReconstructionError:
             self._add("perceptual", self.perceptual(*rounded_BCHW).reshape(-1))
 
     def _add(self, name: str, value_B: Tensor) -> None:
-        self.rows.setdefault(name, []).append(value_B.double().cpu().numpy())
+        self.rows.setdefault(name, []).append(value_B.cpu().double().numpy())
 
     def values(self) -> dict[str, np.ndarray]:
         """One number per image, float64 [N], by name, in the order of the updates."""

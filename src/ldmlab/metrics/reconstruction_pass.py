@@ -17,6 +17,7 @@ from ldmlab.autoencoders.autoencoder import Autoencoder
 from ldmlab.autoencoders.pca import PCANetwork
 from ldmlab.autoencoders.scale import LatentStatistics
 from ldmlab.data.batches import to_float, to_uint8
+from ldmlab.data.parcel import on_device
 from ldmlab.metrics import latents
 from ldmlab.metrics.rate import Rate, plain
 from ldmlab.metrics.reconstruction import ReconstructionError, highest_psnr, psnr
@@ -101,7 +102,7 @@ class Pass:
         self.codes = self.rate.K
 
     def _images(self, rows: list[int]) -> Tensor:
-        return to_float(self.read(rows).to(self.device))
+        return to_float(on_device(self.read(rows), self.device))
 
     def scores(self, bootstrap: int, seed: int) -> dict[str, Any]:
         """PSNR, SSIM, perceptual distance and bits with intervals; mean and std of the raw latent. For scores.json."""

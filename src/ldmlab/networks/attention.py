@@ -6,6 +6,8 @@ openaimodel.py), so that importing an official checkpoint is renaming only.
 Shape letters: B batch, C channels, H W space, L positions or tokens, N heads, D features of a head or token.
 """
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -59,6 +61,8 @@ class SelfAttention(nn.Module):
 
     The 3C outputs of `qkv` are ordered head by head, each head's q, k, v side by side ("legacy" order of ADM).
     """
+
+    one_graph: ClassVar[bool] = True
 
     def __init__(self, channels: int, heads: int, grouping: Grouping = OFFICIAL):
         super().__init__()
@@ -196,6 +200,8 @@ class SpatialTransformer(nn.Module):
 
     Its GroupNorm has eps 1e-6 where the residual blocks have 1e-5, as in the official code.
     """
+
+    one_graph: ClassVar[bool] = True
 
     def __init__(self, channels: int, heads: int, context_dim: int, depth: int, grouping: Grouping = OFFICIAL):
         super().__init__()

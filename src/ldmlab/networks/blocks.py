@@ -8,7 +8,7 @@ Shape letters: B batch, C channels, H W space, L tokens, D features.
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -106,6 +106,8 @@ class InputConv(nn.Conv2d):
 class Downsample(nn.Module):
     """Halve height and width with a strided 3x3 convolution."""
 
+    one_graph: ClassVar[bool] = True
+
     def __init__(self, channels: int):
         super().__init__()
         self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
@@ -117,6 +119,8 @@ class Downsample(nn.Module):
 
 class Upsample(nn.Module):
     """Double height and width by repetition, then a 3x3 convolution."""
+
+    one_graph: ClassVar[bool] = True
 
     def __init__(self, channels: int):
         super().__init__()
@@ -144,6 +148,8 @@ class ResBlock(nn.Module):
     it. `resample`: "up" and "down" change the size of both branches without weights (BigGAN's block), so the block
     replaces an Upsample or Downsample.
     """
+
+    one_graph: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ Shape letters: B batch, C channels, H W space, L patches or tokens, N heads, D f
 """
 
 import math
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -170,6 +170,8 @@ class Block(nn.Module):
     All gates start at zero, so a new block is the identity.
     """
 
+    one_graph: ClassVar[bool] = True
+
     def __init__(self, width: int, heads: int, context_dim: int | None):
         super().__init__()
         self.attn = PatchAttention(width, heads)
@@ -190,6 +192,8 @@ class Block(nn.Module):
 
 class FinalLayer(nn.Module):
     """LayerNorm with the embedding's shift and scale, then a linear map to the pixels of a patch; starts at zero."""
+
+    one_graph: ClassVar[bool] = True
 
     def __init__(self, width: int, out: int):
         super().__init__()

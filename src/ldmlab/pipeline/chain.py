@@ -9,6 +9,7 @@ from torch import Tensor
 from ldmlab import build
 from ldmlab.data.base import to_batch
 from ldmlab.data.batches import to_float
+from ldmlab.data.parcel import batch_on_device
 from ldmlab.errors import ConfigError
 from ldmlab.metrics.rate_distortion import FILE, Chain, RateDistortion, chain_times, curves, joined, walk
 from ldmlab.metrics.reconstruction_pass import batched
@@ -86,7 +87,7 @@ class ChainStage(SnapshotStage):
             progress = ctx.progress("chain", n)
             for rows in batched(n, ctx.cfg.eval.batch_size):
                 batch = {**to_batch(ctx.val.__getitems__([indices[i] for i in rows])), "position": torch.tensor(rows)}
-                batch = {k: v.to(ctx.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+                batch = batch_on_device(batch, ctx.device)
                 image8_BHWC: Tensor = batch["image"]
                 batch["image"] = to_float(image8_BHWC)
                 with torch.no_grad():

@@ -15,7 +15,9 @@ from torch import nn
 from ldmlab import build
 from ldmlab.data.base import ImageDataset
 from ldmlab.data.batches import Batches
+from ldmlab.data.latent_cache import LatentCache
 from ldmlab.diffusion.denoiser import Denoiser
+from ldmlab.networks.compiled import SMALL, compile_blocks
 from ldmlab.store.card import stage_card
 from ldmlab.store.checkpoint import Checkpoints, ShardedCheckpoints
 from ldmlab.store.files import atomic, write_json
@@ -139,6 +141,7 @@ class Context:
         seed: int = 0,
         keep_state: bool = False,
         start: Start | None = None,
+        positions: int | None = None,
     ) -> Progressed:
         """Train a stage with the one loop; leaves weights, averages and snapshots in `folder`.
 
@@ -146,6 +149,7 @@ class Context:
         of power-function averages, kept beside each snapshot as power_<width>.safetensors. `seed`: of the order of the images.
         `keep_state`: the optimisers' state stays beside the weights, at the end, at snapshots and where the cool-down begins, as
         far as a longer training could go on from there. `start`: a kept point to begin from where there is no checkpoint yet.
+        `positions`: of one image in the network, where small batches of it may be trained by CUDA graphs.
         The first player is the one that is kept and averaged; another player's weights are kept under its own name.
         """
         runtime, split = self.cfg.runtime, self.shards(training_loss)
@@ -160,8 +164,11 @@ class Context:
         optimizers = {player: build.optimizer(module, budget) for player, module in training_loss.modules.items()}
         averages: dict[str, EMA] = {first: EMA(raw, budget.ema)} if budget.ema is not None else {}
         powers = {f"power_{width:g}": PowerEMA(raw, width) for width in power_ema}
-        if runtime.compile and not split:
-            raw.compile()
+        micro = build.micro_batch(self.cfg, budget, group)
+        if build.compiles(self.cfg, self.device) and not split:
+            few = positions is not None and micro * positions <= SMALL
+            alone = self.ranks.count == 1 and micro == budget.batch_size
+            compile_blocks(raw, graphs=build.records(self.cfg, self.device) and few and alone)
         kept = Kept(dict(training_loss.modules), averages | powers, optimizers)
         checkpoints = ShardedCheckpoints(folder, self.ranks) if split else Checkpoints(folder)
         if start is not None and self.main and checkpoints.last() is None:
@@ -181,8 +188,8 @@ class Context:
             log_seconds=runtime.log_seconds,
         )
         batches = Batches(
-            dataset, budget.batch_size, build.micro_batch(self.cfg, budget, group), seed, self.device,
-            self.ranks.rank, self.ranks.count, runtime.workers,
+            dataset, budget.batch_size, micro, seed, self.device, self.ranks.rank, self.ranks.count,
+            build.workers(self.cfg, self.device, isinstance(dataset, LatentCache) and not dataset.image),
         )  # fmt: skip
         try:
             done = fit(

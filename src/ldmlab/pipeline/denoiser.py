@@ -1,6 +1,7 @@
 """The denoiser, trained on latents or from a file."""
 
 import functools
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from ldmlab import build
 from ldmlab.data.batches import Batches
 from ldmlab.diffusion.denoiser import Denoiser
 from ldmlab.errors import DataError
+from ldmlab.networks.compiled import compile_blocks
 from ldmlab.pipeline import snapshots, weights_denoiser
 from ldmlab.pipeline.context import Context, frozen
 from ldmlab.pipeline.continuation import Continuation, find
@@ -210,13 +212,14 @@ def train_denoiser(
         model.eval()
         logs = probe.loss(held, "denoiser", 0)[1]
         model.train()
-        return {k: float(v) for k, v in logs.items()}
+        return dict(zip(logs, torch.stack(list(logs.values())).tolist(), strict=True))
 
     data = load_learnt_from(plan, ctx)
     write_floor(ctx, folder, data, ae, objective)
     return ctx.train(
         stage.address, folder, loss, data, fit, validate,
         power_ema=widths, seed=cfg.ldm.seed, keep_state=keep_state, start=start,
+        positions=None if cfg.ldm.network.get("checkpointing") else math.prod(plan.resolved.latent_shape[1:]),
     )  # fmt: skip
 
 
@@ -226,4 +229,9 @@ def load_denoiser(plan: "Plan", ctx: Context, folder: Path, averaged: dict[str, 
     model = build.denoiser(ctx.cfg, ae, ctx.data, tokenizer=tokenizer)
     name = "ema" if ctx.cfg.eval.weights == "ema" else "weights"
     weights_denoiser.load_into(model, averaged or load_tensors(folder / f"{name}.safetensors"))
-    return frozen(model, ctx.device)  # type: ignore[return-value]
+    frozen(model, ctx.device)
+    if build.compiles(ctx.cfg, ctx.device):
+        compile_blocks(model.network)
+    if build.records(ctx.cfg, ctx.device):
+        model.record()
+    return model

@@ -15,6 +15,7 @@ from torch import Tensor
 from ldmlab.autoencoders.linear_path import LinearPath
 from ldmlab.data.base import channels_of
 from ldmlab.data.batches import to_float, to_uint8
+from ldmlab.data.parcel import on_device
 from ldmlab.diffusion.linear_gaussian import Stationary
 from ldmlab.errors import TrainingError
 from ldmlab.metrics.extraction import Original
@@ -117,7 +118,7 @@ class Diagnostics(Stage):
         std, read = overall_std(fitted), Original(ctx.val, rows)
         latents, psnr = [], []
         for part in batched(len(rows), ctx.cfg.eval.batch_size):
-            image_BCHW = to_float(read(part).to(ctx.device))
+            image_BCHW = to_float(on_device(read(part), ctx.device))
             z_BCHW, image8_BCHW = encode(image_BCHW), to_uint8(image_BCHW).permute(0, 3, 1, 2)
             noise = ImageNoise([seed_of("noised latent", i) for i in part], z_BCHW.shape[1:], ctx.device)
             latents.append(z_BCHW.cpu())

@@ -16,6 +16,7 @@ from ldmlab.autoencoders.regularisers.base import Posterior
 from ldmlab.autoencoders.scale import measure_scale
 from ldmlab.data.base import to_batch
 from ldmlab.data.batches import Batches, to_float, to_uint8
+from ldmlab.data.parcel import on_device
 from ldmlab.pipeline import snapshots, weights_first_stage
 from ldmlab.pipeline.context import Context, frozen
 from ldmlab.pipeline.continuation import Continuation, find
@@ -149,7 +150,7 @@ def train_autoencoder(
         training,
         ctx.data,
         fit,
-        _psnr_of(ae, images),
+        _psnr_of(ae, images, ctx.device),
         build.group_of(ctx.cfg),
         Health().health_check,
         seed=ctx.cfg.ae.seed,
@@ -171,16 +172,16 @@ def training_images(ctx: Context, most: int | None = None) -> Iterator[Tensor]:
     indices = spread(len(ctx.data), len(ctx.data) if most is None else min(most, len(ctx.data)))
     for begin in range(0, len(indices), FIT_BATCH):
         batch = to_batch(ctx.data.__getitems__(indices[begin : begin + FIT_BATCH]))
-        yield to_float(batch["image"].to(ctx.device))
+        yield to_float(on_device(batch["image"], ctx.device))
 
 
 def _image(ctx: Context, data: Any, index: int) -> Tensor:
-    return to_float(to_batch([data[index]])["image"]).to(ctx.device)
+    return to_batch([data[index]])["image"]
 
 
-def _psnr_of(ae: Autoencoder, images: list[Tensor]) -> Callable[[], dict[str, float]]:
-    """Mean PSNR in dB over some val images, 8-bit rounded; quick, for the log. The training path: raw latent, posterior mean."""
-    image_BCHW = torch.cat(images)
+def _psnr_of(ae: Autoencoder, images: list[Tensor], device: torch.device) -> Callable[[], dict[str, float]]:
+    """Mean PSNR in dB over some val images (uint8), 8-bit rounded; quick, for the log. The training path: raw latent, posterior mean."""
+    image_BCHW = to_float(on_device(torch.cat(images), device))
 
     @torch.no_grad()
     def psnr() -> dict[str, float]:
@@ -211,7 +212,7 @@ def _set_scale(ctx: Context, ae: Autoencoder) -> None:
     def posteriors() -> Iterator[Posterior]:
         for begin in range(0, n, size):
             batch = to_batch(ctx.data.__getitems__(indices[begin : begin + size]))
-            yield ae.posterior(ae.moments(to_float(batch["image"].to(ctx.device))))
+            yield ae.posterior(ae.moments(to_float(on_device(batch["image"], ctx.device))))
 
     found = measure_scale(posteriors(), scale.mode)
     ae.set_scale(found.scale_C11, found.shift_C11)

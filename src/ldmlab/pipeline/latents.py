@@ -11,6 +11,7 @@ from torch import Tensor
 from ldmlab.autoencoders.autoencoder import Autoencoder
 from ldmlab.autoencoders.identity import IdentityNetwork
 from ldmlab.data import latent_cache
+from ldmlab.data.parcel import on_device
 from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.data import DataStage
 from ldmlab.pipeline.first_stage import FirstStage
@@ -54,9 +55,9 @@ def posteriors(
     for first in range(begin, len(rows), READ):
         part = rows[first : first + READ]
         if isinstance(data, latent_cache.LatentCache):
-            moments_BMCHW = data.moments(part).float().to(device)
+            moments_BMCHW = on_device(data.moments(part), device).float()
         else:
-            moments_BMCHW = torch.from_numpy(latent_cache.encode(data, part, ae.moments, device)).to(device)
+            moments_BMCHW = on_device(torch.from_numpy(latent_cache.encode(data, part, ae.moments, device)), device)
         found = []
         for moments_BCHW in moments_BMCHW.unbind(1):
             variance_BCHW = ae.posterior(moments_BCHW).variance_BCHW

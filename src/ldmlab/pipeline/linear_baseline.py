@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ldmlab.autoencoders.linear_path import LinearPath
 from ldmlab.data.batches import to_float
+from ldmlab.data.parcel import on_device
 from ldmlab.errors import TrainingError
 from ldmlab.metrics.reconstruction import highest_psnr, psnr, to_uint8
 from ldmlab.metrics.reconstruction_pass import Read, batched
@@ -53,7 +54,7 @@ def linear_psnr(
         return None
     parts = []
     for rows in batched(n, batch_size):
-        image_BCHW = to_float(read(rows).to(device))
+        image_BCHW = to_float(on_device(read(rows), device))
         recon_BCHW = torch.nn.functional.pixel_shuffle(linear.decode(linear.encode(image_BCHW)), f)
         psnr_B = psnr(to_uint8(image_BCHW), to_uint8(recon_BCHW))
         parts.append(psnr_B.clamp(max=highest_psnr(*image_BCHW.shape[1:])))

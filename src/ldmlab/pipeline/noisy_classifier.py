@@ -10,6 +10,7 @@ import torch
 from ldmlab import build
 from ldmlab.data.base import to_batch
 from ldmlab.data.batches import to_float
+from ldmlab.data.parcel import on_device
 from ldmlab.networks.noisy_classifier import NoisyClassifier
 from ldmlab.pipeline.context import Context, frozen
 from ldmlab.pipeline.costs import flops_of, millions, parameters_of
@@ -138,5 +139,5 @@ def _batches(ctx: Context, n: int) -> Iterator[dict[str, Any]]:
     for begin in range(0, n, size):
         rows = list(range(begin, min(begin + size, n)))
         batch = to_batch(ctx.val.__getitems__(rows))
-        image_BCHW = to_float(batch["image"].to(ctx.device))
+        image_BCHW = to_float(on_device(batch["image"], ctx.device))
         yield {"image": image_BCHW, "label": batch["label"], "position": torch.tensor(rows)}

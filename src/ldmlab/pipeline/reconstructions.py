@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ldmlab import build
 from ldmlab.data.batches import to_float, to_uint8
+from ldmlab.data.parcel import on_device
 from ldmlab.metrics.codecs import CODEC_PIXELS, codec_curves
 from ldmlab.metrics.evaluate import Scores, evaluate
 from ldmlab.metrics.extraction import Original, extract_all
@@ -72,7 +73,7 @@ class ReconstructionsStage(Stage):
 
         @torch.no_grad()
         def reconstructed(rows: list[int]) -> Tensor:
-            return to_uint8(ae.decode(ae.encode(to_float(read(rows).to(ctx.device)))))
+            return to_uint8(ae.decode(ae.encode(to_float(on_device(read(rows), ctx.device)))))
 
         features = []
         if extractor is not None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ldmlab import build
 from ldmlab.conditioning.compose import completed
 from ldmlab.data.batches import to_uint8
+from ldmlab.data.parcel import batch_on_device
 from ldmlab.diffusion.denoiser import Denoiser
 from ldmlab.metrics.superresolution import REGRESSED
 from ldmlab.pipeline import sampling
@@ -118,7 +119,7 @@ class RegressedStage(Stage):
 
         @torch.no_grad()
         def draw(indices: list[int]) -> Tensor:
-            batch = {k: v.to(ctx.device) if isinstance(v, Tensor) else v for k, v in source.batch(indices).items()}
+            batch = batch_on_device(source.batch(indices), ctx.device)
             image_BCHW = ae.decode(predicted(model, batch, shape, ctx.device))
             return to_uint8(completed(model.conditioner, image_BCHW, batch)).cpu()
 

@@ -121,7 +121,7 @@ def _make(ctx: Context, command: str) -> Path | None:
         make_all(ctx, named_stages(plan, os.environ[STAGES].split(",")))
     else:
         with following(ctx, command):
-            make_all(ctx, plan.order)
+            make_all(ctx)
             folder = record(ctx, command)
     ctx.accelerator.end_training()
     return folder
@@ -134,9 +134,9 @@ def named_stages(plan: Plan, ids: Sequence[str]) -> list[Stage]:
     return in_order(stage for stage in plan.order if stage.address.id in ids)
 
 
-def make_all(ctx: Context, stages: Sequence[Stage]) -> None:
-    """Every stage in the order given; while another process builds one, those that do not stand on it come first."""
-    waiting = list(stages)
+def make_all(ctx: Context, stages: Sequence[Stage] | None = None) -> None:
+    """Every stage of the run, or these, in order; while another process builds one, those that do not stand on it come first."""
+    waiting = list(ctx.plan.order if stages is None else stages)
     while waiting:
         ready = [stage for stage in waiting if not any(on in waiting for on in stage.upstream().values())]
         alone = ctx.ranks.count == 1  # several ranks must agree, so they wait

@@ -11,6 +11,7 @@ from ldmlab.autoencoders.autoencoder import Autoencoder
 from ldmlab.conditioning.asked import Asked
 from ldmlab.conditioning.compose import completed, fit_to, pictured
 from ldmlab.conditioning.source import ConditionSource
+from ldmlab.data.parcel import batch_on_device
 from ldmlab.guidance.base import Model, SampleCost
 from ldmlab.guidance.stack import Bound, Guided, Towards
 from ldmlab.pipeline import large, noise_basis, sampling
@@ -148,11 +149,8 @@ class SamplesStage(SnapshotStage):
         sampler: Any = model.sampler if model.closed_form else resolved.sampler
         noise_of, self._speed = noise_basis.noise_of(self.plan, ctx), sampling.Speed(clock_for(ctx.device))
 
-        def on_device(batch: dict[str, Any]) -> dict[str, Any]:
-            return {k: v.to(ctx.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-
         def origin() -> Tensor:
-            bound = self._bound(guided, on_device(source.batch([0])), 1, ctx.device)
+            bound = self._bound(guided, batch_on_device(source.batch([0]), ctx.device), 1, ctx.device)
             noise = noise_of([request.origin(cfg.eval.seed)], shape, ctx.device)
             drawn_1CHW: Tensor = sampler(bound.denoise, noise(), resolved.objective.schedule, bound.cond, noise)
             return drawn_1CHW
@@ -160,9 +158,9 @@ class SamplesStage(SnapshotStage):
         begin = Beginning(request, ae, ctx.device, origin)
 
         def draw(indices: list[int]) -> Tensor:
-            batch = on_device(source.batch(indices))
+            batch = batch_on_device(source.batch(indices), ctx.device)
             other = source.other(indices) if isinstance(source, Between) else None
-            towards = None if other is None else Towards(on_device(other), request.shares(indices, n))
+            towards = None if other is None else Towards(batch_on_device(other, ctx.device), request.shares(indices, n))
             bound = self._bound(guided, batch, len(indices), ctx.device, towards)
             return sampling.draw(
                 sampler, bound.denoise, resolved.objective.schedule,

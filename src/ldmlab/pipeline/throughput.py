@@ -20,6 +20,7 @@ from torch import Tensor
 from ldmlab import build
 from ldmlab.data.base import to_batch
 from ldmlab.data.batches import to_float
+from ldmlab.data.parcel import batch_on_device
 from ldmlab.errors import ConfigError
 from ldmlab.pipeline.costs import parameters_of
 from ldmlab.pipeline.memory import free
@@ -173,7 +174,7 @@ class Step:
         fields = to_batch(data.__getitems__([i % len(data) for i in range(self.images)]))
         image_BHWC = fields.pop("image")
         fields |= {"image": to_float(image_BHWC)} if "image" in self.model.conditioner.needs else {}
-        self.batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in fields.items()}
+        self.batch = batch_on_device(fields, device)
         self.batch |= {
             "moments": torch.randn(self.images, *shape, device=device),
             "position": torch.arange(self.images),

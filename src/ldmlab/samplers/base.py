@@ -6,6 +6,7 @@ Shape letters: B batch, C channels, H W space.
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -41,6 +42,18 @@ Noise = Callable[
 ]  # the next standard normal draw, [B, C, H, W]; randomness.ImageNoise has one stream per image
 Callback = Callable[[int, int, Tensor], Tensor | None]
 """(steps done, steps in all, z): progress bars and films. A tensor that it returns takes the place of z."""
+
+
+def at_time(t: int, z_BCHW: Tensor) -> Tensor:
+    """The time t for each image, int64 [B]. It carries its number, so that nobody asks a GPU for it (`time_of`)."""
+    t_B = torch.full((len(z_BCHW),), t, device=z_BCHW.device)
+    t_B.whole = t  # type: ignore[attr-defined]
+    return t_B
+
+
+def time_of(t_B: Tensor) -> int | None:
+    """The one time of all images, where it was made by `at_time`."""
+    return getattr(t_B, "whole", None)
 
 
 def after_step(callback: Callback | None, done: int, steps: int, z_BCHW: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ldmlab.ranges import Fraction, Steps
-from ldmlab.samplers.base import Callback, Denoise, Noise, Schedule, after_step
+from ldmlab.samplers.base import Callback, Denoise, Noise, Schedule, after_step, at_time
 from ldmlab.samplers.grid import Grid
 from ldmlab.samplers.options import check_eta
 from ldmlab.samplers.sampler import Rule, Sampler
@@ -33,7 +33,7 @@ def ddim(
     z_BCHW = zT_BCHW
     for done, (t, s) in enumerate(pairwise(times), start=1):
         now, then = schedule.at(t), schedule.at(s)
-        predicted = denoise(z_BCHW, torch.full((len(z_BCHW),), t, device=z_BCHW.device), cond)
+        predicted = denoise(z_BCHW, at_time(t, z_BCHW), cond)
         # eq. 16, written so that nothing cancels: 1 - alpha_bar_t / alpha_bar_s = 1 - (alpha_t / alpha_s)²
         spread = eta * then.sigma / now.sigma * max(1 - (now.alpha / then.alpha) ** 2, 0.0) ** 0.5
         towards = max(then.sigma**2 - spread**2, 0.0) ** 0.5

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ldmlab.ranges import Steps
-from ldmlab.samplers.base import Callback, Denoise, Noise, Schedule, after_step
+from ldmlab.samplers.base import Callback, Denoise, Noise, Schedule, after_step, at_time
 from ldmlab.samplers.grid import Grid
 from ldmlab.samplers.sampler import Rule, Sampler
 
@@ -39,7 +39,7 @@ def ddpm(
     z_BCHW = zT_BCHW
     for done, (t, s) in enumerate(pairwise(times), start=1):
         now, then = schedule.at(t), schedule.at(s)
-        predicted = denoise(z_BCHW, torch.full((len(z_BCHW),), t, device=z_BCHW.device), cond)
+        predicted = denoise(z_BCHW, at_time(t, z_BCHW), cond)
         ratio = now.alpha / then.alpha
         beta = 1 - ratio**2
         share = (then.sigma / now.sigma) ** 2

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ldmlab.ranges import Fraction, Steps
-from ldmlab.samplers.base import Callback, Denoise, Level, Noise, Schedule, after_step
+from ldmlab.samplers.base import Callback, Denoise, Level, Noise, Schedule, after_step, at_time
 from ldmlab.samplers.grid import Grid
 from ldmlab.samplers.multistep import half_ahead
 from ldmlab.samplers.options import check_eta
@@ -42,7 +42,7 @@ def dpmpp_2m(
     before: tuple[Level, Tensor] | None = None
     for done, (t, s) in enumerate(pairwise(times), start=1):
         now, then = schedule.at(t), schedule.at(s)
-        z0_BCHW = denoise(z_BCHW, torch.full((len(z_BCHW),), t, device=z_BCHW.device), cond).z0
+        z0_BCHW = denoise(z_BCHW, at_time(t, z_BCHW), cond).z0
         towards_BCHW = z0_BCHW
         if before is not None and then.sigma > 0 and not (done == steps < FEW):
             towards_BCHW = z0_BCHW + half_ahead(before[0], now, then) * (z0_BCHW - before[1])

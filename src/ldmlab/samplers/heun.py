@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ldmlab.errors import ConfigError
 from ldmlab.ranges import Range, Steps
-from ldmlab.samplers.base import Callback, Denoise, Level, Noise, Prediction, Schedule, after_step
+from ldmlab.samplers.base import Callback, Denoise, Level, Noise, Prediction, Schedule, after_step, at_time
 from ldmlab.samplers.grid import Grid
 from ldmlab.samplers.sampler import Rule, Sampler
 
@@ -99,10 +99,10 @@ def heun(
         now, then = schedule.at(t), schedule.at(s)
         if t != start:
             z_BCHW = renoised(z_BCHW, schedule.at(start), now, churn.noise * noise())
-        predicted = denoise(z_BCHW, torch.full((len(z_BCHW),), t, device=z_BCHW.device), cond)
+        predicted = denoise(z_BCHW, at_time(t, z_BCHW), cond)
         z_BCHW = then.alpha * predicted.z0 + then.sigma * predicted.eps  # Euler's step
         if then.sigma > 0:
-            arrived = denoise(z_BCHW, torch.full((len(z_BCHW),), s, device=z_BCHW.device), cond)
+            arrived = denoise(z_BCHW, at_time(s, z_BCHW), cond)
             z_BCHW = improved(z_BCHW, predicted, arrived, now, then)
         z_BCHW = after_step(callback, done, steps, z_BCHW)
     return z_BCHW

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ldmlab.ranges import Steps
-from ldmlab.samplers.base import Callback, Denoise, Noise, Schedule, after_step
+from ldmlab.samplers.base import Callback, Denoise, Noise, Schedule, after_step, at_time
 from ldmlab.samplers.grid import Grid
 from ldmlab.samplers.heun import improved
 from ldmlab.samplers.sampler import Rule, Sampler
@@ -46,11 +46,11 @@ def plms(
     newest_first: list[Tensor] = []
     for done, (t, s) in enumerate(pairwise(times), start=1):
         now, then = schedule.at(t), schedule.at(s)
-        predicted = denoise(z_BCHW, torch.full((len(z_BCHW),), t, device=z_BCHW.device), cond)
+        predicted = denoise(z_BCHW, at_time(t, z_BCHW), cond)
         newest_first = [predicted.eps, *newest_first[:3]]
         z_BCHW = then.alpha * predicted.z0 + then.sigma * predicted.eps
         if done == 1 and len(times) > 2:
-            arrived = denoise(z_BCHW, torch.full((len(z_BCHW),), s, device=z_BCHW.device), cond)
+            arrived = denoise(z_BCHW, at_time(s, z_BCHW), cond)
             z_BCHW = improved(z_BCHW, predicted, arrived, now, then)
         elif done > 1:
             extrapolated = zip(WEIGHTS[len(newest_first)], newest_first, strict=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ldmlab.ranges import Steps
-from ldmlab.samplers.base import Callback, Denoise, Level, Noise, Schedule, after_step
+from ldmlab.samplers.base import Callback, Denoise, Level, Noise, Schedule, after_step, at_time
 from ldmlab.samplers.grid import Grid
 from ldmlab.samplers.multistep import half_ahead, half_log_snr
 from ldmlab.samplers.sampler import Rule, Sampler
@@ -75,7 +75,7 @@ def unipc(
     changed = False  # by the callback, after the last step
     for done, (t, s) in enumerate(pairwise(times), start=1):
         now, then = schedule.at(t), schedule.at(s)
-        answer = now, denoise(z_BCHW, torch.full((len(z_BCHW),), t, device=z_BCHW.device), cond).z0
+        answer = now, denoise(z_BCHW, at_time(t, z_BCHW), cond).z0
         if evaluated and not changed:
             z_BCHW = correct(start_BCHW, evaluated[-2] if len(evaluated) > 1 else None, evaluated[-1], answer)
         evaluated = [*evaluated[-1:], answer]

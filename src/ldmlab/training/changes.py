@@ -8,7 +8,7 @@ Shape letters: B batch, C channels, H W space.
 import torch
 from torch import Tensor
 
-from ldmlab.metrics.corruptions import Batch, blur, brightness, contrast, noise, saturation
+from ldmlab.metrics.corruptions import Batch, brightness, contrast, saturation, smooth
 from ldmlab.randomness import Draws
 
 HOW_OFTEN = 0.3  # of the images have each change
@@ -32,10 +32,8 @@ def changed(image_BCHW: Tensor, position_B: Tensor, draws: Draws) -> tuple[Tenso
     target_B5[:, :2] = 2 * u_B5[:, :2] - 1
     target_B5[:, 4] = u_B5[:, 4] ** 2  # little noise is the harder question
     stops, light, grey, soft, grain = target_B5[:, :, None, None, None].unbind(1)
-    x_BCHW = image_BCHW
-    for change, dose in (
-        (blur, SIGMA * soft), (saturation, 1 - grey), (contrast, 2 ** (STOPS * stops)), (brightness, LIGHT * light),
-        (noise, NOISE * grain),
-    ):  # fmt: skip
-        x_BCHW = change(Batch(x_BCHW, position_B.tolist(), x_BCHW), dose)
-    return x_BCHW.clamp(-1, 1), target_B5
+    x_BCHW = smooth(image_BCHW, SIGMA * soft, largest=SIGMA)
+    for change, dose in ((saturation, 1 - grey), (contrast, 2 ** (STOPS * stops)), (brightness, LIGHT * light)):
+        x_BCHW = change(Batch(x_BCHW, [], x_BCHW), dose)
+    noise_BCHW = draws.randn("classifier noise", position_B, x_BCHW.shape[1:], x_BCHW.device)
+    return (x_BCHW + NOISE * grain * noise_BCHW).clamp(-1, 1), target_B5

@@ -64,8 +64,14 @@ class ClassifierLoss(TrainingLoss):
             raise ConfigError(
                 f"eval.extractor.learns: the data gives no {name!r}; leave it out, or choose another eval=…."
             )
-        truth = batch[name].to(batch["image"].device)
-        if not truth.is_floating_point() and int(truth.max()) >= values:
+        truth = batch[name]
+        if truth.is_floating_point():
+            return truth
+        if truth.device.type != "cpu":  # nothing waits for a GPU's answer; it stops the kernels that follow
+            torch._assert_async(
+                (truth < values).all(), f"the data declares {values} of {name}, and has a larger number"
+            )
+        elif int(truth.max()) >= values:
             raise ConfigError(
                 f"eval.extractor.learns: the data has a {name} {int(truth.max())}, and declares {values} of them. Mend the data."
             )
@@ -75,10 +81,12 @@ class ClassifierLoss(TrainingLoss):
 def shift(image_BCHW: Tensor, u_B2: Tensor) -> Tensor:
     """Each image moved by whole pixels, uniform in ± side/16 for `u_B2` uniform in [0, 1); edges are repeated."""
     H, W = image_BCHW.shape[2:]
-    reach = torch.tensor([H // 16, W // 16], device=image_BCHW.device)
-    move_B2 = (u_B2 * (2 * reach + 1)).floor().long() - reach
-    row_BH = (torch.arange(H, device=image_BCHW.device) + move_B2[:, :1]).clamp(0, H - 1)
-    column_BW = (torch.arange(W, device=image_BCHW.device) + move_B2[:, 1:]).clamp(0, W - 1)
+    down_B1, right_B1 = (
+        (u_B[:, None] * (2 * reach + 1)).floor().long() - reach
+        for u_B, reach in zip(u_B2.unbind(1), (H // 16, W // 16), strict=True)
+    )
+    row_BH = (torch.arange(H, device=image_BCHW.device) + down_B1).clamp(0, H - 1)
+    column_BW = (torch.arange(W, device=image_BCHW.device) + right_B1).clamp(0, W - 1)
     b_B11 = torch.arange(len(image_BCHW), device=image_BCHW.device)[:, None, None]
     moved_BHWC = image_BCHW.permute(0, 2, 3, 1)[b_B11, row_BH[:, :, None], column_BW[:, None, :]]
     return moved_BHWC.permute(0, 3, 1, 2)

@@ -11,7 +11,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from ldmlab.autoencoders.regularisers.base import Posterior, Regularised, Regulariser, usage, widen
+from ldmlab.autoencoders.regularisers.base import Posterior, Regularised, Regulariser, counted, usage, widen
 from ldmlab.errors import ConfigError
 from ldmlab.ranges import Given, Items, Range
 
@@ -96,4 +96,4 @@ class FSQ(Regulariser):
         return self._count(self.project(self.sample(h_BCHW)))
 
     def _count(self, rounded_BCHW: Tensor) -> Tensor:
-        return torch.bincount(self.indices(rounded_BCHW.detach()).flatten(), minlength=self.codes)
+        return counted(self.indices(rounded_BCHW.detach()), self.codes)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ldmlab.autoencoders.kmeans import VECTORS_PER_CODE, kmeans, nearest, thinned, vectors
-from ldmlab.autoencoders.regularisers.base import Posterior, Regularised, Regulariser, usage, widen
+from ldmlab.autoencoders.regularisers.base import Posterior, Regularised, Regulariser, counted, usage, widen
 from ldmlab.errors import ConfigError
 from ldmlab.networks.blocks import no_autocast
 from ldmlab.ranges import Codes, Given, Weight
@@ -74,7 +74,7 @@ class VQ(Regulariser):
         codebook = (q_BCHW - h_BCHW.detach()).square().mean()
         commitment = (q_BCHW.detach() - h_BCHW).square().mean()
         loss = commitment + self.beta * codebook if self.legacy else codebook + self.beta * commitment
-        count_K = torch.bincount(index_BHW.flatten(), minlength=self.codes)
+        count_K = counted(index_BHW, self.codes)
         if self.training and torch.is_grad_enabled():
             self.note(count_K)
         z_BCHW = h_BCHW + (q_BCHW - h_BCHW).detach()
@@ -100,7 +100,7 @@ class VQ(Regulariser):
 
     def counts(self, h_BCHW: Tensor) -> Tensor:
         """How often each code is used, int64 [K]."""
-        return torch.bincount(self.indices(widen(h_BCHW)).flatten(), minlength=self.codes)
+        return counted(self.indices(widen(h_BCHW)), self.codes)
 
     def lookup(self, index_BHW: Tensor) -> Tensor:
         """Indices → their codes, [B, C, H, W]."""

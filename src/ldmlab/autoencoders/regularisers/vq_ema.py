@@ -14,10 +14,10 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from ldmlab.autoencoders.regularisers.base import Regularised, usage, widen
+from ldmlab.autoencoders.regularisers.base import Regularised, counted, usage, widen
 from ldmlab.autoencoders.regularisers.vq import VQ
 from ldmlab.errors import ConfigError
-from ldmlab.randomness import seed_of
+from ldmlab.randomness import philox
 from ldmlab.ranges import Codes, Given, Share, Weight
 
 CANDIDATES = 16  # vectors an image offers for restarts, spread evenly over its positions
@@ -77,7 +77,7 @@ class EMAVQ(VQ):
         index_BHW = self.indices(h_BCHW)
         q_BCHW = self.lookup(index_BHW).detach()
         commitment = (q_BCHW - h_BCHW).square().mean()
-        count_K = torch.bincount(index_BHW.flatten(), minlength=self.codes)
+        count_K = counted(index_BHW, self.codes)
         if self.training and torch.is_grad_enabled():
             self.note(count_K)
             self._remember(h_BCHW.detach(), index_BHW, count_K)
@@ -111,13 +111,15 @@ class EMAVQ(VQ):
         return {**super().on_step_end(gather), "codes_restarted": restarted}
 
     def _restart(self, pool_PC: Tensor) -> Tensor:
-        """Dead codes go to different vectors of the pool, in an order drawn from (step)."""
+        """Dead codes go to different vectors of the pool, in an order drawn from (step); nobody waits to learn how many there are."""
         mean = self.counts_K.mean()
         dead_K = self.counts_K < self.restart_below * mean
-        found = dead_K.nonzero().flatten()[: len(pool_PC)]
-        if len(found):
-            generator = torch.Generator().manual_seed(seed_of("restart", int(self.step)))
-            order = torch.randperm(len(pool_PC), generator=generator)[: len(found)].to(pool_PC.device)
-            self.counts_K[found] = mean
-            self.sums_KC[found] = pool_PC[order] * mean
-        return torch.tensor(float(len(found)), device=pool_PC.device)
+        place_K = dead_K.cumsum(0) - 1  # of a dead code among the dead
+        dead_K = dead_K & (place_K < len(pool_PC))
+        place_P = torch.arange(len(pool_PC), device=pool_PC.device)
+        counter_21P = torch.stack([place_P, self.step.expand_as(place_P)])[:, None]
+        word_P = philox(counter_21P, torch.zeros_like(counter_21P), torch.zeros_like(counter_21P))[0, 0]
+        chosen_KC = pool_PC[word_P.argsort(stable=True)[place_K.clamp(0, len(pool_PC) - 1)]]
+        self.counts_K.copy_(torch.where(dead_K, mean, self.counts_K))
+        self.sums_KC.copy_(torch.where(dead_K[:, None], chosen_KC * mean, self.sums_KC))
+        return dead_K.sum().float()
