@@ -38,10 +38,8 @@ from ldmlab.training.loop import Stopped
 
 STEPS = 3  # k: before the signal, and after it
 SAMPLES = 8
-TOLERANCE = {
-    "fp32": 1e-3,
-    "bf16": 5e-2,
-}  # of a tensor's size: Adam's first steps make much of small differences in gradients
+# of a tensor's size: a bias of keys has no gradient but rounding errors, and Adam makes full steps of those
+TOLERANCE = {"fp32": 1e-2, "bf16": 5e-2}
 LEVELS = 1  # of 255, between images of two batch sizes
 TRAINED = ("autoencoder", "denoiser")
 
