@@ -18,7 +18,7 @@ from ldmlab.guidance.observations import Downsample
 from ldmlab.guidance.stack import Guided
 from ldmlab.pipeline.check_device import ONCE, WAITS, pretended_accelerator, watched
 from ldmlab.pipeline.context import frozen
-from ldmlab.pretend import CUDA, PretendedCuda
+from ldmlab.pipeline.pretend import CUDA, PretendedCuda
 from ldmlab.randomness import Draws, ImageNoise
 from ldmlab.training.diffusion_loss import DiffusionLoss
 from ldmlab.training.loop import train_step

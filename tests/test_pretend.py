@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ldmlab.pretend import CUDA, PretendedCuda
+from ldmlab.pipeline.pretend import CUDA, PretendedCuda
 
 
 @pytest.fixture

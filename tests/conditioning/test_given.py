@@ -42,7 +42,7 @@ def conditioner(kind: str) -> Any:
 def given(kind: str, **asked: Any) -> tuple[GivenCondition, ...]:
     part = conditioner(kind)
     words = {name: value if isinstance(value, tuple) else (str(value),) for name, value in asked.items()}
-    return given_conditions(Asked(**words), part, part.needs, DATA)
+    return given_conditions(Asked(**words), part, part.needs, DATA, (DATA.resolution, DATA.resolution))
 
 
 def save(path: Path, pixels: np.ndarray, mode: str | None = None) -> Path:
@@ -126,7 +126,16 @@ def test_several_conditions_come_in_turn(tmp_path: Path) -> None:
 
 def test_only_seeds_or_a_start_are_no_condition() -> None:
     assert given("label", seeds=(1, 2)) == ()
-    assert given_conditions(Asked(image=("x.png",), strength=0.5), conditioner("label"), ("label",), DATA) == ()
+    assert (
+        given_conditions(
+            Asked(image=("x.png",), strength=0.5),
+            conditioner("label"),
+            ("label",),
+            DATA,
+            (DATA.resolution, DATA.resolution),
+        )
+        == ()
+    )
 
 
 def wrong(tmp_path: Path, name: str) -> str:
@@ -168,7 +177,7 @@ def wrong(tmp_path: Path, name: str) -> str:
         ("inpaint", {"image": "photo"}, "no mask says where it is"),
         ("inpaint", {"image": "photo", "mask": "black"}, "has no white pixel"),
         ("inpaint", {"image": "photo", "mask": "size"}, "Give a mask of the picture's size"),
-        ("inpaint", {"image": "tiny", "mask": "black"}, "whose shorter side has 32 or more"),
+        ("inpaint", {"image": "tiny", "mask": "black"}, "Give one of at least that size"),
         ("label", {"image": "photo"}, "To start from the picture, say how far: strength=0.6"),
         ("superres", {"image": "tiny", "mask": "black"}, "this denoiser fills no hole; it takes image=low.png"),
         ("layout", {"layout": "nojson"}, "is no JSON file"),

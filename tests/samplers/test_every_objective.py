@@ -37,8 +37,8 @@ def exact(schedule: Any) -> Callable[[Tensor, Tensor, Any], Prediction]:
 @pytest.mark.parametrize("sampler", group_options("sampler"))
 def test_the_distribution_is_reached(sampler: str, objective: str) -> None:
     cfg = load([f"sampler={sampler}", f"objective={objective}", "sampler.steps=100"]).cfg
-    schedule, noise = build.objective(cfg).schedule, ImageNoise(range(1024), (1, 2, 2))
+    schedule, noise = build.objective(cfg).schedule, ImageNoise(range(4096), (1, 2, 2))
     z0_BCHW = build.sampler(cfg)(exact(schedule), noise().double(), schedule, None, noise)
-    # 4096 numbers: standard errors 0.008 of the mean and 0.006 of the spread; 100 steps of a first-order method lose 3 %
+    # 16 384 numbers: standard errors 0.004 of the mean and 0.003 of the spread; 100 steps lose 3 % with a first-order method, 8 % with DDPM
     assert float(z0_BCHW.mean()) == pytest.approx(MEAN, abs=0.03)
-    assert float(z0_BCHW.std()) == pytest.approx(STD, rel=0.08)
+    assert float(z0_BCHW.std()) == pytest.approx(STD, rel=0.1)

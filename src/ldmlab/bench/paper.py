@@ -178,7 +178,7 @@ def sized(row: PaperRow) -> str:
 
 def places(cfg: DictConfig) -> str:
     """The words that say where the data of a row lie, and the weights that it begins with."""
-    pair = isinstance(cfg.data.get("train"), DictConfig)
+    pair = "train" in cfg.data and isinstance(cfg.data.train, DictConfig)
     given = [f"{path}=…" for path in ("ae.weights", "ldm.start") if OmegaConf.select(cfg, path) is not None]
     return " ".join([*(["data.train.root=…", "data.val.root=…"] if pair else ["data.root=…"]), *given])
 

@@ -28,11 +28,12 @@ KINDS = {"prompt": "text", "label": "label", "layout": "boxes", "semantic": "cla
 
 
 def given_conditions(
-    asked: Asked, conditioner: Conditioner, needs: Sequence[str], data: ImageDataset, label: Any = None
+    asked: Asked, conditioner: Conditioner, needs: Sequence[str], data: ImageDataset, side: Side, label: Any = None
 ) -> tuple[GivenCondition, ...]:
     """The conditions that were given, () where none was: only seeds, or where to begin.
 
-    needs: fields that samples are drawn for (`Resolved.condition_fields`). label: `cond.label`, for all.
+    needs: fields that samples are drawn for (`Resolved.condition_fields`). side: of samples, height and width
+    in pixels. label: `cond.label`, for all.
 
     Raises ConfigError for a condition that this denoiser does not take, for one that it needs beside, and for files that are not
     what they should be.
@@ -47,16 +48,15 @@ def given_conditions(
                 raise ConfigError(f"cond.label={label} and cond.label=[…] are both given. Leave one out.")
             words["label"] = str(label)
         if words:
-            found.append(_condition(words, conditioner, tuple(needs), data))
+            found.append(_condition(words, conditioner, tuple(needs), data, side))
     return tuple(found)
 
 
 def _condition(
-    words: dict[str, str], conditioner: Conditioner, needs: tuple[str, ...], data: ImageDataset
+    words: dict[str, str], conditioner: Conditioner, needs: tuple[str, ...], data: ImageDataset, side: Side
 ) -> GivenCondition:
     shown = {name: part for part in parts_of(conditioner) for name in getattr(part, "shows", ())}
     sample: Sample = {}
-    side = (data.resolution, data.resolution)
     if "mask" in words and "hole" not in shown:
         raise ConfigError(f"mask={words['mask']}: this denoiser fills no hole{_instead(needs, data, shown)}.")
     for word, value in words.items():
@@ -145,20 +145,20 @@ def photograph(value: str, side: Side, option: str = "image") -> np.ndarray:
 
     Raises ConfigError for a picture that is smaller than the model's.
     """
-    from ldmlab.data.transforms import center_crop, read_rgb  # Pillow: an eighth of a second of every start
+    from ldmlab.data.transforms import fitted, read_rgb  # Pillow: an eighth of a second of every start
 
     picture = _opened(option, value, read_rgb)
-    if min(picture.size) < side[0]:
+    if picture.height < side[0] or picture.width < side[1]:
         raise ConfigError(
             f"{option}={value} has {picture.width}x{picture.height} pixels (width x height), and this denoiser makes pictures of "
-            f"{side[1]}x{side[0]}. Give a picture whose shorter side has {side[0]} or more."
+            f"{side[1]}x{side[0]}. Give one of at least that size."
         )
-    return center_crop(picture, side[0])
+    return fitted(picture, *side)
 
 
 def mask(value: str, image: str, side: Side) -> np.ndarray:
     """uint8 [H, W], 1 in the hole (white), cut out as its picture is. ConfigError for another size, and for no hole."""
-    from ldmlab.data.transforms import center_crop, read_rgb
+    from ldmlab.data.transforms import fitted, read_rgb
 
     picture, of = _opened("mask", value, read_rgb), _opened("image", image, read_rgb)
     if picture.size != of.size:
@@ -166,7 +166,7 @@ def mask(value: str, image: str, side: Side) -> np.ndarray:
             f"mask={value} has {picture.width}x{picture.height} pixels (width x height), and its picture {image} has "
             f"{of.width}x{of.height}. Give a mask of the picture's size."
         )
-    hole_HW = (center_crop(picture, side[0]).mean(axis=2) >= 128).astype(np.uint8)
+    hole_HW = (fitted(picture, *side).mean(axis=2) >= 128).astype(np.uint8)
     if not hole_HW.any():
         raise ConfigError(f"mask={value} has no white pixel where the picture is cut out, so nothing is to be filled.")
     return hole_HW

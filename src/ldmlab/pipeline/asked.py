@@ -192,17 +192,17 @@ def request_of(asked: Asked | None, found: "Resolved") -> Request | None:
     """None where nothing was asked. Raises ConfigError for what this run cannot do, before anything is loaded."""
     if asked is None or not asked.anything:
         return None
-    cfg, size = found.cfg, (found.resolution, found.resolution)
+    cfg = found.cfg
     if asked.prompt and cfg.cond.prompt is not None:
         raise ConfigError("prompt=… and cond.prompt=… are both given. Leave one out.")
-    given = given_conditions(asked, found.conditioner, found.condition_fields, found.data, cfg.cond.label)
+    given = given_conditions(asked, found.conditioner, found.condition_fields, found.data, found.size, cfg.cond.label)
     pictures: tuple[np.ndarray, ...] = ()
     if asked.strength is not None:
         if {"image", "small_image"} & set(found.condition_fields):
             raise ConfigError(
                 f"strength={asked.strength:g} starts from a picture, and this denoiser reads image=… as its condition. Leave strength out."
             )
-        pictures = tuple(photograph(path, size) for path in asked.image)
+        pictures = tuple(photograph(path, found.size) for path in asked.image)
     if found.denoiser.closed_form and (asked.strength is not None or asked.variations is not None):
         raise ConfigError(
             "ldm=gaussian draws samples in closed form and starts from nothing. Leave strength=… and variations=… out."

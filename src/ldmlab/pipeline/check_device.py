@@ -2,7 +2,7 @@
 
 Every stage runs as always, in a store of its own that is removed afterwards; values that come back from the device are made up, so no
 number of it means anything. A *step* is one optimiser step of training with the reading of its batch, or one evaluation of the guided
-denoiser in sampling. See `ldmlab.pretend` for what is seen and what cannot be.
+denoiser in sampling. See `ldmlab.pipeline.pretend` for what is seen and what cannot be.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from ldmlab.errors import UserError
 from ldmlab.pipeline import run, sampling
 from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.launch import make_accelerator
-from ldmlab.pretend import CUDA, Event, PretendedCuda
+from ldmlab.pipeline.pretend import CUDA, Event, PretendedCuda
 from ldmlab.training import loop
 
 WAITS = ("read", "pageable", "shape")  # a step without any of them never waits

@@ -219,7 +219,7 @@ def train_denoiser(
     return ctx.train(
         stage.address, folder, loss, data, fit, validate,
         power_ema=widths, seed=cfg.ldm.seed, keep_state=keep_state, start=start,
-        positions=None if cfg.ldm.network.get("checkpointing") else math.prod(plan.resolved.latent_shape[1:]),
+        positions=None if "checkpointing" in cfg.ldm.network and cfg.ldm.network.checkpointing else math.prod(plan.resolved.latent_shape[1:]),
     )  # fmt: skip
 
 

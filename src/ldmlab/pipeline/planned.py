@@ -25,7 +25,7 @@ def roots(data: DictConfig) -> list[str]:
 
 def dataset(cfg: DictConfig, split: str) -> ImageDataset:
     """The stand-in, of the data's resolution."""
-    size, flip = cfg.data.resolution, cfg.data.get("flip", False)
+    size, flip = cfg.data.resolution, "flip" in cfg.data and cfg.data.flip
     return cast(ImageDataset, build.part(cfg.planned, split=split, resolution=size, flip=flip))
 
 
