@@ -16,7 +16,7 @@ from ldmlab.errors import ConfigError
 
 
 def prepare(composed: Composed, words: str) -> None:
-    from ldmlab.data.pictures import Pictures
+    from ldmlab.data.pictures import PictureFiles
     from ldmlab.data.prepare import Encoding, pack, verify
 
     cfg = composed.cfg
@@ -26,7 +26,7 @@ def prepare(composed: Composed, words: str) -> None:
         verify(cfg.out)
         return
     data, how, kind = cfg.data, cfg.prepare, build.class_of(cfg.data)
-    if not issubclass(kind, Pictures):
+    if not issubclass(kind, PictureFiles):
         raise ConfigError(
             "prepare.py makes shards from files: data=folder data.root=/pictures, coco, open_images, imagenet, places, lsun, ffhq or "
             "celebahq_25k."

@@ -137,7 +137,7 @@ def with_files(words: list[str]) -> list[str]:
         more.append("eval.extractor.weights=/nowhere.pth")
     if any("perceptual=squeezenet" in w for w in words):
         more.append("ae.loss.perceptual.weights=/nowhere.pth")
-    if "experiment=photos64" in words:
+    if any(word.startswith("experiment=photos64") for word in words):
         more += ["data.root=/nowhere", "eval.extractor.weights=/nowhere.pth"]
     if any(word.startswith("experiment=overfit_") for word in words):
         more.append("data.root=/nowhere")

@@ -15,7 +15,7 @@ from ldmlab.data import fields as declare
 from ldmlab.data.base import SPLITS, Split
 from ldmlab.data.beside import Beside, Boxes, Captions, Maps
 from ldmlab.data.listing import Listing, check_fractions, divided, learnt_by_heart
-from ldmlab.data.pictures import Pictures
+from ldmlab.data.pictures import PictureFiles
 from ldmlab.errors import ConfigError, DataError
 from ldmlab.ranges import Depth, File, Given, ImageChannels, Items, MaybeImages, Pixels, Range, Share
 
@@ -179,7 +179,7 @@ def read_json(file: Path, option: str) -> Json:
     return found
 
 
-class Coco(Pictures):
+class Coco(PictureFiles):
     """Pictures and annotations in COCO's layout; `{split}` in a path is train, val or test.
 
     images:       folder of the pictures.
@@ -194,7 +194,7 @@ class Coco(Pictures):
     val_fraction,
     test_fraction: where `images` has no {split}: chosen by a hash of each picture's path.
     overfit:      val and test are the training pictures themselves: to see what is learnt by heart.
-    channels, max_unreadable, cache: see `Pictures`.
+    channels, max_unreadable, cache: see `PictureFiles`.
     """
 
     def __init__(

@@ -10,7 +10,7 @@ from ldmlab.data.base import SPLITS, Split
 from ldmlab.data.beside_folder import Neighbours
 from ldmlab.data.files import SUFFIXES, list_pictures
 from ldmlab.data.listing import Listing, check_fractions, divided, learnt_by_heart
-from ldmlab.data.pictures import Pictures
+from ldmlab.data.pictures import PictureFiles
 from ldmlab.errors import DataError
 from ldmlab.ranges import File, Given, ImageChannels, MaybeImages, Pixels, Range, Share
 
@@ -102,7 +102,7 @@ def _classes(root: Path, paths: list[str], labels: Labels, depth: int) -> dict[s
     )
 
 
-class Folder(Pictures):
+class Folder(PictureFiles):
     """Pictures below `root`, cropped and resized by ADM's rule (`transforms.center_crop`).
 
     labels:         auto: the sub-folder names are the classes when every picture lies in one, and there are none when

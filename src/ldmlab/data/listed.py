@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from ldmlab.data.base import SPLITS, Split
 from ldmlab.data.files import list_pictures
 from ldmlab.data.listing import Listing
-from ldmlab.data.pictures import Pictures
+from ldmlab.data.pictures import PictureFiles
 from ldmlab.errors import DataError
 from ldmlab.ranges import File, Given, ImageChannels, MaybeImages, Pixels
 
@@ -23,7 +23,7 @@ _SPAN = re.compile(r"(\d+):(\d+)")
 Line = tuple[str, str | None]  # what names a picture, and its class where the list says one
 
 
-class Listed(Pictures):
+class Listed(PictureFiles):
     """The pictures that a list names.
 
     train_folder, val_folder, test_folder: where the pictures of a split are, below `root`; null: the split has none.

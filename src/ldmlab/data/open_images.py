@@ -14,7 +14,7 @@ from ldmlab.data.base import SPLITS, Split
 from ldmlab.data.beside import Boxes
 from ldmlab.data.files import list_pictures
 from ldmlab.data.listing import Listing
-from ldmlab.data.pictures import Pictures
+from ldmlab.data.pictures import PictureFiles
 from ldmlab.errors import DataError
 from ldmlab.ranges import Depth, File, Given, ImageChannels, MaybeImages, Pixels, Range
 
@@ -22,14 +22,14 @@ NAMES: dict[Split, str] = {"train": "train", "val": "validation", "test": "test"
 CORNERS = ["XMin", "YMin", "XMax", "YMax"]
 
 
-class OpenImages(Pictures):
+class OpenImages(PictureFiles):
     """Pictures with the field boxes; `{split}` in a path is train, validation or test.
 
     images:   folder of the pictures, named by their ids.
     boxes:    csv with ImageID, LabelName, XMin, XMax, YMin, YMax; corners are fractions of the picture.
     classes:  csv of LabelName and name, without a head: the classes, in its order. Boxes of others are left out.
     objects:  boxes of a sample at most, the largest ones. min_objects: pictures with fewer boxes are left out.
-    channels, max_unreadable, cache: see `Pictures`.
+    channels, max_unreadable, cache: see `PictureFiles`.
     """
 
     def __init__(

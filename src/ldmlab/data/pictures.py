@@ -25,7 +25,7 @@ from ldmlab.ranges import ImageChannels
 log = logging.getLogger(__name__)
 
 
-class Pictures:
+class PictureFiles:
     """The pictures of one split, cropped and resized by ADM's rule (`transforms.center_crop`), and their fields in the same square.
 
     listing:        which pictures there are, and what is beside them.
@@ -107,7 +107,9 @@ class Pictures:
     def in_two_splits(self, other: ImageDataset) -> list[list[str]]:
         """Groups of paths with equal content in this split and in another one of the same root."""
         splits = {
-            one.split: zip(one._paths, one._sha256, strict=True) for one in (self, other) if isinstance(one, Pictures)
+            one.split: zip(one._paths, one._sha256, strict=True)
+            for one in (self, other)
+            if isinstance(one, PictureFiles)
         }
         return in_two_splits(splits)
 

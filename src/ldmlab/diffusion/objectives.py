@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldmlab.diffusion.schedules import Schedule, Table
+from ldmlab.diffusion.schedules import DeviceTable, Schedule
 from ldmlab.diffusion.targets import WORDS, Prediction, Target, Word
 from ldmlab.diffusion.timestep_distribution import TimestepDistribution, Uniform
 from ldmlab.diffusion.weightings import Weighting
@@ -56,8 +56,8 @@ class Objective:
         self.delta = delta
         self.times = times or Uniform()
         self.stratified = stratified
-        self._edges = Table(self.times.edges(schedule))
-        self._weight = None if weighting is None else Table(self._weights(weighting))
+        self._edges = DeviceTable(self.times.edges(schedule))
+        self._weight = None if weighting is None else DeviceTable(self._weights(weighting))
 
     def u(self, draws: Draws, position_B: Tensor, batch_size: int = 1, device: torch.device | str = "cpu") -> Tensor:
         """Uniform numbers in [0, 1) for the times of these images, [B] on `device`; purpose "t".

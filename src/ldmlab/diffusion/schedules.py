@@ -26,7 +26,7 @@ class Level(NamedTuple):
     sigma: float
 
 
-class Table:
+class DeviceTable:
     """Numbers that are looked up on any device, in any type: rounded and sent once for each, since to send them in every step
     would wait for the device, and double precision is slow there."""
 
@@ -49,7 +49,7 @@ class Schedule:
         self.alpha_bar_T = alpha_bar_T.double()
         ends = torch.ones(1, dtype=torch.float64)
         alpha_bar = torch.cat([ends, self.alpha_bar_T])  # place t + 1 holds time t, so that place 0 is the data
-        self._alpha, self._sigma = Table(alpha_bar.sqrt()), Table((1 - alpha_bar).sqrt())
+        self._alpha, self._sigma = DeviceTable(alpha_bar.sqrt()), DeviceTable((1 - alpha_bar).sqrt())
 
     def alpha(self, t_B: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Signal at times -1 … T-1, [B], on the device of `t_B`."""

@@ -13,10 +13,12 @@ from ldmlab.metrics.inpainting import Inpainting
 from ldmlab.metrics.kid import KID
 from ldmlab.metrics.label_agreement import LabelAgreement
 from ldmlab.metrics.metric import Metric, check_names
+from ldmlab.metrics.nearest import Nearest
 from ldmlab.metrics.precision_recall import Precision, Recall
 from ldmlab.metrics.rate_distortion import RateDistortion
 from ldmlab.metrics.semantic import MeanIoU
 from ldmlab.metrics.superresolution import SuperResolution
+from ldmlab.metrics.window_borders import WindowBorders
 
 STANDARD: dict[str, Metric] = {
     metric.name: metric
@@ -37,6 +39,8 @@ OF_A_RUN: dict[str, Metric] = {
         Caption(required=False),
         Boxes(required=False),
         ClipScore(),
+        Nearest(),
+        WindowBorders(),
     )
 }
 """Those that read the result of a stage, which a run alone has."""

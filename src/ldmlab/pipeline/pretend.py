@@ -38,7 +38,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 CUDA = torch.device("cuda", 0)
-PACKAGE = str(Path(__file__).parent)
+PACKAGE = str(Path(__file__).parents[1])
 aten = torch.ops.aten
 
 BACKWARD = (torch.Tensor.backward, torch.autograd.backward, torch.autograd.grad)

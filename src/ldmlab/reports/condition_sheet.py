@@ -21,7 +21,7 @@ INK, PAPER, EDGE = (20, 20, 20), (255, 255, 255), (120, 120, 120)
 
 
 @dataclass(frozen=True)
-class Cell:
+class SheetCell:
     """A picture (uint8 [H, W, 3]; None for none), words that stand in its place or below it. asked: it is a condition."""
 
     picture: Any
@@ -38,19 +38,23 @@ def condition_sheet(samples: SampleSet, shares: Sequence[float] = ()) -> "Image 
     return None if not lines else _drawn(lines[:ROWS], samples.images_NHWC.shape[1:3])
 
 
-def _way(samples: SampleSet, shares: Sequence[float]) -> list[list[Cell]]:
+def _way(samples: SampleSet, shares: Sequence[float]) -> list[list[SheetCell]]:
     """One line: the condition, the way, and the other condition where they are two."""
     shown = np.linspace(0, len(samples) - 1, min(len(samples), ROW)).round().astype(int)
-    cells = [Cell(samples.images_NHWC[i], f"{shares[i]:.0%}") for i in shown]
+    cells = [SheetCell(samples.images_NHWC[i], f"{shares[i]:.0%}") for i in shown]
     ends = _said(samples, 0).rpartition(", ")[0].split(" → ")
     if len(ends) != 2:  # between two seeds: one condition
         return [[_condition(samples, 0), *cells]]
     return [
-        [Cell(samples.condition(0), ends[0], True), *cells, Cell(samples.condition(len(samples) - 1), ends[1], True)]
+        [
+            SheetCell(samples.condition(0), ends[0], True),
+            *cells,
+            SheetCell(samples.condition(len(samples) - 1), ends[1], True),
+        ]
     ]
 
 
-def _rows(samples: SampleSet) -> list[list[Cell]]:
+def _rows(samples: SampleSet) -> list[list[SheetCell]]:
     groups: dict[tuple[str, bytes], list[int]] = {}
     for i in range(len(samples)):
         picture = samples.condition(i)
@@ -58,7 +62,7 @@ def _rows(samples: SampleSet) -> list[list[Cell]]:
         groups.setdefault(key, []).append(i)
     if all(len(members) == 1 for members in groups.values()) and len(groups) > ROWS:  # pairs, several in a line
         pairs = [
-            [_condition(samples, i), Cell(samples.images_NHWC[i], _seed(samples.seeds[i], i))]
+            [_condition(samples, i), SheetCell(samples.images_NHWC[i], _seed(samples.seeds[i], i))]
             for (i,) in groups.values()
         ]
         cells = [cell for pair in pairs for cell in pair] if samples.described else []
@@ -70,13 +74,13 @@ def _rows(samples: SampleSet) -> list[list[Cell]]:
             return []
         for begin in range(0, len(members), ROW):
             shown = members[begin : begin + ROW]
-            first = left if begin == 0 else Cell(None)
-            lines.append([first, *(Cell(samples.images_NHWC[i], _seed(samples.seeds[i], i)) for i in shown)])
+            first = left if begin == 0 else SheetCell(None)
+            lines.append([first, *(SheetCell(samples.images_NHWC[i], _seed(samples.seeds[i], i)) for i in shown)])
     return lines
 
 
-def _condition(samples: SampleSet, i: int) -> Cell:
-    return Cell(samples.condition(i), _said(samples, i), asked=True)
+def _condition(samples: SampleSet, i: int) -> SheetCell:
+    return SheetCell(samples.condition(i), _said(samples, i), asked=True)
 
 
 def _said(samples: SampleSet, i: int) -> str:
@@ -88,7 +92,7 @@ def _seed(seed: int, i: int) -> str:
     return f"seed {seed}" if seed < 10**9 else f"number {i}"
 
 
-def _drawn(lines: list[list[Cell]], size: tuple[int, int]) -> "Image":
+def _drawn(lines: list[list[SheetCell]], size: tuple[int, int]) -> "Image":
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.load_default(FONT)

@@ -11,7 +11,7 @@ TABLE_8 = Path(__file__).parent / "paper_table8.yaml"
 
 
 @dataclass(frozen=True)
-class PaperRow:
+class PaperFirstStage:
     """A row of Table 8 by our score names (rfid, ris, psnr, ssim, and perceptual for the paper's PSIM)."""
 
     label: str
@@ -35,7 +35,7 @@ class Table8:
     trained_on: str
     evaluated_on: str
     why_not_comparable: str
-    rows: tuple[PaperRow, ...]
+    rows: tuple[PaperFirstStage, ...]
 
 
 def _number(text: str | None) -> float | None:
@@ -61,7 +61,7 @@ def table_8() -> Table8:
         pm = {ours: _number(row.get(f"{theirs}_pm")) for ours, theirs in SCORES.items()}
         printed = {ours: _printed(row[theirs], row.get(f"{theirs}_pm")) for ours, theirs in SCORES.items()}
         sizes = (None if codes is None else int(codes), None if c is None else int(c))
-        rows.append(PaperRow(label, int(row["f"]), row["reg"], *sizes, values, pm, printed))
+        rows.append(PaperFirstStage(label, int(row["f"]), row["reg"], *sizes, values, pm, printed))
     why = " ".join(raw["why_not_comparable"].split())
     return Table8(raw["source"], raw["trained_on"], raw["evaluated_on"], why, tuple(rows))
 

@@ -90,7 +90,7 @@ def _elsewhere(name: str, table: str, line: str) -> dict[str, str]:
     return {key: found.printed[key] for key in ("rfid", "ris", "psnr", "ssim")}
 
 
-def _stage_line(row: paper.PaperRow) -> str:
+def _stage_line(row: paper.PaperFirstStage) -> str:
     """A first stage of Table 8 in words: "VQ f=4, 8192 codes, c=3, no attention"."""
     codes = "" if row.codes is None else f", {row.codes} codes"
     return f"{row.regulariser} f={row.f}{codes}, c={row.c}{', no attention' if 'no attention' in row.label else ''}"

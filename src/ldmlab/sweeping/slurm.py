@@ -19,7 +19,7 @@ from ldmlab.sweeping.board import Board
 from ldmlab.sweeping.forecast import CellForecast, StageForecast
 from ldmlab.sweeping.queue import Queue, Submitted, said, waits_of
 from ldmlab.sweeping.shared import Shared, shared
-from ldmlab.sweeping.slurm_job import Job
+from ldmlab.sweeping.slurm_job import SlurmJob
 from ldmlab.terminal import clock, table
 
 POLL = 5.0  # seconds between questions to Slurm
@@ -63,7 +63,7 @@ class Cluster:
     def _submit_shared(self, group: Shared, needs: list[str]) -> str:
         cell, stages = self.cells[group.cells[0]], self._stages(group)
         log, end = self.logs / f"shared-{stages[0].id}.log", self.queue.end(stages[0])
-        job = Job([self.script, *cell.words], log, end, tuple(stage.id for stage in stages))
+        job = SlurmJob([self.script, *cell.words], log, end, tuple(stage.id for stage in stages))
         (id,) = self._sbatch([job], needs, "-shared")
         for stage in stages:
             self.queue.write(stage, self._submitted(id, needs, job))
@@ -73,17 +73,17 @@ class Cluster:
         jobs = []
         for cell in (self.cells[number] for number in numbers):
             log = self.logs / f"job-{cell.run.name.rpartition('-')[2]}.log"
-            jobs.append(Job([self.script, *cell.words], log, self.queue.end(cell)))
+            jobs.append(SlurmJob([self.script, *cell.words], log, self.queue.end(cell)))
         ids = self._sbatch(jobs, needs)
         for number, job, id in zip(numbers, jobs, ids, strict=True):
             self.queue.write(self.cells[number], self._submitted(id, needs, job))
         return ids
 
-    def _submitted(self, id: str, needs: list[str], job: Job) -> Submitted:
+    def _submitted(self, id: str, needs: list[str], job: SlurmJob) -> Submitted:
         log, end = (os.path.relpath(path, self.queue.store) for path in (job.log, job.end))
         return Submitted(id, needs, log, end)
 
-    def _sbatch(self, jobs: list[Job], needs: list[str], suffix: str = "") -> list[str]:
+    def _sbatch(self, jobs: list[SlurmJob], needs: list[str], suffix: str = "") -> list[str]:
         """Several jobs become an array."""
         from submitit.core.utils import FailedJobError
 

@@ -1,6 +1,6 @@
 """What runs inside a Slurm job: one command of ldmlab as all the job's tasks, its signals and its way back into the queue.
 
-submitit starts a `Job` once per task. A signal (Slurm's before the time limit, at pre-emption, scancel's) becomes a SIGTERM for the
+submitit starts a `SlurmJob` once per task. A signal (Slurm's before the time limit, at pre-emption, scancel's) becomes a SIGTERM for the
 command, which writes a checkpoint and exits with 85; the first task then asks Slurm to queue the job again.
 """
 
@@ -23,7 +23,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @dataclass
-class Job:
+class SlurmJob:
     """A command (`argv`) whose output goes to `log` and whose end to `end`. stages: ids; makes these and no more of the run."""
 
     argv: list[str]
