@@ -1,6 +1,7 @@
 """What several test folders share."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = (
@@ -20,3 +21,16 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real photographs at {folder}")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def environment_kept() -> Iterator[None]:
+    """A test that leaves one of our variables behind changes what the commands of later tests do."""
+    names = [name for name in os.environ if name.startswith("LDMLAB_")]
+    before = {name: os.environ[name] for name in names}
+    yield
+    after = {name: value for name, value in os.environ.items() if name.startswith("LDMLAB_")}
+    for name in after.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+    assert after == before, f"the test left its variables in the environment: {after} in place of {before}"

@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 a mistake, said in one line without a traceback; 85 stoppe
 again; anything else is a bug of ours and keeps its traceback.
 """
 
+import contextlib
 import importlib.util
 import io
 import os
@@ -11,7 +12,7 @@ import pkgutil
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -174,21 +175,35 @@ def _sweep(words: list[str], single: bool = False) -> int:
     import hydra
 
     register_schema()
-    os.environ[SWEEP_CHILD] = "1"
-    texts = _check_sweep([w for w in words if not w.startswith("-")], single)
-    if f"hydra/launcher={SLURM}" in texts:
-        texts += [f"hydra.launcher._target_={_slurm_launcher()}", f"hydra.job.name={Path(sys.argv[0]).stem}"]
-    # Hydra's parser wants all options in one piece
-    sys.argv[1:] = [*(w for w in words if w.startswith("-")), *texts]
+    with _environment(SWEEP_CHILD, "1"):
+        texts = _check_sweep([w for w in words if not w.startswith("-")], single)
+        if f"hydra/launcher={SLURM}" in texts:
+            texts += [f"hydra.launcher._target_={_slurm_launcher()}", f"hydra.job.name={Path(sys.argv[0]).stem}"]
+        # Hydra's parser wants all options in one piece
+        sys.argv[1:] = [*(w for w in words if w.startswith("-")), *texts]
 
-    @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-    def job(cfg: Any) -> None:
-        raise UserError(
-            f"a sweep's jobs run in their own processes; use hydra/launcher=processes, or hydra/launcher={SLURM} on a cluster."
-        )
+        @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+        def job(cfg: Any) -> None:
+            raise UserError(
+                f"a sweep's jobs run in their own processes; use hydra/launcher=processes, or hydra/launcher={SLURM} on a cluster."
+            )
 
-    job()
+        job()
     return 0
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """A variable of the environment, for this block and the processes started in it."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _slurm_launcher() -> str:
