@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -84,6 +85,26 @@ def test_a_name_is_text_and_never_markup_or_mathematics(fake_store: FakeStore) -
     assert figure is not None
     texts = "".join(ET.fromstring(svg(figure)).itertext())
     assert r"$\frac{$<b>" in texts and "plain" in texts
+
+
+def test_long_names_leave_room_for_the_axes(fake_store: FakeStore) -> None:
+    """Cells that differ in many options have names as long as a line of text; both ends of them stay."""
+    names = [f"ae=kl_f4_quick, {'ldm.fit.optimizer=' * 4}{which}" for which in ("adamw", "muon")]
+    folders = [
+        fake_store.run(
+            [*fake_store.snapshot(f"{x}1", 1000, 90.0), *fake_store.snapshot(f"{x}2", 2000, 80.0)], f"i{x}", name
+        )
+        for x, name in zip("ab", names, strict=True)
+    ]
+    over = over_training(read_runs(folders), FID)
+    assert over is not None
+    for figure in (over, replace(over, span="rows")):
+        texts = [text for text in ET.fromstring(svg(figure)).itertext() if "…" in text]
+        assert sorted(text[-5:] for text in texts) == ["=muon", "adamw"]
+        assert all(len(text) <= drawing.LONGEST for text in texts)
+        (axes,) = drawing._draw(figure, drawing.THEMES["light"]).axes
+        assert axes.get_position().width > 0.35 and axes.get_position().x1 <= 1
+    assert drawing.shortened("kl_f4") == "kl_f4"
 
 
 def test_a_shared_stage_is_drawn_once(fake_store: FakeStore) -> None:

@@ -21,6 +21,9 @@ PAPER_FONTS = (
     "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Liberation Sans', 'DejaVu Sans', sans-serif"
 )
 
+CHARACTER = 0.0148  # a line's name, 9.5 pt: its width a character, of the panel's
+LONGEST = 28  # characters of a name: half of the panel stays the axes'
+
 
 class Theme(NamedTuple):
     ink: str
@@ -120,7 +123,7 @@ def _line(axes: Any, s: Series, theme: Theme, bars: bool = False) -> None:
 
 def _labels(axes: Any, figure: Figure, theme: Theme) -> None:
     """Names at the line ends, moved apart where they would touch, in the colour of their line."""
-    named = [(s, s.caption) for s in figure.series]
+    named = [(s, shortened(s.caption)) for s in figure.series]
     if sum(bool(text) for _, text in named) < 2:  # one line needs no name: the title says what it is
         return
     height = axes.get_window_extent().height
@@ -131,6 +134,14 @@ def _labels(axes: Any, figure: Figure, theme: Theme) -> None:
             1.02, y / height, text, transform=axes.transAxes, va="center", ha="left", fontsize=9.5,
             color=theme.lines[s.colour % len(theme.lines)], parse_math=False,
         )  # fmt: skip
+
+
+def shortened(name: str) -> str:
+    """A name of at most `LONGEST` characters: what is too long loses its middle, since names of one study differ at either end."""
+    if len(name) <= LONGEST:
+        return name
+    kept = LONGEST - 1
+    return f"{name[: kept - kept // 2]}…{name[-(kept // 2) :]}"
 
 
 def _plain_number(value: float, _: Any = None) -> str:
@@ -165,7 +176,7 @@ def _draw_rows(canvas: Any, figure: Figure, theme: Theme) -> None:
     """Scores of things without an order: a row each, the value and its interval along the horizontal axis."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    left = min(0.04 + 0.0165 * max(len(s.name) for s in figure.series), 0.5)
+    left = 0.04 + 0.0165 * max(len(shortened(s.name)) for s in figure.series)
     axes = canvas.add_axes((left, 26 / 72 / figure.height, 0.97 - left, 1 - 52 / 72 / figure.height))
     for row, s in enumerate(figure.series):
         colour, marker = theme.lines[s.colour % len(theme.lines)], MARKERS[s.colour % len(MARKERS)]
@@ -173,7 +184,7 @@ def _draw_rows(canvas: Any, figure: Figure, theme: Theme) -> None:
         hollow = theme.paper if s.loose and s.loose[0] else colour
         axes.plot(s.values[0], row, marker=marker, markersize=6, color=colour, markerfacecolor=hollow)
     axes.set_ylim(len(figure.series) - 0.5, -0.5)
-    axes.set_yticks(range(len(figure.series)), [s.name for s in figure.series], parse_math=False)
+    axes.set_yticks(range(len(figure.series)), [shortened(s.name) for s in figure.series], parse_math=False)
     axes.margins(x=0.06)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(FuncFormatter(_plain_number))
@@ -184,8 +195,8 @@ def _draw_rows(canvas: Any, figure: Figure, theme: Theme) -> None:
 def _draw_lines(canvas: Any, figure: Figure, theme: Theme) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
-    longest = max((len(s.caption) for s in figure.series), default=0)
-    room = (0.03 + 0.0148 * longest) if sum(bool(s.caption) for s in figure.series) > 1 else 0.03
+    longest = max((len(shortened(s.caption)) for s in figure.series), default=0)
+    room = (0.03 + CHARACTER * longest) if sum(bool(s.caption) for s in figure.series) > 1 else 0.03
     foot, head_room = 0.165 * HEIGHT / figure.height, 0.145 * HEIGHT / figure.height
     axes = canvas.add_axes((0.135, foot, 0.845 - room, 1 - foot - head_room))
     for s in _apart(figure):
