@@ -24,7 +24,7 @@ from ldmlab.pipeline.denoiser import DenoiserStage
 from ldmlab.pipeline.resolved import Resolved, resolve
 from ldmlab.pipeline.samples import SamplesStage
 from ldmlab.pipeline.scores import ScoresStage
-from ldmlab.pipeline.stage import Row, Stage
+from ldmlab.pipeline.stage import Row, SnapshotStage, Stage
 from ldmlab.pipeline.weak_model import find_run
 from ldmlab.ranges import Given
 from ldmlab.store.files import read_array, read_json
@@ -108,8 +108,8 @@ class Enlarged:
         return {**self.first.record(n), "enlarged": self.of}
 
 
-class EnlargedSamples(SamplesStage):
-    """What `SamplesStage` leaves, of the second model; conditions-pictures.npy are the first model's samples."""
+class OfTwo(SnapshotStage):
+    """A stage of the second model that stands on samples of the first."""
 
     def __init__(
         self, plan: Annotated[Any, Given], images: Annotated[int, Given], first: Annotated[SamplesStage, Given]
@@ -122,6 +122,10 @@ class EnlargedSamples(SamplesStage):
         if plan.resolved.cfg.then is None:
             return []
         return [plan.second.stage(cls, *which) for which in pairs_of(plan)]
+
+
+class EnlargedSamples(OfTwo, SamplesStage):
+    """What `SamplesStage` leaves, of the second model; conditions-pictures.npy are the first model's samples."""
 
     def check(self) -> None:
         """The second model is there: it is another run's to train."""
@@ -146,20 +150,8 @@ class EnlargedSamples(SamplesStage):
         return Enlarged(images, first, self.first.address.id)
 
 
-class ScoresOfBoth(ScoresStage):
+class ScoresOfBoth(OfTwo, ScoresStage):
     """What `ScoresStage` leaves, of the second model's samples: against the reference at their size, for the first model's conditions."""
-
-    def __init__(
-        self, plan: Annotated[Any, Given], images: Annotated[int, Given], first: Annotated[SamplesStage, Given]
-    ):
-        super().__init__(plan, images)
-        self.first = first
-
-    @classmethod
-    def of(cls, plan: "Plan") -> list[Stage]:
-        if plan.resolved.cfg.then is None:
-            return []
-        return [plan.second.stage(cls, *which) for which in pairs_of(plan)]
 
     @property
     def samples(self) -> SamplesStage:
