@@ -159,7 +159,7 @@ def test_a_preset_leaves_the_smaller_values_of_a_recipe_alone() -> None:
 @pytest.mark.parametrize("processes", [1, 2, 4])
 @pytest.mark.parametrize("ae", ["kl_f4", "vq_f8"])
 def test_the_small_preset_divides_among_processes(ae: str, processes: int) -> None:
-    from ldmlab.pipeline.resolved import check_batches
+    from ldmlab.pipeline.fitting import check_batches
 
     words = ["debug=tiny", f"ae={ae}", f"runtime.processes={processes}"]
     cfg = load(words).cfg

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ldmlab import build
+from ldmlab.config import execution
 from ldmlab.config.compose import load
 from ldmlab.errors import ConfigError
 
@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 )
 def test_words(word: str, precision: str, want: bool) -> None:
     cfg = load(["debug=tiny", f"runtime.channels_last={word}"]).cfg
-    assert build.channels_last(cfg, CPU, precision) is want
+    assert execution.channels_last(cfg, CPU, precision) is want
 
 
 def test_other_words_are_refused() -> None:

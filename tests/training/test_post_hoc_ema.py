@@ -9,7 +9,7 @@ from torch import nn
 
 from ldmlab.config.compose import load
 from ldmlab.errors import ConfigError
-from ldmlab.pipeline.resolved import check_power_ema
+from ldmlab.pipeline.fitting import check_power_ema
 from ldmlab.training.post_hoc_ema import PowerEMA, Profile, combine, gamma_of, project
 
 

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from ldmlab import build
 from ldmlab.bench import record, work
 from ldmlab.bench.peak import Peak, peak_of
+from ldmlab.config import execution
 from ldmlab.networks.compiled import compile_blocks
 from ldmlab.pipeline import budget
 from ldmlab.pipeline.context import frozen
@@ -85,7 +86,7 @@ def _works(cfg: DictConfig, data: Any, device: torch.device) -> Any:
         yield "decode", "fp32", work.decode(ae, z_BCHW)
         classifier = build.extractor(cfg, data.declared) if build.needs_classifier(cfg) else None
         loss = build.first_stage_loss(cfg, classifier).to(device)
-        few = batch_of(build.micro_batch(cfg, cfg.ae.fit, build.group_of(cfg)))
+        few = batch_of(execution.micro_batch(cfg, cfg.ae.fit, execution.group_of(cfg)))
         _prepare(cfg, ae, device, cfg.ae.fit.precision)
         draws = work.AnyNoise(0)
         name = "first stage's training step"
@@ -94,7 +95,7 @@ def _works(cfg: DictConfig, data: Any, device: torch.device) -> Any:
     frozen(ae, device)
     denoiser = build.denoiser(cfg, ae, data).to(device)
     if cfg.ldm.fit is not None:
-        few = batch_of(build.micro_batch(cfg, cfg.ldm.fit))
+        few = batch_of(execution.micro_batch(cfg, cfg.ldm.fit))
         cached = reads_cache(cfg, ae)
         if cached:
             with torch.no_grad():
@@ -113,7 +114,7 @@ def _works(cfg: DictConfig, data: Any, device: torch.device) -> Any:
 
 def _prepare(cfg: DictConfig, module: torch.nn.Module, device: torch.device, precision: str) -> None:
     """What training does to a module before it starts (context.py)."""
-    if build.channels_last(cfg, device, precision):
+    if execution.channels_last(cfg, device, precision):
         module.to(memory_format=torch.channels_last)
-    if build.compiles(cfg, device):
+    if execution.compiles(cfg, device):
         compile_blocks(module)

@@ -14,6 +14,7 @@ from torch import Tensor
 from ldmlab import build
 from ldmlab.autoencoders.autoencoder import Autoencoder
 from ldmlab.bench import record
+from ldmlab.config import execution
 from ldmlab.config.compose import load
 from ldmlab.data.base import to_batch
 from ldmlab.data.batches import Batches, to_float
@@ -47,11 +48,11 @@ class Contender:
         self.fit = cfg.ae.fit
         if self.fit is None:
             return
-        if build.channels_last(cfg, device, self.fit.precision):
+        if execution.channels_last(cfg, device, self.fit.precision):
             self.ae.to(memory_format=torch.channels_last)
         self.stage = AutoencoderLoss(self.ae, build.first_stage_loss(cfg, None).to(device), Draws(cfg.ae.seed))
         self.optimizers = {name: build.optimizer(module, self.fit) for name, module in self.stage.modules.items()}
-        micro = build.micro_batch(cfg, self.fit, build.group_of(cfg))
+        micro = execution.micro_batch(cfg, self.fit, execution.group_of(cfg))
         self.batches = Batches(data, self.fit.batch_size, micro, cfg.ae.seed, device)
         self.end = total_steps(self.fit) * self.fit.batch_size
 

@@ -19,9 +19,10 @@ from ldmlab.conditioning.asked import Asked
 from ldmlab.config import search
 from ldmlab.config.complete import Origin, complete, in_closed_form
 from ldmlab.config.conditions import check_parts, joined_conditions, of_parts, spread
+from ldmlab.config.guidance import GUIDANCE
 from ldmlab.config.messages import no_such_option, refuse_unknown, translate, unlisted_option, unresolved
 from ldmlab.config.rules import check_together
-from ldmlab.config.schema import GUIDANCE, STAGES, RunConfig
+from ldmlab.config.schema import STAGES, RunConfig
 from ldmlab.config.search import CONF, ROOT, group_options, groups, listed, option_file
 from ldmlab.config.values import complaints, misfit, nearest, say
 from ldmlab.config.words import SWEEP_CHILD, Word, read

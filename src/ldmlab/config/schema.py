@@ -16,7 +16,6 @@ from ldmlab.ranges import (
     FilePath,
     Fraction,
     Images,
-    Interval,
     Items,
     MaybeImages,
     Moment,
@@ -25,7 +24,6 @@ from ldmlab.ranges import (
     PictureSize,
     Positive,
     Range,
-    Scale,
     Seed,
     Share,
     Width,
@@ -187,44 +185,6 @@ class Latents:
 
 
 @dataclass
-class ClassifierGuidanceOptions:
-    """Guidance by a classifier of noisy latents, trained in a stage of its own."""
-
-    scale: Scale = MISSING
-    interval: Interval | None = None  # of sigma / alpha where it pushes; null: everywhere
-    network: Node = MISSING
-    fit: Fit = field(default_factory=Fit)
-    seed: Seed | None = None  # null: the run's
-
-
-@dataclass
-class AutoguidanceOptions:
-    """Guidance away from a weaker model: this denoiser's snapshot, or the denoiser of another run."""
-
-    scale: Scale = MISSING
-    snapshot: At | None = None
-    run: str | None = None
-
-
-@dataclass
-class ImageGuidanceOptions:
-    """Guidance towards a picture: what of it is looked at is `transform`; null is all of it."""
-
-    file: Text = MISSING
-    scale: Scale = MISSING
-    interval: Interval | None = None  # of sigma / alpha where it pulls; null: everywhere
-    transform: MaybeNode = None
-
-
-GUIDANCE: dict[str, type] = {
-    "classifier": ClassifierGuidanceOptions,
-    "auto": AutoguidanceOptions,
-    "image": ImageGuidanceOptions,
-}
-"""The kinds without a `_target_`. A kind with one is a part; its constructor says its options."""
-
-
-@dataclass
 class Large:
     """Pictures of another size than the denoiser was trained at (`size`), which bounds what sampling them takes. Pixels everywhere."""
 
@@ -289,13 +249,13 @@ class Runtime:
     # true: a denoiser's weights, gradients, optimiser state and averages are split among the ranks (ldmlab.training.sharding)
     shard: bool = False
     micro_batch: Batch | None = None  # images per forward pass and rank at most; the rest is accumulated
-    workers: Workers | Annotated[str, Choices(("auto",))] = "auto"  # loader processes per rank; see build.workers
+    workers: Workers | Annotated[str, Choices(("auto",))] = "auto"  # loader processes per rank (config.execution)
     threads: Processes | None = None  # CPU threads per rank; null: cores / ranks
     timeout: Positive = 3600.0  # seconds that ranks wait for each other
     checkpoint_seconds: Positive = 300.0
     log_seconds: Positive = 10.0
-    channels_last: Annotated[Any, Choices(("auto", "true", "false"))] = False  # see build.channels_last
-    compile: Annotated[Any, Choices(("auto", "true", "false"))] = False  # see build.compiles, networks.compiled
+    channels_last: Annotated[Any, Choices(("auto", "true", "false"))] = False  # see runtime.channels_last
+    compile: Annotated[Any, Choices(("auto", "true", "false"))] = False  # see runtime.compiles, networks.compiled
 
 
 @dataclass

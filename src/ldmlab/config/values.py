@@ -16,7 +16,8 @@ from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from ldmlab.config.schema import GUIDANCE, RunConfig
+from ldmlab.config.guidance import GUIDANCE
+from ldmlab.config.schema import RunConfig
 from ldmlab.config.search import listed
 from ldmlab.ranges import LARGEST, Choices, Items, Range
 

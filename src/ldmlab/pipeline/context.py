@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ldmlab import build
+from ldmlab.config import execution
 from ldmlab.data.base import ImageDataset
 from ldmlab.data.batches import Batches
 from ldmlab.data.latent_cache import LatentCache
@@ -157,18 +158,18 @@ class Context:
             if split:
                 shard(module, self.device, self.ranks.count)
             module.to(self.device)
-            if not split and build.channels_last(self.cfg, self.device, budget.precision):
+            if not split and execution.channels_last(self.cfg, self.device, budget.precision):
                 module.to(memory_format=torch.channels_last)
         first = training_loss.players[0]
         raw, end, flat = training_loss.modules[first], images_at(budget, 1.0), cooldown_begins(budget)
         optimizers = {player: build.optimizer(module, budget) for player, module in training_loss.modules.items()}
         averages: dict[str, EMA] = {first: EMA(raw, budget.ema)} if budget.ema is not None else {}
         powers = {f"power_{width:g}": PowerEMA(raw, width) for width in power_ema}
-        micro = build.micro_batch(self.cfg, budget, group)
-        if build.compiles(self.cfg, self.device) and not split:
+        micro = execution.micro_batch(self.cfg, budget, group)
+        if execution.compiles(self.cfg, self.device) and not split:
             few = positions is not None and micro * positions <= SMALL
             alone = self.ranks.count == 1 and micro == budget.batch_size
-            compile_blocks(raw, graphs=build.records(self.cfg, self.device) and few and alone)
+            compile_blocks(raw, graphs=execution.records(self.cfg, self.device) and few and alone)
         kept = Kept(dict(training_loss.modules), averages | powers, optimizers)
         checkpoints = ShardedCheckpoints(folder, self.ranks) if split else Checkpoints(folder)
         if start is not None and self.main and checkpoints.last() is None:
@@ -189,7 +190,7 @@ class Context:
         )
         batches = Batches(
             dataset, budget.batch_size, micro, seed, self.device, self.ranks.rank, self.ranks.count,
-            build.workers(self.cfg, self.device, isinstance(dataset, LatentCache) and not dataset.image),
+            execution.workers(self.cfg, self.device, isinstance(dataset, LatentCache) and not dataset.image),
         )  # fmt: skip
         try:
             done = fit(

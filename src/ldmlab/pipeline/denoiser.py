@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from ldmlab import build
+from ldmlab.config import execution
 from ldmlab.data.batches import Batches
 from ldmlab.diffusion.denoiser import Denoiser
 from ldmlab.errors import DataError
@@ -231,8 +232,8 @@ def load_denoiser(plan: "Plan", ctx: Context, folder: Path, averaged: dict[str, 
     name = "ema" if ctx.cfg.eval.weights == "ema" else "weights"
     weights_denoiser.load_into(model, averaged or load_tensors(folder / f"{name}.safetensors"))
     frozen(model, ctx.device)
-    if build.compiles(ctx.cfg, ctx.device):
+    if execution.compiles(ctx.cfg, ctx.device):
         compile_blocks(model.network)
-    if build.records(ctx.cfg, ctx.device):
+    if execution.records(ctx.cfg, ctx.device):
         model.record()
     return model

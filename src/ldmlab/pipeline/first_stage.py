@@ -14,6 +14,7 @@ from ldmlab.autoencoders.health import Health
 from ldmlab.autoencoders.pca import PCANetwork
 from ldmlab.autoencoders.regularisers.base import Posterior
 from ldmlab.autoencoders.scale import measure_scale
+from ldmlab.config import execution
 from ldmlab.data.base import to_batch
 from ldmlab.data.batches import Batches, to_float, to_uint8
 from ldmlab.data.parcel import on_device
@@ -151,7 +152,7 @@ def train_autoencoder(
         ctx.data,
         fit,
         _psnr_of(ae, images, ctx.device),
-        build.group_of(ctx.cfg),
+        execution.group_of(ctx.cfg),
         Health().health_check,
         seed=ctx.cfg.ae.seed,
         keep_state=keep_state,

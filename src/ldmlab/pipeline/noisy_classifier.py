@@ -15,8 +15,8 @@ from ldmlab.networks.noisy_classifier import NoisyClassifier
 from ldmlab.pipeline.context import Context, frozen
 from ldmlab.pipeline.costs import flops_of, millions, parameters_of
 from ldmlab.pipeline.first_stage import FirstStage
+from ldmlab.pipeline.fitting import check_divides
 from ldmlab.pipeline.latents import LatentsStage, learnt_from, load_learnt_from
-from ldmlab.pipeline.resolved import check_divides
 from ldmlab.pipeline.stage import Row, Stage
 from ldmlab.randomness import Draws
 from ldmlab.store.checkpoint import load_tensors

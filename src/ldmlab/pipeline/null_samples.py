@@ -10,7 +10,7 @@ from ldmlab.metrics.extraction import extract_all
 from ldmlab.pipeline import large
 from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.extractor import extractor_of, load_extractor
-from ldmlab.pipeline.resolved import knows_null
+from ldmlab.pipeline.fitting import knows_null
 from ldmlab.pipeline.samples import SamplesStage
 from ldmlab.pipeline.stage import Row, Stage
 from ldmlab.store.files import read_array

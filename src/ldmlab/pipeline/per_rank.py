@@ -33,6 +33,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ldmlab import build
+from ldmlab.config import execution
 from ldmlab.diffusion.denoiser import Denoiser
 from ldmlab.pipeline.activations import activations_of
 from ldmlab.pipeline.resolved import Resolved
@@ -129,7 +130,7 @@ def _trained(parameters: nn.Module | Iterable[Tensor]) -> list[Tensor]:
 def training_of(resolved: Resolved, ranks: int, activations: bool = True) -> Training:
     """The training of the run's denoiser on so many ranks. activations: whether they are counted, which takes seconds."""
     cfg, model = resolved.cfg, resolved.denoiser
-    fit, micro = cfg.ldm.fit, build.micro_batch(cfg, cfg.ldm.fit)
+    fit, micro = cfg.ldm.fit, execution.micro_batch(cfg, cfg.ldm.fit)
     averages = (fit.ema is not None) + len(cfg.ldm.power_ema)
     kept = activations_of(model, resolved.latent_shape, micro, fit.precision) if activations else 0
     micros = fit.batch_size // ranks // micro
