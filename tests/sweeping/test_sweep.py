@@ -64,6 +64,7 @@ def test_an_experiment_has_its_own_list_for_a_study() -> None:
     assert "sampler.guidance" in swept(
         ["sweeps=guidance", "experiment=compression_small"]
     )  # another study's is its own
+    assert swept(["experiment=compression_small", "ae=kl_f4_quick"]) == {}  # a sweep over typed values is no study
 
 
 # ---- processes ------------------------------------------------------------------------------------------------------

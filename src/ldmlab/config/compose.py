@@ -103,7 +103,8 @@ def grids_of(hydra: DictConfig) -> list[dict[str, str]]:
     """From Hydra's own node: the grids of cells that an experiment has for this study (`hydra.sweeper.of_study`), else the study's
     params and what it has beside them.
     """
-    found = (hydra.sweeper.get("of_study") or {}).get(hydra.runtime.choices.get("sweeps"))
+    study = hydra.runtime.choices.get("sweeps")
+    found = (hydra.sweeper.get("of_study") or {}).get(study) if study else None
     if not found:
         found = [hydra.sweeper.params or {}, *(hydra.sweeper.get("beside") or [])]
     return [
