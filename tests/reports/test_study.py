@@ -157,6 +157,13 @@ def test_a_closed_form_stands_in_the_table_and_not_on_a_logarithmic_axis(fake_st
     assert len(study_page.score_table(study, []).rows) == 3
 
 
+def test_seeds_of_one_cell_stand_together_whatever_ended_first(fake_store: FakeStore) -> None:
+    ended = [("v", 0), ("eps", 0), ("eps", 1), ("v", 1)]
+    folders = [cell(fake_store, f"o{name}{seed}", 12.0, f"d{name}{seed}", {"objective": name}, {"objective": {"target": name}, "ldm": {"seed": seed}})
+               for name, seed in ended]  # fmt: skip
+    assert [c.label for c in study_of(folders).cells] == ["v seed=0", "v seed=1", "eps seed=0", "eps seed=1"]
+
+
 def test_a_cell_without_guidance_begins_every_line_of_guidance(fake_store: FakeStore) -> None:
     study = study_of(of_guidance(fake_store))
     assert study.axis is not None and study.axis.knob == "guidance"

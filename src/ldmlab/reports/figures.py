@@ -185,7 +185,8 @@ def logged(
                 series.append(Series(name, curve.images, curve.values, split=split, sources=(record.place,), **look))
     if not series:
         return None
-    floors = [line for i, _, record in records.values() for line in floor_line(quantity, record, i, len(runs) > 1)]
+    lines = [line for i, _, record in records.values() for line in floor_line(quantity, record, i, len(runs) > 1)]
+    floors = list({tuple(line.values): line for line in reversed(lines)}.values())[::-1]  # seeds of one latent share it
     widths = sorted({window(len(s.values)) for s in series if s.style == "noisy"} - {1})
     note = f"Thin: every logged value. Thick: centred mean of {' or '.join(map(str, widths))}." if widths else ""
     note = "On validation images." if {s.split for s in series} == {"val"} else note

@@ -153,7 +153,7 @@ def read_study(runs: list[Run], laddered: bool = True) -> Study:
     trained = [cell for cell in cells if not cell.closed_form]
     deciding = [options(cell) for cell in (trained if len(trained) > 1 else cells)]
     knobs = tuple(knob for knob in dict.fromkeys(k for each in deciding for k in each) if is_knob(knob, deciding))
-    cells, ladder = ([_with(cell, knobs) for cell in each] for each in (cells, ladder))
+    cells, ladder = (_seeds_together([_with(cell, knobs) for cell in each]) for each in (cells, ladder))
     axis = next((axis for axis in AXES if axis.knob in knobs and _repeats(cells, knobs, axis)), None)
     others = tuple(knob for knob in knobs if axis is None or knob != axis.knob)
     cells = [replace(cell, label=label(cell, knobs, axis)) for cell in cells]
@@ -168,6 +168,16 @@ def read_study(runs: list[Run], laddered: bool = True) -> Study:
 def _with(cell: StudyCell, knobs: tuple[str, ...]) -> StudyCell:
     own = options(cell)
     return replace(cell, knobs={knob: own.get(knob) for knob in knobs})
+
+
+def _seeds_together(cells: list[StudyCell]) -> list[StudyCell]:
+    """Cells that differ in seeds alone stand together, closed forms last; else the order they came in. Side by side, cells end in any order."""
+    places: dict[str, int] = {}
+    keys = [repr([item for item in cell.knobs.items() if "seed" not in item[0]]) for cell in cells]
+    for key in keys:
+        places.setdefault(key, len(places))
+    order = sorted(range(len(cells)), key=lambda i: (cells[i].closed_form, places[keys[i]]))
+    return [cells[i] for i in order]
 
 
 def apart(cells: list[StudyCell]) -> tuple[list[StudyCell], list[StudyCell]]:
