@@ -84,10 +84,10 @@ def ties(study: Study) -> list[str]:
     """One sentence a score; of many cells how many of the compared pairs, for ≈ in the table says the rest."""
     every = compared_pairs(study)
     found = indistinct(every, study.metrics)
-    if len(study.cells) <= MANY or study.axis is None:
+    if len(study.cells) <= MANY:
         return [tie(metric, pair_names(pairs)) for metric, pairs in found]
-    which = f"pairs (neighbours of a line, and lines at equal {study.axis.knob})"
-    return [tie(metric, f"{len(pairs)} of {len(every)} {which}") for metric, pairs in found]
+    which = f" (neighbours of a line, and lines at equal {study.axis.knob})" if study.axis else " of cells"
+    return [tie(metric, f"{len(pairs)} of {len(every)} pairs{which}") for metric, pairs in found]
 
 
 def verdicts(study: Study) -> list[str]:
