@@ -7,17 +7,15 @@ Net 3, whether the parts fit each other and the data, is in `pipeline/checks.py`
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from ldmlab.conditioning.asked import Asked
 from ldmlab.config import search
 from ldmlab.config.complete import Origin, complete, in_closed_form
+from ldmlab.config.composition import register_schema, remembered, whole
 from ldmlab.config.conditions import check_parts, joined_conditions, of_parts, spread
 from ldmlab.config.guidance import GUIDANCE
 from ldmlab.config.messages import no_such_option, refuse_unknown, translate, unlisted_option, unresolved
@@ -64,34 +62,19 @@ class ComposedAndAsked(Composed):
         return self._asked
 
 
-def register_schema() -> None:
-    """Make `RunConfig` and the group `sweeps/` at the root known to Hydra; harmless when done twice.
-
-    (The root itself as a search path would make a group of every folder in it: of `store/`, after the first run.)
-    """
-    ConfigStore.instance().store(name="base_schema", node=RunConfig)
-    for file in (search.ROOT / "sweeps").glob("*.yaml"):
-        ConfigStore.instance().store(group="sweeps", name=file.stem, node=OmegaConf.load(file), package="_global_")
-
-
 def load(overrides: Sequence[str]) -> Composed:
     """Compose, check and complete the configuration that `overrides` describe. It is read-only.
 
     Raises ConfigError for anything that a user may have mistyped.
     """
     words = read(overrides)
-    register_schema()
     cfg, choices = _compose(words)
     return finish(cfg, choices, words)
 
 
 def swept(overrides: Sequence[str]) -> dict[str, str]:
     """Option → values that the sweep among these words goes over (`params_of`). Raises ConfigError as `load` does."""
-    words = read(overrides)
-    register_schema()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(config_dir=str(search.CONF), version_base="1.3"):
-        return params_of(_hydra(words).hydra)
+    return params_of(_hydra(read(overrides), whole)[1])
 
 
 def params_of(hydra: DictConfig) -> dict[str, str]:
@@ -140,32 +123,28 @@ def _compose(words: Sequence[Word]) -> tuple[DictConfig, dict[str, str]]:
         for option in options if search.is_group(group, typed) else []:
             if str(option).startswith("_"):  # a helper that the group's options share
                 raise no_such_option(f"{group}/{option}", words)
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(config_dir=str(search.CONF), version_base="1.3"):
-        cfg = _hydra(words)
-        if cfg.hydra.sweeper.get("params") and SWEEP_CHILD not in os.environ:
-            sweep = cfg.hydra.runtime.choices.get("sweeps")
-            raise ConfigError(
-                f"sweeps={sweep} is a sweep of several runs and needs -m: python src/train.py -m sweeps={sweep}"
-            )
-        choices = {
-            k: str(v) for k, v in cfg.hydra.runtime.choices.items() if not k.startswith("hydra") and v is not None
-        }
-        choices = joined_conditions(choices)
-        OmegaConf.set_struct(cfg, False)
-        del cfg["hydra"]
-        return cfg, choices
+    cfg, hydra = _hydra(words, remembered)
+    if hydra.sweeper.get("params") and SWEEP_CHILD not in os.environ:
+        sweep = hydra.runtime.choices.get("sweeps")
+        raise ConfigError(
+            f"sweeps={sweep} is a sweep of several runs and needs -m: python src/train.py -m sweeps={sweep}"
+        )
+    choices = {k: str(v) for k, v in hydra.runtime.choices.items() if not k.startswith("hydra") and v is not None}
+    OmegaConf.set_struct(cfg, False)
+    return cfg, joined_conditions(choices)
 
 
-def _hydra(words: Sequence[Word]) -> DictConfig:
-    """The composition with Hydra's own node. An option that a part takes though its yaml leaves it out may be typed as well."""
+def _hydra(
+    words: Sequence[Word], compose: Callable[[Sequence[Word]], tuple[DictConfig, DictConfig]]
+) -> tuple[DictConfig, DictConfig]:
+    """The composition and Hydra's own node. An option that a part takes though its yaml leaves it out may be typed as well."""
     words = spread(words)
     try:
-        return compose("config", overrides=[word.text for word in words], return_hydra_config=True)
+        return compose(words)
     except Exception as error:  # Hydra and OmegaConf raise of every kind for what was typed
         if (path := unlisted_option(error, words)) is None:
             raise translate(error, words) from None
-    return _hydra([word._replace(text=f"++{word.text}") if word.path == path else word for word in words])
+    return _hydra([word._replace(text=f"++{word.text}") if word.path == path else word for word in words], compose)
 
 
 def finish(cfg: DictConfig, choices: dict[str, str], words: Sequence[Word]) -> Composed:
@@ -275,7 +254,7 @@ def _fill_metrics(plain: DictConfig, origin: Origin) -> None:
         if file is None:
             hint = nearest(str(name), known)
             raise ConfigError(f"eval.metrics: no metric is called '{name}'.{hint} There are: {listed(known)}.")
-        node = OmegaConf.load(file)
+        node = search.read(file)
         plain.metric[name] = OmegaConf.merge(node, given[name]) if name in given else node
     for path in sorted(origin.typed):
         if path.startswith("metric.") and path.split(".")[1] not in plain.metric:

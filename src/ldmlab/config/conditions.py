@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ldmlab.config.messages import no_such_option
-from ldmlab.config.search import group_options, is_group, option_file
+from ldmlab.config.search import group_options, is_group, option_file, read
 from ldmlab.config.words import Word
 from ldmlab.errors import ConfigError
 
@@ -55,7 +55,7 @@ def _listed(words: Sequence[Word]) -> list[str] | None:
 def _of_file(group: str, option: str, texts: Sequence[str]) -> list[str] | None:
     """The list that an option's yaml, or one that it is based on, chooses: `override /cond: [class_label, semantic]`."""
     file = option_file(group, option, texts)
-    node: Any = OmegaConf.load(file) if file is not None else None
+    node: Any = read(file) if file is not None else None
     for item in (node.get("defaults") or []) if isinstance(node, DictConfig) else []:
         if isinstance(item, DictConfig):
             for key, value in item.items():

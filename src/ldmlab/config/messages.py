@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
 from ldmlab.config import schema as declared
 from ldmlab.config.complete import Origin, is_given, signature
+from ldmlab.config.composition import remembered
 from ldmlab.config.search import (
     SEARCHPATH,
     folders,
@@ -20,6 +20,7 @@ from ldmlab.config.search import (
     line_of,
     listed,
     option_file,
+    read,
     shown,
 )
 from ldmlab.config.values import complaint, dataclass_in, hint_of, hints_of, misfit, nearest, say
@@ -45,7 +46,7 @@ def translate(error: Exception, words: Sequence[Word]) -> ConfigError:
             return ConfigError(wrong)
     text = _chain_text(error)
     if isinstance(error, AssertionError):  # OmegaConf's answer to an option below a node that is null
-        return _below_null(texts)
+        return _below_null(words)
     named = re.search(r"Could not override '([\w./@-]+)'", text)
     about = [word for word in words if named and word.text.partition("=")[0].lstrip("+") == named[1]]
     if (missing := _no_such_group(about, texts)) is not None:
@@ -70,7 +71,7 @@ def unlisted_option(error: Exception, words: Sequence[Word]) -> str | None:
     if not any(word.path == path and not word.text.startswith("+") for word in words):
         return None
     try:
-        node: Any = compose("config", overrides=[word.text for word in words if word.path != path])
+        node: Any = remembered([word for word in words if word.path != path])[0]
         part = OmegaConf.select(node, path.rpartition(".")[0])
         takes, hints = (
             signature(part["_target_"], path) if isinstance(part, DictConfig) and "_target_" in part else ({}, {})
@@ -185,7 +186,7 @@ def _no_such_group(about: Sequence[Word], texts: Sequence[str]) -> ConfigError |
 
 def _has_default(group: str, option: str, child: str, texts: Sequence[str]) -> bool:
     file = option_file(group, option, texts)
-    defaults = OmegaConf.select(OmegaConf.load(file), "defaults") or [] if file is not None else []
+    defaults = OmegaConf.select(read(file), "defaults") or [] if file is not None else []
     names = [str(key) for item in defaults if isinstance(item, DictConfig) for key in item]
     inherited = [str(item) for item in defaults if isinstance(item, str) and item != "_self_"]
     return child in names or any(_has_default(group, parent, child, texts) for parent in inherited)
@@ -222,7 +223,7 @@ def _unknown_key(path: str, words: Sequence[Word]) -> ConfigError:
         return ConfigError(f"{path}: no such group.{nearest(path, groups(texts))} Groups: {listed(groups(texts))}.")
     rest = [word for word in words if word.path != path]
     try:
-        node: Any = compose("config", overrides=[word.text for word in rest])
+        node: Any = remembered(rest)[0]
     except Exception as error:
         return translate(error, rest)
     parent, names = "", path.split(".")
@@ -240,10 +241,11 @@ def _unknown_key(path: str, words: Sequence[Word]) -> ConfigError:
     return ConfigError(f"{path}: no such option.{near} {parent or 'The top level'} takes: {listed(allowed)}.")
 
 
-def _below_null(texts: list[str]) -> ConfigError:
+def _below_null(words: Sequence[Word]) -> ConfigError:
     """An option of a part that this composition does not have, such as `ae.fit.images` with ae=identity."""
+    texts = [word.text for word in words]
     try:
-        chosen: Any = compose("config", overrides=[o for o in texts if "." not in o.split("=")[0]])
+        chosen: Any = remembered([word for word in words if "." not in word.text.split("=")[0]])[0]
     except Exception:
         chosen = None
     for path in (o.split("=")[0].lstrip("+") for o in texts):

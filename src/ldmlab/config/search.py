@@ -1,11 +1,14 @@
 """Where configuration files lie: conf/, sweeps/, and the folders a user adds with `hydra.searchpath=[file:///…]`."""
 
+import functools
 import importlib.util
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
+
+from omegaconf import OmegaConf
 
 from ldmlab.errors import ConfigError
 
@@ -83,6 +86,17 @@ def option_file(group: str, option: str, words: Sequence[str] = ()) -> Path | No
 def _places(group: str, words: Sequence[str]) -> list[Path]:
     """The folders of a group: of studies also sweeps/ at the root."""
     return [*([ROOT / "sweeps"] if group == "sweeps" else []), *(folder / group for folder in folders(words))]
+
+
+def read(file: Path) -> Any:
+    """What a yaml holds, its references as they stand. It is shared until the file changes; nobody may change it."""
+    status = file.stat()
+    return _read(file, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=256)
+def _read(file: Path, changed: int, size: int) -> Any:
+    return OmegaConf.load(file)
 
 
 def line_of(file: Path, key: str) -> int | None:

@@ -5,6 +5,7 @@ Options of parts are checked in `complete.py` with the same `misfit`.
 """
 
 import difflib
+import functools
 import inspect
 import math
 import types
@@ -143,6 +144,7 @@ def dataclass_in(hint: Any) -> type | None:
     return next((c for c in candidates if inspect.isclass(c) and is_dataclass(c)), None)
 
 
+@functools.cache
 def hints_of(schema: type) -> dict[str, Any]:
     """Field → annotation with its rules."""
     return typing.get_type_hints(schema, include_extras=True)

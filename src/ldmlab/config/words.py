@@ -1,5 +1,6 @@
 """Words of the command line before Hydra reads them: ordinary paths are quoted, what cannot be meant is refused in our words."""
 
+import functools
 import os
 import re
 from collections.abc import Sequence
@@ -44,7 +45,7 @@ def read(typed: Sequence[str], sweep: bool = False) -> list[Word]:
 
 
 def _read(typed: str, sweep: bool) -> Word:
-    path, found = typed.partition("=")[0], _parse(_prepared(typed))
+    path, found = typed.partition("=")[0], parse(_prepared(typed))
     assert found.input_line is not None
     if found.is_delete():
         bare = path.lstrip("~")
@@ -89,13 +90,15 @@ def _refuse_without_effect(typed: str, key: str, sweep: bool) -> None:
     )
 
 
-def _parse(text: str) -> Override:
+@functools.lru_cache(maxsize=4096)
+def parse(text: str) -> Override:
+    """One word as Hydra reads it. Raises what Hydra raises."""
     return OverridesParser.create().parse_override(text)
 
 
 def _parses(text: str) -> bool:
     try:
-        _parse(text)
+        parse(text)
     except (HydraException, ValueError, OverflowError, RecursionError):
         return False
     return True
