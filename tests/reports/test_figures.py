@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from itertools import pairwise
@@ -76,6 +77,19 @@ def test_drawings_are_reproducible_and_whole(runs: list[Run], scheme: Any) -> No
     ET.fromstring(first)
     assert "<dc:date>" not in first and "FID" in first
     assert png(figure) == png(figure)
+
+
+def test_one_drawing_is_the_same_in_every_form_and_order(runs: list[Run]) -> None:
+    """The dark form is the light one in other colours, but for the names that Matplotlib makes from a marker's colour."""
+    figure = over_training(runs, FID)
+    assert figure is not None
+    one, other = drawing.Drawing(figure), drawing.Drawing(figure)
+    assert (one.light, one.png, one.spots) == (svg(figure), png(figure), drawing.spots(figure))
+    assert (other.spots, other.png, other.light) == (one.spots, one.png, one.light)
+    with drawing._settings():
+        dark = drawing._svg(drawing._draw(figure, drawing.THEMES["dark"]), figure.title)
+    names = re.compile(r"\bm[0-9a-f]{10}\b")
+    assert names.sub("m", one.dark) == names.sub("m", dark) and one.dark != one.light
 
 
 def test_a_name_is_text_and_never_markup_or_mathematics(fake_store: FakeStore) -> None:

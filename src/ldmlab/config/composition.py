@@ -87,7 +87,7 @@ def _by_hydra(texts: tuple[str, ...]) -> tuple[DictConfig, DictConfig]:
 
 
 def _state(folder: Path) -> State:
-    return tuple(sorted(_yamls(str(folder))))
+    return tuple(sorted(_yamls(str(folder)))) if folder.is_dir() else ()
 
 
 def _yamls(folder: str) -> Iterator[tuple[str, int, int]]:

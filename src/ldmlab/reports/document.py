@@ -7,6 +7,7 @@ beside it. Equal documents give equal bytes: nothing here reads a clock.
 Text may hold `code` between backticks and links [to a file](table.csv) of the page's own folder; all else is plain.
 """
 
+import functools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ldmlab.reports.drawing import files, spots, svg
+from ldmlab.reports.drawing import Drawing, files
 from ldmlab.reports.figures import JOINED, Figure
 from ldmlab.reports.pictures import Picture, Pictures, data_uri, sheet
 from ldmlab.store.files import atomic
@@ -169,9 +170,22 @@ class Document:
 
         loader, strict, ids = FileSystemLoader(TEMPLATES), StrictUndefined, frozenset(anchors(self.sections))
         made = Environment(loader=loader, autoescape=True, undefined=strict, trim_blocks=True, lstrip_blocks=True)
-        made.filters |= {"inline": inline, "kind": lambda block: type(block).__name__, "draw": draw, "spots": spots}
+        made.filters |= {"inline": inline, "kind": lambda block: type(block).__name__}
+        made.filters |= {"draw": self._drawn, "spots": lambda figure: self._drawing(figure).spots}
         made.filters["anchor"] = lambda place: self._linked(place) or anchor_of(place, ids)
         return made.get_template(template).render(page=self, **more)
+
+    @functools.cached_property
+    def _drawings(self) -> dict[int, Drawing]:
+        """Of the figures, by identity: the page and its folder show the same drawing."""
+        return {}
+
+    def _drawing(self, figure: Figure) -> Drawing:
+        return self._drawings.setdefault(id(figure), Drawing(figure))
+
+    def _drawn(self, figure: Figure, scheme: Literal["light", "dark"]) -> str:
+        drawing = self._drawing(figure)
+        return data_uri((drawing.light if scheme == "light" else drawing.dark).encode(), "image/svg+xml")
 
     def _linked(self, source: str) -> str:
         """A point that is a mean leads to the row of its first cell, below which the others stand."""
@@ -183,7 +197,8 @@ class Document:
         contents = {"index.html": self.html().encode(), "report.md": self.markdown().encode()}
         for block in walk(self.sections):
             if isinstance(block, Figures):
-                contents |= {name: data for figure in block.figures for name, data in files(figure).items()}
+                for figure in block.figures:
+                    contents |= files(figure, self._drawing(figure))
             elif isinstance(block, Pictures | Picture) and block.name:
                 contents[f"pictures/{block.name}.png"] = sheet(block) if isinstance(block, Pictures) else block.png
         return contents
@@ -248,10 +263,6 @@ def _inline(part: str, safe: Any, markup: Any) -> Any:
         text, target = part[1:-1].split("](")
         return markup('<a href="{}">{}</a>').format(target, text)
     return safe(part)
-
-
-def draw(figure: Figure, scheme: Literal["light", "dark"]) -> str:
-    return data_uri(svg(figure, scheme).encode(), "image/svg+xml")
 
 
 def anchors(blocks: Sequence[Any]) -> Iterator[str]:

@@ -6,9 +6,12 @@ blindness, each with its own marker; lines carry their names at their ends. A pa
 according to the reader's colour scheme; files on disk are the light one.
 """
 
+import contextlib
+import functools
 import io
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -43,6 +46,15 @@ THEMES = {
         ("#56b4e9", "#f08a3c", "#2fbf93", "#df93c0", "#e6c84a", "#9ad1f5", "#b8bcc4"),
     ),
 }  # fmt: skip
+
+COLOUR = re.compile(r"(?<=: )#[0-9a-f]{6}\b")  # of a line, a letter or a marker in an SVG
+
+
+def _colours(theme: Theme) -> tuple[str, ...]:
+    return (theme.ink, theme.muted, theme.grid, theme.paper, *theme.lines)
+
+
+DARK = dict(zip(_colours(THEMES["light"]), _colours(THEMES["dark"]), strict=True))
 
 
 def smooth(values: list[float], window: int) -> list[float]:
@@ -231,20 +243,6 @@ class Spot(NamedTuple):
     source: str
 
 
-def spots(figure: Figure) -> list[Spot]:
-    """Every point of the figure that is drawn with a marker, in the order of its series."""
-    (axes,) = _draw(figure, THEMES["light"]).axes
-    found = []
-    for s, moved in zip(figure.series, _apart(figure), strict=True):
-        for i, (x, value) in enumerate(zip(moved.images, s.values, strict=True)):
-            if s.style == "points" and math.isfinite(value):
-                place = (value, x) if figure.span == "rows" else (x, value)
-                right, up = axes.transData.transform(place)
-                source = s.sources[i] if len(s.sources) == len(s.values) else "".join(s.sources[:1])
-                found.append(Spot(round(right, 1), round(figure.height * 72 - up, 1), _said(figure, s, i), source))
-    return found
-
-
 def _said(figure: Figure, s: Series, i: int) -> str:
     """ "kl_f4, after 2 000 images, FID 12.3 [11.9, 12.8]" """
     where = f"after {numbers.count(s.images[i])} images" if figure.x == TRAINING else f"{figure.x} {s.images[i]:g}"
@@ -255,10 +253,12 @@ def _said(figure: Figure, s: Series, i: int) -> str:
     return ", ".join(part for part in (*parts, f"{figure.y.rstrip(' ↑↓')} {said}", other) if part)
 
 
-def _rendered(figure: Figure, theme: Theme, save: Callable[[Any, io.BytesIO], None]) -> bytes:
+@contextlib.contextmanager
+def _settings() -> Iterator[None]:
+    """Matplotlib's own defaults, whatever a person's file says, with text that stays text; and all as it was afterwards."""
     import matplotlib
 
-    settings: Any = {
+    own: Any = {
         "svg.hashsalt": "ldmlab",
         "svg.fonttype": "none",
         "font.family": ["DejaVu Sans"],
@@ -267,32 +267,80 @@ def _rendered(figure: Figure, theme: Theme, save: Callable[[Any, io.BytesIO], No
     with matplotlib.rc_context():
         defaults: Any = {k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith("backend")}
         matplotlib.rcParams.update(defaults)
-        matplotlib.rcParams.update(settings)
+        matplotlib.rcParams.update(own)
+        yield
+
+
+class Drawing:
+    """A figure, drawn once for all that shows it; each form is made when it is first asked for."""
+
+    def __init__(self, figure: Figure) -> None:
+        self._figure = figure
+
+    @functools.cached_property
+    def _canvas(self) -> Any:
+        with _settings():
+            return _draw(self._figure, THEMES["light"])
+
+    @functools.cached_property
+    def light(self) -> str:
+        """As SVG with a transparent ground; its text is text, in the reader's own fonts."""
+        return _svg(self._canvas, self._figure.title)
+
+    @property
+    def dark(self) -> str:
+        """The same in the colours of the dark theme."""
+        return COLOUR.sub(lambda found: DARK.get(found[0], found[0]), self.light)
+
+    @functools.cached_property
+    def png(self) -> bytes:
+        """As PNG on white, 187 dots an inch (972 pixels wide)."""
         out = io.BytesIO()
-        save(_draw(figure, theme), out)
-    return out.getvalue()
+        with _settings():
+            self._canvas.savefig(out, format="png", dpi=187, facecolor="white", metadata={"Software": None})
+        return out.getvalue()
+
+    @functools.cached_property
+    def spots(self) -> list[Spot]:
+        """Every point of the figure that is drawn with a marker, in the order of its series."""
+        figure, (axes,) = self._figure, self._canvas.axes
+        found = []
+        for s, moved in zip(figure.series, _apart(figure), strict=True):
+            for i, (x, value) in enumerate(zip(moved.images, s.values, strict=True)):
+                if s.style == "points" and math.isfinite(value):
+                    place = (value, x) if figure.span == "rows" else (x, value)
+                    right, up = axes.transData.transform(place)
+                    source = s.sources[i] if len(s.sources) == len(s.values) else "".join(s.sources[:1])
+                    found.append(Spot(round(right, 1), round(figure.height * 72 - up, 1), _said(figure, s, i), source))
+        return found
+
+
+def _svg(canvas: Any, title: str) -> str:
+    out = io.BytesIO()
+    with _settings():
+        canvas.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Title": title})
+    return out.getvalue().decode().replace("'DejaVu Sans'", PAPER_FONTS)
 
 
 def svg(figure: Figure, scheme: Literal["light", "dark"] = "light") -> str:
-    """The figure as SVG with a transparent ground; its text is text, in the reader's own fonts."""
-    metadata = {"Date": None, "Creator": None, "Title": figure.title}
-    raw = _rendered(
-        figure,
-        THEMES[scheme],
-        lambda canvas, out: canvas.savefig(out, format="svg", transparent=True, metadata=metadata),
-    )
-    return raw.decode().replace("'DejaVu Sans'", PAPER_FONTS)
+    """The figure as SVG, drawn anew."""
+    found = Drawing(figure)
+    return found.light if scheme == "light" else found.dark
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as PNG on white, 187 dots an inch (972 pixels wide)."""
-    options: dict[str, Any] = {"format": "png", "dpi": 187, "facecolor": "white", "metadata": {"Software": None}}
-    return _rendered(figure, THEMES["light"], lambda canvas, out: canvas.savefig(out, **options))
+    """The figure as PNG, drawn anew."""
+    return Drawing(figure).png
 
 
-def files(figure: Figure, folder: str = "figures") -> dict[str, bytes]:
+def spots(figure: Figure) -> list[Spot]:
+    """The figure's points, drawn anew."""
+    return Drawing(figure).spots
+
+
+def files(figure: Figure, drawn: Drawing, folder: str = "figures") -> dict[str, bytes]:
     """{relative path: contents} of the three files a figure leaves on disk."""
     base = Path(folder) / figure.name
     return {
-        f"{base}.svg": svg(figure).encode(), f"{base}.png": png(figure), f"{base}.csv": data_csv(figure).encode()
+        f"{base}.svg": drawn.light.encode(), f"{base}.png": drawn.png, f"{base}.csv": data_csv(figure).encode()
     }  # fmt: skip
