@@ -1,15 +1,13 @@
 """Each guard sees its trouble, keeps silent on a healthy run, and speaks once."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from whole_commands import run_here
 
 from ldmlab.autoencoders.health import GUARDS, Health
 
-ROOT = Path(__file__).resolve().parents[2]
 HEALTHY = {
     "kl_bits": 6.0, "latent_std": 1.0, "codebook_usage_window": 0.7, "adaptive_weight": 30.0, "discriminator_loss": 0.7,
     "discriminator_logits_real": 0.4, "discriminator_logits_fake": -0.3,
@@ -61,7 +59,7 @@ def test_a_real_collapse_is_told(tmp_path: Path) -> None:
         "ae.regulariser.initial_logvar=0", "ae.fit.images=320", "ae.fit.lr=1e-2", "ae.fit.warmup=0",
         "runtime.log_seconds=0.01", "runtime.threads=1", f"store={tmp_path}",
     ]  # fmt: skip
-    done = subprocess.run([sys.executable, "src/train.py", *words], cwd=ROOT, capture_output=True, text=True)
+    done = run_here("train", words)
     assert done.returncode == 0, done.stderr
     assert "warning at" in done.stderr and "KL collapse" in done.stderr
     (file,) = tmp_path.glob("autoencoder/*/warnings.jsonl")

@@ -1,20 +1,17 @@
 """The command itself: a table, JSON lines, exit code 0; complaints in one line."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from whole_commands import run_here
 
 from ldmlab.bench import command
 from ldmlab.bench.record import Column, Report, append, digits, with_quartiles
 from ldmlab.config.compose import load
 from ldmlab.errors import ConfigError
 from ldmlab.pipeline.timing import Clock, Ratio, interleave, speed_ratio
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_ratios_are_taken_round_by_round() -> None:
@@ -77,8 +74,7 @@ TINY = {
 @pytest.mark.parametrize("name", TINY)
 def test_the_command_prints_a_table_and_records_it(name: str, tmp_path: Path) -> None:
     out = tmp_path / "bench.jsonl"
-    words = [sys.executable, "src/bench.py", *TINY[name], "bench.rounds=1", f"out={out}", f"store={tmp_path / 'store'}"]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
+    done = run_here("bench", [*TINY[name], "bench.rounds=1", f"out={out}", f"store={tmp_path / 'store'}"])
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert rows

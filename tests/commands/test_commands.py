@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from option_words import replacing
+from whole_commands import run_here
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -33,8 +34,13 @@ def environment(threads: int = 1) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore"}
 
 
-def run(script: str, store: Path, *words: str, code: int = 0) -> str:
-    done = subprocess.run(command(script, store, *words), capture_output=True, text=True, cwd=ROOT, env=environment())
+def run(script: str, store: Path, *words: str, code: int = 0, own_process: bool = False) -> str:
+    """What the command says. A sweep and several ranks are processes anyway, and handle signals; others run here unless told."""
+    if own_process or "-m" in words or any(word.startswith("runtime.processes") for word in words):
+        typed = command(script, store, *words)
+        done = subprocess.run(typed, capture_output=True, text=True, cwd=ROOT, env=environment())
+    else:
+        done = run_here(script, command(script, store, *words)[2:])
     assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
 
@@ -53,7 +59,7 @@ def losses(store: Path, stage: str, key: str = "loss") -> list[float]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run in a folder whose name has a space."""
     store = tmp_path_factory.mktemp("a store")
-    text = run("train", store, "eval.at=[0.5,1.0]", "ldm.fit.snapshots=[0.5]")
+    text = run("train", store, "eval.at=[0.5,1.0]", "ldm.fit.snapshots=[0.5]", own_process=True)
     assert "PSNR" in text and "FID" in text and "index.html" in text
     return store
 
@@ -95,7 +101,7 @@ def test_reconstructions_are_scored_by_the_metrics_own_functions(whole: Path) ->
 def test_second_call_trains_nothing_and_is_quick(whole: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.is_file() and "runs" not in p.parts}
     began = time.monotonic()
-    text = run("train", whole, "eval.at=[0.5,1.0]", "ldm.fit.snapshots=[0.5]")
+    text = run("train", whole, "eval.at=[0.5,1.0]", "ldm.fit.snapshots=[0.5]", own_process=True)
     seconds = time.monotonic() - began
     assert {p: p.stat().st_mtime_ns for p in before} == before
     assert text.count(" done ") >= 8 and "will run" not in text
@@ -314,10 +320,7 @@ def test_sweep_goes_on_after_a_failure_and_names_it(tmp_path: Path) -> None:
 def test_pixel_space_reuses_data_and_extractor(whole: Path) -> None:
     before = {p.parent.name for p in whole.glob("extractor/*/done.json")}
     words = [w for w in TINY if not w.startswith("ae.")]  # nothing to train there
-    done = subprocess.run(
-        [sys.executable, "src/train.py", *replacing(words, ["ae=identity", "ldm.fit.images=16", f"store={whole}"])],
-        cwd=ROOT, env=environment(), capture_output=True, text=True,
-    )  # fmt: skip
+    done = run_here("train", replacing(words, ["ae=identity", "ldm.fit.images=16", f"store={whole}"]))
     assert done.returncode == 0, done.stderr
     assert {p.parent.name for p in whole.glob("extractor/*/done.json")} == before
     scores = [json.loads(p.read_text()) for p in whole.glob("reconstructions/identity-*/scores.json")]
@@ -366,6 +369,6 @@ def test_latents_verify(whole: Path) -> None:
 
 
 def test_wandb_is_a_mirror_offline(tmp_path: Path) -> None:
-    run("train", tmp_path, "until=autoencoder", "tracking=wandb")
+    run("train", tmp_path, "until=autoencoder", "tracking=wandb", own_process=True)
     assert list(tmp_path.glob("runs/*/wandb/offline-run-*/*.wandb"))  # of the run, not of its stage
     assert len(losses(tmp_path, "autoencoder")) == 8

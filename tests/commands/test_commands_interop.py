@@ -1,21 +1,18 @@
 """Whole commands: train a first stage, export it, import it in a fresh store; the latents are the same, bit for bit."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from option_words import replacing
 from safetensors.torch import load_file
+from whole_commands import run_here
 
 from ldmlab.config.compose import load
 from ldmlab.errors import UserError
 from ldmlab.pipeline.export import export_first_stage as export
 
-ROOT = Path(__file__).resolve().parents[2]
 TINY = [
     "debug=tiny", "ae=kl_f4_small", "data.resolution=32", "data.train_images=32", "data.val_images=8", "ae.network.width=16",
     "ldm.fit.images=16", "ldm.fit.batch_size=8", "ldm.fit.warmup=0", "eval.extractor_fit.images=32",
@@ -25,10 +22,7 @@ TRAINING = ["ae.fit.images=32", "ae.fit.warmup=0"]
 
 
 def run(script: str, *words: str, code: int = 0) -> str:
-    done = subprocess.run(
-        [sys.executable, f"src/{script}.py", *replacing(TINY, words)], capture_output=True, text=True, cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
-    )  # fmt: skip
+    done = run_here(script, replacing(TINY, words))
     text = done.stdout + done.stderr
     assert done.returncode == code and "Traceback" not in text, f"exit {done.returncode}\n{text}"
     return text

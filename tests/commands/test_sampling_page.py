@@ -4,8 +4,6 @@ import io
 import json
 import re
 import shlex
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 from option_words import replacing
 from PIL import Image
+from whole_commands import run_here
 
 from ldmlab.config.compose import load
 from sample import own_words, sample
@@ -184,6 +183,6 @@ def test_between_two_texts_the_ends_are_the_texts(lab: Path, tmp_path: Path) -> 
 def test_a_word_that_was_never_met_is_refused(lab: Path) -> None:
     """By the command itself: one line, exit code 1, and no weights are read."""
     words = small(["experiment=task_text", "prompt=a large red elephant"], lab)
-    done = subprocess.run([sys.executable, "src/sample.py", *words], cwd=ROOT, capture_output=True, text=True)
+    done = run_here("sample", words)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
     assert "'elephant' stands in no caption" in done.stderr

@@ -2,9 +2,6 @@
 
 import functools
 import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -14,6 +11,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
+from whole_commands import run_here
 
 from ldmlab import build
 from ldmlab.config.compose import CONF, ROOT, group_options, groups, load, misfit
@@ -269,11 +267,9 @@ def _filled(words: str, folder: Path) -> list[str]:
      "ldm.network.heads=none"],
 )  # fmt: skip
 def test_the_command_says_it_in_one_line_with_exit_code_1(words: str, tmp_path: Path) -> None:
+    """(How a start says it: tests/config/test_cli.py.)"""
     began = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "src/train.py", *_filled(words, tmp_path), f"store={tmp_path / 'store'}"],
-        capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONWARNINGS": "ignore"},
-    )  # fmt: skip
+    done = run_here("train", [*_filled(words, tmp_path), f"store={tmp_path / 'store'}"])
     seconds = time.monotonic() - began
     assert done.returncode == 1
     assert done.stdout == ""

@@ -71,7 +71,7 @@ def _sets_value(word: Word, texts: Sequence[str]) -> bool:
     return not (key.startswith(("+", "hydra")) or "/" in key or "@" in key or search.is_group(key, texts))
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=64)
 def _of_groups(chosen: tuple[str, ...], folder: str, *files: State) -> tuple[DictConfig, DictConfig]:
     return _by_hydra(chosen)
 
