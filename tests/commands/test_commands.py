@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -188,22 +189,36 @@ def kill_when(store: Path, stage: str, seen: str, delay: float, number: int = si
     return process.wait(timeout=240)
 
 
+EVERY_STEP = "runtime.checkpoint_seconds=1e-9"  # a checkpoint at every step
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What nobody interrupted."""
+    store = tmp_path_factory.mktemp("straight")
+    run("train", store, "until=denoiser", EVERY_STEP)
+    return store
+
+
 @pytest.mark.parametrize("stage", ["autoencoder", "denoiser"])
-def test_kill_9_at_any_moment_then_the_same_command_is_bit_identical(stage: str, tmp_path: Path) -> None:
-    words = [f"until={stage}", "runtime.checkpoint_seconds=1e-9"]  # a checkpoint at every step
-    run("train", tmp_path / "straight", *words)
+def test_kill_9_at_any_moment_then_the_same_command_is_bit_identical(
+    stage: str, straight: Path, tmp_path: Path
+) -> None:
+    words = [f"until={stage}", EVERY_STEP]
     rng = random.Random(stage)
     store = tmp_path / "killed"
+    if stage == "denoiser":  # what it stands on is there
+        shutil.copytree(straight, store, ignore=shutil.ignore_patterns("denoiser", "runs"))
     moments = [("checkpoints/0*", rng.uniform(0, 0.2)), ("checkpoints/.writing-*", 0.0), ("checkpoints/0*", 0.0)]
     codes = [kill_when(store, stage, seen, delay, signal.SIGKILL, *words) for seen, delay in moments]
     assert codes.count(-signal.SIGKILL) >= 2  # (a fast machine may finish before the last)
     run("train", store, *words)
-    a, b = sealed(tmp_path / "straight", stage), sealed(store, stage)
+    a, b = sealed(straight, stage), sealed(store, stage)
     assert a.name == b.name
     names = ["autoencoder"] if stage == "autoencoder" else ["weights", "ema"]
     for name in names:
         assert (a / f"{name}.safetensors").read_bytes() == (b / f"{name}.safetensors").read_bytes()
-    assert losses(tmp_path / "straight", stage) == losses(store, stage)
+    assert losses(straight, stage) == losses(store, stage)
 
 
 def test_sigterm_leaves_a_checkpoint_and_exit_code_85(tmp_path: Path) -> None:
@@ -215,9 +230,8 @@ def test_sigterm_leaves_a_checkpoint_and_exit_code_85(tmp_path: Path) -> None:
     assert re.search(r"autoencoder\s+\w+\s+resumes at 0 %|autoencoder\s+\w+\s+resumes at \d+%", text)
 
 
-def test_damaged_newest_checkpoint_is_named_and_the_one_before_used(tmp_path: Path) -> None:
-    words = ["until=autoencoder", "runtime.checkpoint_seconds=1e-9"]
-    run("train", tmp_path / "straight", *words)
+def test_damaged_newest_checkpoint_is_named_and_the_one_before_used(straight: Path, tmp_path: Path) -> None:
+    words = ["until=autoencoder", EVERY_STEP]
     store = tmp_path / "damaged"
     for _ in range(2):  # a generation each
         assert kill_when(store, "autoencoder", "checkpoints/0*", 0.0, signal.SIGKILL, *words) == -signal.SIGKILL
@@ -228,7 +242,7 @@ def test_damaged_newest_checkpoint_is_named_and_the_one_before_used(tmp_path: Pa
     text = run("train", store, *words)
     assert "is damaged" in text and generations[-1].name in text
     for name in ("autoencoder", "weights"):
-        files = [sealed(s, "autoencoder") / f"{name}.safetensors" for s in (tmp_path / "straight", store)]
+        files = [sealed(s, "autoencoder") / f"{name}.safetensors" for s in (straight, store)]
         assert files[0].read_bytes() == files[1].read_bytes()
 
 

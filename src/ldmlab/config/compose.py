@@ -8,6 +8,7 @@ Net 3, whether the parts fit each other and the data, is in `pipeline/checks.py`
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from typing import Any, NamedTuple, cast
 
 from omegaconf import DictConfig, OmegaConf
@@ -106,7 +107,8 @@ def with_values(cfg: DictConfig, values: Mapping[str, Any]) -> DictConfig:
 
     Raises ConfigError for a path that the configuration does not have.
     """
-    copy = cast(DictConfig, OmegaConf.create(OmegaConf.to_container(cfg)))
+    copy = deepcopy(cfg)
+    OmegaConf.set_readonly(copy, False)
     for path, value in values.items():
         if not _has(copy, path):
             raise ConfigError(f"{path} is no option of this composition, so it cannot be set to {say(value)}.")
