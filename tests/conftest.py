@@ -1,5 +1,6 @@
 """What several test folders share."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+gc.set_threshold(20_000)  # configurations are many small objects: looking through them every 700 costs a twentieth
 
 
 @pytest.fixture

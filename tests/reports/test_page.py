@@ -56,9 +56,16 @@ class Page(HTMLParser):
             self.text += data
 
 
-@pytest.fixture
-def page(fake_store: FakeStore, tmp_path: Path) -> Page:
-    return Page(report([fake_store.finished()], tmp_path / "out"))
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a whole run."""
+    root = tmp_path_factory.mktemp("page")
+    return report([FakeStore(root / "store").finished()], root / "out")
+
+
+@pytest.fixture(scope="module")
+def page(path: Path) -> Page:
+    return Page(path)
 
 
 def test_the_page_needs_no_network_and_no_script(page: Page) -> None:
@@ -79,9 +86,8 @@ def test_links_lead_somewhere_and_ids_are_unique(page: Page) -> None:
     assert missing == set()
 
 
-def test_linked_files_exist(fake_store: FakeStore, tmp_path: Path) -> None:
-    path = report([fake_store.finished()], tmp_path / "out")
-    for address in Page(path).addresses:
+def test_linked_files_exist(path: Path, page: Page) -> None:
+    for address in page.addresses:
         if not address.startswith(("data:", "#")):
             assert (path.parent / address).is_file(), address
     names = {file.stem for file in (path.parent / "figures").iterdir()}
