@@ -8,7 +8,7 @@ from omegaconf import DictConfig, ListConfig
 
 from ldmlab.config.complete import is_given, signature
 from ldmlab.config.compose import load
-from ldmlab.config.schema import GUIDANCE
+from ldmlab.config.guidance import GUIDANCE
 from ldmlab.config.values import dataclass_in, hint_of
 from ldmlab.ranges import Choices, Items, OneOrMany, Range, Rising
 

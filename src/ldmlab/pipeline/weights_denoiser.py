@@ -300,6 +300,8 @@ def _fitting(tensors: Mapping[str, Tensor], cfg: DictConfig, choices: dict[str, 
     )
     others = group_options("ldm") if best is None or (best and not debug) else []  # debug=tiny gives all one structure
     for option in others:
+        if best is not None and len(best) <= (name == choices["ldm"]):
+            break  # nothing costs fewer words
         try:
             words = _changes(load([f"ldm={option}", "ldm.weights=file", *debug]).cfg, layout)
         except ConfigError:

@@ -149,6 +149,8 @@ def _fitting(found: dict[str, Tensor], choices: dict[str, str]) -> str:
     rest = ["ae.weights=file", *([f"debug={choices['debug']}"] if "debug" in choices else [])]
     best: list[str] | None = None
     for name in group_options("ae"):
+        if best and len(best) == 1:
+            break  # an option as it is: nothing is shorter
         try:
             cfg = load([f"ae={name}", *rest]).cfg
             words = [f"ae={name}", *_changes(cfg, layout)]
