@@ -23,7 +23,7 @@ from ldmlab.config.schema import RunConfig
 from ldmlab.config.words import Word, parse
 
 if yaml.__with_libyaml__:  # OmegaConf reads with this loader; the one in C reads the same in a tenth of the time
-    yaml.SafeLoader = yaml.CSafeLoader  # type: ignore[misc]
+    yaml.SafeLoader = yaml.CSafeLoader
 
 State = tuple[tuple[str, int, int], ...]  # of files: path, time of the last change in ns, size in bytes
 

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -16,7 +16,7 @@ def flops_of(call: Callable[[], Any]) -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
-    counter.mod_tracker = _Whole()  # which module an operation belongs to is not asked
+    counter.mod_tracker = cast(Any, _Whole())  # which module an operation belongs to is not asked
     with counter:  # with gradients: sampling takes short cuts that training cannot
         call()
     return float(counter.get_total_flops())
