@@ -10,7 +10,7 @@ from PIL import Image
 
 from ldmlab.autoencoders.discriminator import PatchGAN
 from ldmlab.config.compose import load
-from ldmlab.data.folder import Folder
+from ldmlab.data.folder import Folder, FolderLayout
 from ldmlab.data.prepare import Encoding, pack
 from ldmlab.data.shards import Shards
 from ldmlab.errors import ConfigError
@@ -58,7 +58,7 @@ def test_channels_go_into_shards_and_are_another_data_set(pictures, tmp_path):
     assert len(set(ids.values())) == 3 and ids[3] == Folder(str(pictures), 16, val_fraction=0.0).fingerprint()
     for channels in (1, 4):
         out = tmp_path / f"out{channels}"
-        pack(Folder.listing_of(str(pictures), 0.0), out, 16, Encoding("png", 95, channels))
+        pack(FolderLayout(str(pictures), 16, val_fraction=0.0).listing(), out, 16, Encoding("png", 95, channels))
         images = [
             {sample["image"].tobytes() for sample in data}
             for data in (

@@ -17,11 +17,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import PIL
 from filelock import FileLock, Timeout
 from PIL import Image, features
 
 from ldmlab.data.base import SPLITS, Split, digest
+from ldmlab.data.bits import deep_png, named, opened, square
 from ldmlab.data.duplicates import in_two_splits, sentence
 from ldmlab.data.fields import as_stored, restored
 from ldmlab.data.files import Found, Survey, in_order, readable, workers, write_json
@@ -31,7 +33,7 @@ from ldmlab.data.manifest import NAME, Manifest, ShardRecord, parse_manifest
 from ldmlab.data.members import decoded, encoded, extension_of
 from ldmlab.data.pictures import beside_of
 from ldmlab.data.tarindex import index_tar
-from ldmlab.data.transforms import CROP_RULE, center_crop, channels_named, read_picture, read_rgb
+from ldmlab.data.transforms import CROP_RULE
 from ldmlab.data.view import View
 from ldmlab.errors import ConfigError, DataError
 from ldmlab.store.files import sha256_file
@@ -46,11 +48,12 @@ _LOCK = ".lock"
 @dataclass(frozen=True)
 class Encoding:
     """How a cropped picture is stored. jpg: `quality` with 4:4:4 chroma; webp: lossy `quality`; png: lossless, quality
-    unused. channels: see `transforms.read_picture`; jpg has no fourth."""
+    unused. channels, bits: see `bits.opened`; jpg has no fourth channel, and png alone has 16 bits."""
 
     format: Literal["jpg", "png", "webp"]
     quality: int
     channels: int = 3
+    bits: int = 8
 
     def __post_init__(self) -> None:
         if self.format not in ("jpg", "png", "webp"):
@@ -61,9 +64,16 @@ class Encoding:
             raise ConfigError(
                 "prepare.format=jpg cannot keep the fourth channel of data.channels=4. Use prepare.format=png or webp."
             )
+        if self.bits != 8 and self.format != "png":
+            raise ConfigError(
+                f"prepare.format={self.format} keeps 8 bits of data.bits={self.bits}. Use prepare.format=png."
+            )
 
-    def __call__(self, picture: Image.Image) -> bytes:
+    def __call__(self, square_HWC: np.ndarray) -> bytes:
+        if square_HWC.dtype == np.uint16:
+            return deep_png(square_HWC)
         out = io.BytesIO()
+        picture = Image.fromarray(square_HWC[..., 0] if square_HWC.shape[2] == 1 else square_HWC)
         if self.format == "jpg":
             picture.save(out, "JPEG", quality=self.quality, subsampling=0)
         elif self.format == "webp":
@@ -74,7 +84,7 @@ class Encoding:
 
     def said(self) -> dict[str, Any]:
         """For the manifest."""
-        return {"format": self.format, "quality": self.quality, **channels_named(self.channels)}
+        return {"format": self.format, "quality": self.quality, **named(self.channels, self.bits)}
 
     def versions(self) -> dict[str, str | None]:
         """Libraries that decide the bytes."""
@@ -141,7 +151,7 @@ def pack(
 def _pack(
     listing: Listing, out: Path, resolution: int, per_shard: int, encoding: Encoding, max_unreadable: int, licence: str
 ) -> Manifest:
-    found, good = _survey(listing, out / _WORK, max_unreadable)
+    found, good = _survey(listing, out / _WORK, max_unreadable, encoding.bits)
     ordered = {split: sorted(paths, key=_place) for split, paths in good.items() if paths}
     if "train" not in ordered:
         listing.pictures("train")
@@ -184,9 +194,11 @@ def _pack(
     return manifest
 
 
-def _survey(listing: Listing, work: Path, max_unreadable: int) -> tuple[dict[str, Found], dict[Split, list[str]]]:
+def _survey(
+    listing: Listing, work: Path, max_unreadable: int, bits: int
+) -> tuple[dict[str, Found], dict[Split, list[str]]]:
     paths = [path for split in SPLITS for path in listing.paths[split]]
-    found = Survey(listing.root, work)(paths)
+    found = Survey(listing.root, work, bits=bits)(paths)
     good = set(readable(listing.root, found, max_unreadable))
     return found, {split: [path for path in listing.paths[split] if path in good] for split in SPLITS}
 
@@ -313,14 +325,13 @@ class _ShardMaker:
             raise DataError(
                 f"{self.listing.root / path} changed while the data set was being made. Repeat the command."
             )
-        picture = read_picture(content, self.encoding.channels)
+        picture = opened(content, self.encoding.channels, self.encoding.bits)
         view = View(*picture.size, self.resolution)
         members = {
             extension_of(part.field): encoded(part.field, beside_of(part, path, picture.size, view, self.listing.root))
             for part in self.listing.beside
         }
-        square_HWC = center_crop(picture, self.resolution)
-        return self.encoding(Image.fromarray(square_HWC[..., 0] if square_HWC.shape[2] == 1 else square_HWC)), members
+        return self.encoding(square(picture, self.resolution)), members
 
 
 def verify(out: str | Path, say: Callable[[str], None] = print) -> Manifest:
@@ -384,7 +395,7 @@ def _problem(folder: Path, record: ShardRecord, manifest: Manifest) -> str | Non
                 return f"{field.name} of {key} cannot be read: {error}"
     for key, offset, length in zip(index.keys, index.offsets, index.sizes, strict=True):
         try:
-            size_found = read_rgb(content[offset : offset + length]).size
+            size_found = opened(content[offset : offset + length], bits=manifest.encoding.get("bits", 8)).size
         except Exception as error:
             return f"{key} cannot be read: {error}"
         if size_found != (manifest.resolution, manifest.resolution):

@@ -17,6 +17,7 @@ from ldmlab.autoencoders.autoencoder import Autoencoder
 from ldmlab.autoencoders.pca import PCANetwork
 from ldmlab.autoencoders.scale import LatentStatistics
 from ldmlab.data.batches import to_float, to_uint8
+from ldmlab.data.bits import eight_bits
 from ldmlab.data.parcel import on_device
 from ldmlab.metrics import latents
 from ldmlab.metrics.rate import Rate, plain
@@ -67,13 +68,13 @@ def parameters(ae: Autoencoder) -> dict[str, int]:
 
 
 class Pass:
-    """Everything that is measured while `n` images go through a first stage; `read(rows)` gives uint8 BHWC."""
+    """Everything that is measured while `n` images go through a first stage; `read(rows)` gives uint8 BHWC (or uint16)."""
 
     def __init__(
         self, ae: Autoencoder, read: Read, n: int, batch_size: int, device: torch.device, perceptual: nn.Module | None
     ):
         self.ae, self.read, self.n, self.batch_size, self.device = ae, read, n, batch_size, device
-        self.gauge = ReconstructionError(perceptual)
+        self.gauge = ReconstructionError(perceptual, bits=16 if read([0]).dtype == torch.uint16 else 8)
         self.statistics = LatentStatistics(ae.c)
         self.encoding, self.decoding = Stopwatch(device), Stopwatch(device)
         self.codes: int | None = None
@@ -135,7 +136,7 @@ class Pass:
         """The first images and their reconstructions, uint8 NHWC."""
         rows = list(range(min(SHOWN, self.n)))
         recon_BCHW = self.ae.decode(self.ae.encode(self._images(rows)))
-        return {"original": self.read(rows).numpy(), "reconstruction": to_uint8(recon_BCHW).cpu().numpy()}
+        return {"original": eight_bits(self.read(rows)).numpy(), "reconstruction": to_uint8(recon_BCHW).cpu().numpy()}
 
     @torch.no_grad()
     def latent(self) -> dict[str, np.ndarray]:
