@@ -109,6 +109,16 @@ def test_lists_that_do_not_fit_are_refused(tmp_path):
         Listed(str(tmp_path), 16, "test", train_folder="data_256")
 
 
+def test_an_lmdb_is_refused_with_the_command_that_exports_it(tmp_path):
+    """As LSUN's zip unpacks."""
+    (tmp_path / "church_outdoor_train_lmdb").mkdir()
+    (tmp_path / "church_outdoor_train_lmdb" / "data.mdb").write_bytes(b"")
+    with pytest.raises(
+        DataError, match=r"church_outdoor_train_lmdb is an lmdb \(LSUN\), .*data.py export .*--out_dir .*/images"
+    ):
+        Listed(str(tmp_path), 16, "train", "images", "images", train="0:3", val="3:4")
+
+
 @pytest.fixture
 def here(tmp_path) -> Path:
     coco(tmp_path)

@@ -94,9 +94,14 @@ class Lists:
         """Paths in the folder, sorted."""
         if folder not in self._folders:
             place = self.root / folder
+            own = list_pictures(place) if place.is_dir() else []
+            if not own and (packed := next(self.root.glob("**/data.mdb"), None)) is not None:
+                raise DataError(
+                    f"{place} holds no pictures, and {packed.parent} is an lmdb (LSUN), which is not read. Export it once with data.py of "
+                    f"github.com/fyu/lsun: pip install lmdb; python data.py export {packed.parent} --out_dir {place}"
+                )
             if not place.is_dir():
                 raise DataError(f"{place}: no such folder. Give data.root, or data.<split>_folder below it.")
-            own = list_pictures(place)
             self._folders[folder] = [path for path in own if Path(path).name not in self.leave_out]
         return self._folders[folder]
 
