@@ -92,7 +92,7 @@ class Pass:
             self.statistics.update(posterior)
             if rows[0] == 0:
                 _, h, w = z_BCHW.shape[1:]
-                self.shape, self.resolution = (self.ae.c, h, w), image_BCHW.shape[2]
+                self.shape, self.resolution, self.channels = (self.ae.c, h, w), image_BCHW.shape[2], image_BCHW.shape[1]
                 self.rate = Rate(h * w, z_BCHW[0].numel(), image_BCHW[0, 0].numel())
             if posterior.variance_BCHW is not None:
                 self.rate.add_posterior(posterior.mean_BCHW, posterior.variance_BCHW)
@@ -117,7 +117,8 @@ class Pass:
             "f": self.ae.f, "c": c, "regulariser": type(self.ae.regulariser).__name__,
             "linear": isinstance(self.ae.network, PCANetwork), "codes": self.codes,
             "resolution": self.resolution, "latent_shape": [c, h, w], "parameters": parameters(self.ae),
-            "compression_elements": 3 * self.resolution**2 / (c * h * w), "latent_images": len(self._sampled()),
+            "compression_elements": self.channels * self.resolution**2 / (c * h * w),
+            "pixel_bits": self.channels * self.gauge.bits, "latent_images": len(self._sampled()),
             "latent_scale": self.ae.scale.flatten().tolist(), "latent_shift": self.ae.shift.flatten().tolist(),
             "speed": {
                 "encode": self.encoding.rate(), "decode": self.decoding.rate(), "unit": "images/s",

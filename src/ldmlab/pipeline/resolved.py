@@ -130,19 +130,18 @@ class Resolved:
         first = [image.shape, *map(OmegaConf.to_container, (cfg.ae.network, cfg.ae.regulariser))]
         facts = (len(self.data.class_names), *(field.values for field in self.data.declared))
         second = [*first, *map(OmegaConf.to_container, (cfg.ldm.network, build.conditioners(cfg))), *facts]
-        return Costs(
-            *_once(
-                first,
-                lambda: flops_of(lambda: self.autoencoder.moments(image)),
-                lambda: flops_of(lambda: self.autoencoder.decode(z)),
-            ),
-            *_once(
-                second,
-                lambda: 0.0 if self.denoiser.closed_form else forward_flops(self.denoiser, self.latent_shape),
-                lambda: flops_of(lambda: self.denoiser.null(1, self.latent_shape[1:], "meta")),
-            ),
-            condition_learns=any(weight.requires_grad for weight in cast(nn.Module, self.conditioner).parameters()),
+        encode, decode = _once(
+            first,
+            lambda: flops_of(lambda: self.autoencoder.moments(image)),
+            lambda: flops_of(lambda: self.autoencoder.decode(z)),
         )
+        forward, condition = _once(
+            second,
+            lambda: 0.0 if self.denoiser.closed_form else forward_flops(self.denoiser, self.latent_shape),
+            lambda: flops_of(lambda: self.denoiser.null(1, self.latent_shape[1:], "meta")),
+        )
+        learns = any(weight.requires_grad for weight in cast(nn.Module, self.conditioner).parameters())
+        return Costs(encode, decode, forward, condition, learns)
 
     @functools.cached_property
     def sampled_costs(self) -> "Costs":
