@@ -95,7 +95,7 @@ class Lists:
         if folder not in self._folders:
             place = self.root / folder
             own = list_pictures(place) if place.is_dir() else []
-            if not own and (packed := next(self.root.glob("**/data.mdb"), None)) is not None:
+            if not own and (packed := next(self.root.glob("*/data.mdb"), None)) is not None:
                 raise DataError(
                     f"{place} holds no pictures, and {packed.parent} is an lmdb (LSUN), which is not read. Export it once with data.py of "
                     f"github.com/fyu/lsun: pip install lmdb; python data.py export {packed.parent} --out_dir {place}"
