@@ -10,7 +10,6 @@ import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -77,14 +76,9 @@ def square(picture: Picture, resolution: int) -> np.ndarray:
     return picture.square(resolution) if isinstance(picture, Deep) else center_crop(picture, resolution)
 
 
-def named(channels: int, bits: int) -> dict[str, int]:
+def pixel_kind(channels: int, bits: int) -> dict[str, int]:
     """What a fingerprint says of them: nothing of 8-bit RGB, so that data sets before there was a choice keep theirs."""
     return {**({} if channels == 3 else {"channels": channels}), **({} if bits == 8 else {"bits": bits})}
-
-
-def bits_of(dataset: Any) -> int:
-    """Of its images: what it says in `bits`, else 8."""
-    return int(getattr(dataset, "bits", 8))
 
 
 def eight_bits(image: Tensor) -> Tensor:

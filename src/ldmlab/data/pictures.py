@@ -15,7 +15,7 @@ import numpy as np
 
 from ldmlab.data.base import ImageDataset, Sample, Split, digest
 from ldmlab.data.beside import Beside, Size
-from ldmlab.data.bits import named, opened, square
+from ldmlab.data.bits import opened, pixel_kind, square
 from ldmlab.data.duplicates import in_two_splits
 from ldmlab.data.fields import label
 from ldmlab.data.files import Survey, readable
@@ -158,7 +158,7 @@ class PictureFiles:
                 "crop": CROP_RULE,
                 "resolution": self.resolution,
                 **({"beside": self._beside} if self._beside else {}),
-                **named(self.channels, self.bits),
+                **pixel_kind(self.channels, self.bits),
             }
         )
 

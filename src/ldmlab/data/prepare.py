@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from PIL import Image, features
 
 from ldmlab.data.base import SPLITS, Split, digest
-from ldmlab.data.bits import deep_png, named, opened, square
+from ldmlab.data.bits import deep_png, opened, pixel_kind, square
 from ldmlab.data.duplicates import in_two_splits, sentence
 from ldmlab.data.fields import as_stored, restored
 from ldmlab.data.files import Found, Survey, in_order, readable, workers, write_json
@@ -84,7 +84,7 @@ class Encoding:
 
     def said(self) -> dict[str, Any]:
         """For the manifest."""
-        return {"format": self.format, "quality": self.quality, **named(self.channels, self.bits)}
+        return {"format": self.format, "quality": self.quality, **pixel_kind(self.channels, self.bits)}
 
     def versions(self) -> dict[str, str | None]:
         """Libraries that decide the bytes."""

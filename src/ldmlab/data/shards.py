@@ -17,7 +17,7 @@ import numpy as np
 
 from ldmlab.data.address import REMOTE
 from ldmlab.data.base import SPLITS, ImageDataset, Sample, Split, digest
-from ldmlab.data.bits import named, opened, square
+from ldmlab.data.bits import opened, pixel_kind, square
 from ldmlab.data.fetch import local_copy
 from ldmlab.data.fields import Field, label, restored, text
 from ldmlab.data.files import in_order, picture_problem, workers, write_json
@@ -147,7 +147,7 @@ class Shards:
                 "split": self.split,
                 "crop": CROP_RULE,
                 "resolution": self.resolution,
-                **named(self.channels, self.bits),
+                **pixel_kind(self.channels, self.bits),
             }
         )
 
