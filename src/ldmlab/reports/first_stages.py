@@ -213,7 +213,7 @@ def identity(cells: list[FirstStageCell]) -> doc.Section:
         size += [numbers.millions(n["regulariser"]) if n["regulariser"] else "–"]
         cost = [numbers.count(x.facts["training_images"]), numbers.seconds(x.training_seconds)]
         rows.append([x.label, *size, *cost, plain(speed["encode"]), plain(speed["decode"])])
-    ratios = "Ratio of elements: those of the image (3 H W of RGB) / (c h w). Ratio of bits: those of a pixel (24 of 8-bit RGB) / bits a pixel."
+    ratios = "Ratio of elements: image (3 H W of RGB) / (c h w). Ratio of bits: those of a pixel (24 of 8-bit RGB) / bits a pixel."
     note = f"{ratios} {machine(cells)}"
     table = doc.Table(heads, doc.entries(rows))
     return doc.Section("What each one is, and what it costs", [table, doc.Paragraph(note, "small")], "cost")
