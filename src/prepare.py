@@ -16,8 +16,9 @@ from ldmlab.errors import ConfigError
 
 
 def prepare(composed: Composed, words: str) -> None:
+    from ldmlab.data.encoding import Encoding
     from ldmlab.data.pictures import PictureFiles
-    from ldmlab.data.prepare import Encoding, pack, verify
+    from ldmlab.data.prepare import pack, verify
 
     cfg = composed.cfg
     if cfg.out is None:

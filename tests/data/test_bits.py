@@ -11,8 +11,9 @@ from PIL import Image
 
 from ldmlab.data.batches import Batches, to_float
 from ldmlab.data.bits import Deep, deep_png, eight_bits, opened, square
+from ldmlab.data.encoding import Encoding
 from ldmlab.data.folder import Folder, FolderLayout
-from ldmlab.data.prepare import Encoding, pack, verify
+from ldmlab.data.prepare import pack, verify
 from ldmlab.data.shards import Shards
 from ldmlab.data.transforms import center_crop
 from ldmlab.errors import ConfigError, DataError

@@ -11,8 +11,9 @@ from PIL import Image
 
 from ldmlab.autoencoders.discriminator import PatchGAN
 from ldmlab.config.compose import load
+from ldmlab.data.encoding import Encoding
 from ldmlab.data.folder import Folder, FolderLayout
-from ldmlab.data.prepare import Encoding, pack
+from ldmlab.data.prepare import pack
 from ldmlab.data.shards import Shards
 from ldmlab.errors import ConfigError
 from ldmlab.metrics.reconstruction import highest_psnr

@@ -11,9 +11,10 @@ from stand_ins import coco, picture
 
 from ldmlab.data.base import ImageDataset
 from ldmlab.data.coco import Coco, CocoLayout
+from ldmlab.data.encoding import Encoding
 from ldmlab.data.folder import Folder, FolderLayout
 from ldmlab.data.manifest import parse_manifest
-from ldmlab.data.prepare import Encoding, pack, verify
+from ldmlab.data.prepare import pack, verify
 from ldmlab.data.shards import Shards
 from ldmlab.data.view import View
 from ldmlab.errors import ConfigError, DataError
