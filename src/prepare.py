@@ -16,8 +16,9 @@ from ldmlab.errors import ConfigError
 
 
 def prepare(composed: Composed, words: str) -> None:
+    from ldmlab.data.encoding import Encoding
     from ldmlab.data.pictures import PictureFiles
-    from ldmlab.data.prepare import Encoding, pack, verify
+    from ldmlab.data.prepare import pack, verify
 
     cfg = composed.cfg
     if cfg.out is None:
@@ -31,9 +32,9 @@ def prepare(composed: Composed, words: str) -> None:
             "prepare.py makes shards from files: data=folder data.root=/pictures, coco, open_images, imagenet, places, lsun, ffhq or "
             "celebahq_25k."
         )
-    listing = kind.listing_of(**build.options_for(data, kind.listing_of))
-    encoding = Encoding(how.format, how.quality, data.channels)
-    pack(listing, cfg.out, data.resolution, encoding, how.images_per_shard, data.max_unreadable, how.licence)
+    layout = kind.layout(**build.options_for(data, kind.layout))
+    encoding = Encoding(how.format, how.quality, data.channels, data.bits)
+    pack(layout.listing(), cfg.out, data.resolution, encoding, how.images_per_shard, data.max_unreadable, how.licence)
 
 
 def menu(words: list[str]) -> list[str]:

@@ -219,6 +219,10 @@ Width = Annotated[int, Range(at_least=1, at_most=16_384)]  # channels
 Depth = Annotated[int, Range(at_least=1, at_most=1_000)]  # blocks, heads
 Steps = Annotated[int, Range(at_least=1, at_most=1_000_000)]
 ImageChannels = Literal[1, 3, 4]  # grey, RGB, RGB and opacity
+ImageBits = Literal[8, 16]  # of each channel
+ClassCount = Annotated[int, Range(at_least=1, at_most=65_535)]
+PixelValue = Annotated[int, Range(at_least=0, at_most=65_535)]
+FewObjects = Annotated[int, Range(at_least=0, at_most=1_000)]  # boxes of a picture at least
 Codes = Annotated[int, Range(at_least=2, at_most=2**24)]
 Interval = Annotated[list[float], Rising()]
 Multipliers = Annotated[list[Annotated[int, Range(at_least=1, at_most=1_024)]], Items(at_least=1, at_most=12)]

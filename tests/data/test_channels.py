@@ -1,5 +1,6 @@
 """Grey, four-channel and 16-bit pictures: read, packed, and through a whole run; what needs RGB says so."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,16 @@ from PIL import Image
 
 from ldmlab.autoencoders.discriminator import PatchGAN
 from ldmlab.config.compose import load
-from ldmlab.data.folder import Folder
-from ldmlab.data.prepare import Encoding, pack
+from ldmlab.data.encoding import Encoding
+from ldmlab.data.folder import Folder, FolderLayout
+from ldmlab.data.prepare import pack
 from ldmlab.data.shards import Shards
 from ldmlab.errors import ConfigError
-from ldmlab.pipeline.run import execute, prepare
+from ldmlab.metrics.reconstruction import highest_psnr
+from ldmlab.pipeline.run import prepare
+from sample import only_samples
+from sample import sample as draw
+from train import train
 
 
 @pytest.fixture
@@ -58,7 +64,7 @@ def test_channels_go_into_shards_and_are_another_data_set(pictures, tmp_path):
     assert len(set(ids.values())) == 3 and ids[3] == Folder(str(pictures), 16, val_fraction=0.0).fingerprint()
     for channels in (1, 4):
         out = tmp_path / f"out{channels}"
-        pack(Folder.listing_of(str(pictures), 0.0), out, 16, Encoding("png", 95, channels))
+        pack(FolderLayout(str(pictures), 16, val_fraction=0.0).listing(), out, 16, Encoding("png", 95, channels))
         images = [
             {sample["image"].tobytes() for sample in data}
             for data in (
@@ -82,30 +88,38 @@ def words(root: Path, store: Path, channels: int, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
+KL = [
+    "ae=kl_f4_small",
+    "ae/loss/discriminator=patchgan_2",
+    "ae.network.width=32",
+    "ae.fit.images=8",
+    "ae.fit.batch_size=4",
+]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("channels", "more"),
-    [
-        (
-            1,
-            [
-                "ae=kl_f4_small",
-                "ae/loss/discriminator=patchgan_2",
-                "ae.network.width=32",
-                "ae.fit.images=8",
-                "ae.fit.batch_size=4",
-            ],
-        ),
-        (4, ["ae=identity", "ae.network.c=4"]),
-    ],
+    ("channels", "bits", "more"), [(1, 8, KL), (1, 16, KL), (4, 16, ["ae=identity", "ae.network.c=4"])]
 )
-def test_a_whole_run(pictures, tmp_path, channels, more):
-    composed = load(words(pictures, tmp_path / "store", channels, *more))
-    assert execute(composed, "python src/train.py") is not None
+def test_a_whole_run(pictures, tmp_path, channels, bits, more, capsys):
+    """With what is printed and shown at its end."""
+    composed = load(words(pictures, tmp_path / "store", channels, f"data.bits={bits}", *more))
+    train(composed, "python src/train.py")
+    assert "FID" in capsys.readouterr().out
     plan = prepare(composed)
     samples = np.load(plan.store.folder(plan.address("samples")) / "images.npy")
     assert samples.shape == (6, 16, 16, channels)
     assert Image.open(plan.store.folder(plan.address("samples")) / "grid.png").mode == "RGB"
+    scores = json.loads((plan.store.folder(plan.address("reconstructions")) / "scores.json").read_text())
+    assert scores["card"]["rounding"] == f"{bits} bit, nearest"
+    assert channels == 1 or scores["psnr"]["value"] == pytest.approx(
+        highest_psnr(4, 16, 16, bits=16)
+    )  # nothing is lost
+    drawn = only_samples(
+        load(words(pictures, tmp_path / "store", channels, f"data.bits={bits}", f"out={tmp_path / 'out'}", *more)), n=2
+    )
+    draw(drawn, "python src/sample.py")
+    assert {Image.open(file).mode for file in (tmp_path / "out").glob("0*.png")} == {{1: "L", 4: "RGBA"}[channels]}
 
 
 @pytest.mark.parametrize("ae", ["pca_f4", "kl_f4_quick", "kl_f4_small"])

@@ -10,10 +10,11 @@ from PIL import Image
 from stand_ins import coco, picture
 
 from ldmlab.data.base import ImageDataset
-from ldmlab.data.coco import Coco
-from ldmlab.data.folder import Folder
+from ldmlab.data.coco import Coco, CocoLayout
+from ldmlab.data.encoding import Encoding
+from ldmlab.data.folder import Folder, FolderLayout
 from ldmlab.data.manifest import parse_manifest
-from ldmlab.data.prepare import Encoding, pack, verify
+from ldmlab.data.prepare import pack, verify
 from ldmlab.data.shards import Shards
 from ldmlab.data.view import View
 from ldmlab.errors import ConfigError, DataError
@@ -129,7 +130,7 @@ def test_a_changed_caption_or_map_is_another_data_set(root):
 
 
 def test_prepare_carries_every_field_into_shards_and_back(root, tmp_path):
-    listing = Folder.listing_of(str(root), 0.3, **EVERY)
+    listing = FolderLayout(str(root), 16, val_fraction=0.3, **EVERY).listing()
     out = tmp_path / "shards"
     manifest = pack(listing, out, 16, PNG, images_per_shard=3)
     assert manifest.fields == ["label", "caption", "segmentation", "depth", "mask"]
@@ -141,24 +142,20 @@ def test_prepare_carries_every_field_into_shards_and_back(root, tmp_path):
     assert small["segmentation"].shape == (8, 8) == small["depth"].shape
     (root / "bee" / "3.txt").write_text("number 33")
     with pytest.raises(DataError, match="already holds another finished data set"):
-        pack(Folder.listing_of(str(root), 0.3, **EVERY), out, 16, PNG, images_per_shard=3)
+        pack(FolderLayout(str(root), 16, val_fraction=0.3, **EVERY).listing(), out, 16, PNG, images_per_shard=3)
 
 
 def test_coco_into_shards_and_back(tmp_path):
     coco(tmp_path / "c")
     fields = ["boxes", "caption", "segmentation"]
-    options = (
-        *("{split}2017", "annotations/instances_{split}2017.json", "annotations/captions_{split}2017.json"),
-        "annotations/panoptic_{split}2017",
-    )
-    pack(Coco.listing_of(str(tmp_path / "c"), *options, fields), tmp_path / "out", 24, PNG, images_per_shard=4)  # type: ignore[arg-type]
+    pack(CocoLayout(str(tmp_path / "c"), 24, fields=fields).listing(), tmp_path / "out", 24, PNG, images_per_shard=4)  # type: ignore[arg-type]
     for split in ("train", "val"):
         equal(Coco(str(tmp_path / "c"), 24, split, fields=fields), Shards(str(tmp_path / "out"), 24, split))  # type: ignore[arg-type]
 
 
 def test_a_damaged_field_in_a_shard_is_found(root, tmp_path):
     out = tmp_path / "shards"
-    pack(Folder.listing_of(str(root), 0.0, depth="../depth"), out, 16, PNG)
+    pack(FolderLayout(str(root), 16, val_fraction=0.0, depth="../depth").listing(), out, 16, PNG)
     record = parse_manifest((out / "manifest.json").read_text(), "m").splits["train"][0]
     offset = record.members["depth.npy"][2][0]
     content = bytearray((out / record.name).read_bytes())
@@ -186,7 +183,7 @@ def test_pictures_without_fields_keep_their_shards(tmp_path):
     """Manifests of pictures and labels say nothing of members: their text is what it was."""
     for n in range(4):
         picture(tmp_path / "in" / "ab"[n % 2] / f"{n}.png", n)
-    pack(Folder.listing_of(str(tmp_path / "in"), 0.0), tmp_path / "out", 16, PNG)
+    pack(FolderLayout(str(tmp_path / "in"), 16, val_fraction=0.0).listing(), tmp_path / "out", 16, PNG)
     stored = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert "declared" not in stored and "members" not in stored["splits"]["train"]["shards"][0]
     assert torch.equal(

@@ -18,6 +18,7 @@ from ldmlab.data.listed import Listed
 from ldmlab.data.open_images import OpenImages
 from ldmlab.data.shards import Shards
 from ldmlab.errors import DataError
+from train import train
 
 
 def both(name: str, root: Path, *words: str) -> tuple[ImageDataset, ImageDataset]:
@@ -38,6 +39,34 @@ def test_a_known_layout_runs(name, tmp_path):
     assert train.fingerprint() != val.fingerprint()
     batch = Batches(train, 4, 4, 0, torch.device("cpu")).step(0)[0]  # the mirror included
     assert batch["image"].shape == (4, 3, 16, 16) and set(train.fields) <= set(batch)
+
+
+TASKS = {
+    "imagenet": ["class_vector"], "imagenet_sr": ["superres"], "lsun": ["none"], "celebahq_25k": ["none"], "celebahq_27k": ["none"],
+    "ffhq": ["none"], "places": ["inpaint"], "coco": ["layout_small", "text_small", "semantic"], "open_images": ["layout_small"],
+    "laion": ["text_small"],
+}  # fmt: skip
+TINY = [
+    "debug=tiny", "data.resolution=16", "ae=identity", "ldm=unet_study", "ldm.network.width=8", "ldm.network.norm_group_channels=4",
+    "runtime.threads=1", "ldm.fit.images=16", "ldm.fit.batch_size=8", "ldm.fit.warmup=0", "sampler.steps=2", "eval=none", "until=samples",
+    "eval.samples=4", "eval.batch_size=4", "eval.reconstructions=2",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(LAYOUTS))
+def test_a_known_layout_is_trained_on_and_sampled(name, tmp_path, capsys):
+    """`python src/train.py data=…`, with a conditioning that reads the layout's own fields."""
+    own = LAYOUTS[name](tmp_path / "data")
+    for task in TASKS[name]:
+        base = [
+            f"data={name.removesuffix('_sr')}",
+            f"data.root={tmp_path / 'data'}",
+            f"cond={task}",
+            f"store={tmp_path / 'store'}",
+        ]
+        train(load([*base, *TINY, *own]), "python src/train.py")
+    assert len(list((tmp_path / "store").glob("samples/*/done.json"))) == len(TASKS[name])
 
 
 def test_labels_are_those_of_folders_and_lists(tmp_path):
@@ -107,6 +136,16 @@ def test_lists_that_do_not_fit_are_refused(tmp_path):
         Listed(str(tmp_path), 16, train_folder="data_256", train="none.txt")
     with pytest.raises(DataError, match=r"data.test_folder=null: this set has no split 'test'"):
         Listed(str(tmp_path), 16, "test", train_folder="data_256")
+
+
+def test_an_lmdb_is_refused_with_the_command_that_exports_it(tmp_path):
+    """As LSUN's zip unpacks."""
+    (tmp_path / "church_outdoor_train_lmdb").mkdir()
+    (tmp_path / "church_outdoor_train_lmdb" / "data.mdb").write_bytes(b"")
+    with pytest.raises(
+        DataError, match=r"church_outdoor_train_lmdb is an lmdb \(LSUN\), .*data.py export .*--out_dir .*/images"
+    ):
+        Listed(str(tmp_path), 16, "train", "images", "images", train="0:3", val="3:4")
 
 
 @pytest.fixture

@@ -59,6 +59,17 @@ def test_what_differs_is_named(fake_store: Any, config: dict[str, Any]) -> None:
     assert line.endswith("no: ldm.fit.images 4 800 000 (19 680 000), sampler.steps 50 (500)")
 
 
+def test_an_option_that_is_newer_than_the_run_is_no_difference_at_its_default(
+    fake_store: Any, config: dict[str, Any]
+) -> None:
+    older: Any = OmegaConf.create(config)
+    del older.data.bits
+    assert "equal as printed" in shown(fake_store, config=OmegaConf.to_container(older))[0]
+    fake_store.root = fake_store.root.parent / "other"
+    del older.sampler.steps  # the row's 500 is no default
+    assert shown(fake_store, config=OmegaConf.to_container(older))[0].endswith("no: sampler.steps null (500)")
+
+
 def test_a_first_stage_of_its_own_is_one_difference(fake_store: Any, config: dict[str, Any]) -> None:
     own = OmegaConf.to_container(load([f"experiment=paper/{ROW}", "ae.weights=null"]).cfg, resolve=True)
     assert shown(fake_store, config=own)[0].endswith("no: ae.weights null (a file)")

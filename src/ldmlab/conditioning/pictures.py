@@ -7,8 +7,10 @@ import colorsys
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import torch
 
 from ldmlab.data.base import Sample
+from ldmlab.data.bits import eight_bits
 from ldmlab.data.fields import Field
 
 CANVAS = 64  # pixels of a picture of boxes, which have no resolution of their own
@@ -17,7 +19,7 @@ CANVAS = 64  # pixels of a picture of boxes, which have no resolution of their o
 def picture_of(sample: Sample, fields: Sequence[str], declared: Iterable[Field]) -> np.ndarray | None:
     """The first of `fields` that can be seen, uint8 [H, W, 3]; None where none can."""
     if "image" in fields:
-        image_HW3: np.ndarray = sample["image"]
+        image_HW3: np.ndarray = eight_bits(torch.from_numpy(sample["image"])).numpy()
         return image_HW3
     for field in declared:
         if field.name in fields and field.kind in _PICTURES:

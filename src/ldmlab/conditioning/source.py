@@ -16,6 +16,7 @@ from ldmlab.conditioning.class_label import class_index
 from ldmlab.conditioning.pictures import picture_of
 from ldmlab.data.base import ImageDataset, Sample, to_batch
 from ldmlab.data.batches import to_float
+from ldmlab.data.bits import eight_bits
 from ldmlab.errors import ConfigError
 from ldmlab.randomness import seed_of
 
@@ -123,7 +124,7 @@ class HeldOut:
     def images(self, indices: list[int]) -> Tensor:
         """The examples' own images, uint8 [B, H, W, C]: what samples of their conditions are compared with."""
         image_BHWC: Tensor = to_batch(self.dataset.__getitems__([self.row(i) for i in indices]))["image"]
-        return image_BHWC
+        return eight_bits(image_BHWC)
 
     def describe(self, i: int) -> str:
         said = _in_words(self.dataset.__getitems__([self.row(i)])[0], self.fields, self.dataset.class_names)

@@ -17,8 +17,8 @@ Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 Sample = dict[str, Any]
-"""One example: "image" uint8 [resolution, resolution, C], C = 3 (RGB) unless the data says otherwise, and one entry per declared
-field."""
+"""One example: "image" uint8 [resolution, resolution, C], C = 3 (RGB) unless the data says otherwise, uint16 where it has 16 bits; and
+one entry per declared field."""
 
 
 @runtime_checkable

@@ -165,8 +165,9 @@ class Batches:
 
 
 def to_float(image_BHWC: Tensor) -> Tensor:
-    """uint8 BHWC in 0…255 → float32 BCHW in [-1, 1]."""
-    return rearrange(image_BHWC, "b h w c -> b c h w").float().div(127.5).sub(1).contiguous()
+    """uint8 BHWC in 0…255, or uint16 in 0…65535, → float32 BCHW in [-1, 1]."""
+    half = 32_767.5 if image_BHWC.dtype == torch.uint16 else 127.5
+    return rearrange(image_BHWC, "b h w c -> b c h w").float().div(half).sub(1).contiguous()
 
 
 def to_uint8(image_BCHW: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ https://cocodataset.org/#format-data. Shape letters: N boxes.
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,64 +16,81 @@ from ldmlab.data import fields as declare
 from ldmlab.data.base import SPLITS, Split
 from ldmlab.data.beside import Beside, Boxes, Captions, Maps
 from ldmlab.data.listing import Listing, check_fractions, divided, learnt_by_heart
-from ldmlab.data.pictures import PictureFiles
+from ldmlab.data.pictures import Layout, PictureFiles
 from ldmlab.errors import ConfigError, DataError
-from ldmlab.ranges import Depth, File, Given, ImageChannels, Items, MaybeImages, Pixels, Range, Share
+from ldmlab.ranges import ClassCount, Depth, FewObjects, File, Items, PixelValue, Share
 
 FieldName = Literal["boxes", "caption", "segmentation"]
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Annotations:
-    """Where pictures and annotations are, and what of them is asked; see `Coco`."""
+class CocoLayout(Layout):
+    """Pictures and annotations in COCO's layout; `{split}` in a path is train, val or test.
 
-    root: Path
-    images: str
-    instances: str | None
-    captions: str | None
-    segmentation: str | None
-    fields: list[FieldName]
-    classes: int | None
-    unlabelled: int | None
-    objects: int
-    min_objects: int
+    images:       folder of the pictures.
+    instances:    json with boxes, for the field boxes: classes are its categories in the order of their ids.
+    captions:     json with captions, for the field caption: the first of each picture.
+    segmentation: folder of png files named as the pictures, for the field segmentation. With a json of the same name beside the folder
+                  it is panoptic: classes are 0 (none) and 1 + category; else a pixel's value is its class.
+    fields:       which of the three a sample has.
+    classes:      values of a semantic map; null: 1 + the largest category id of `instances`.
+    unlabelled:   the pixel value that means no class; it becomes the last class, number `classes`. null: there is none.
+    objects:      boxes of a sample at most, the largest ones. min_objects: pictures with fewer boxes are left out.
+    val_fraction,
+    test_fraction: where `images` has no {split}: chosen by a hash of each picture's path.
+    overfit:      val and test are the training pictures themselves: to see what is learnt by heart.
+    """
 
-    def path(self, option: str, split: Split) -> Path:
-        value = getattr(self, option)
-        if value is None:
-            raise ConfigError(f"data.{option}=null, and data.fields or data.min_objects asks for it. Give its path.")
-        return self.root / value.format(split=split)
+    images: File = "{split}2017"
+    instances: File | None = "annotations/instances_{split}2017.json"
+    captions: File | None = "annotations/captions_{split}2017.json"
+    segmentation: File | None = "annotations/panoptic_{split}2017"
+    fields: Annotated[Sequence[FieldName], Items(distinct=True)] = ("boxes",)
+    classes: ClassCount | None = None
+    unlabelled: PixelValue | None = None
+    objects: Depth = 30
+    min_objects: FewObjects = 0
+    val_fraction: Share = 0.1
+    test_fraction: Share = 0.0
+    overfit: bool = False
 
-    @property
-    def by_split(self) -> bool:
-        return "{split}" in self.images
+    def listing(self, split: Split | None = None) -> Listing:
+        check_fractions(self.val_fraction, self.test_fraction)
+        if self.overfit:
+            return learnt_by_heart(self._listing(("train",), 0.0, 0.0))
+        there = tuple(one for one in SPLITS if (self.place / self.images.format(split=one)).is_dir())
+        return self._listing(there if split is None else (split,), self.val_fraction, self.test_fraction)
 
-    def there(self) -> tuple[Split, ...]:
-        """The splits whose pictures are there."""
-        return tuple(split for split in SPLITS if (self.root / self.images.format(split=split)).is_dir())
-
-    def listing(self, splits: tuple[Split, ...], val_fraction: float, test_fraction: float) -> Listing:
+    def _listing(self, splits: tuple[Split, ...], val_fraction: float, test_fraction: float) -> Listing:
         """The pictures of these splits; without {split} in `images`, of all, divided by fractions."""
-        if not self.root.is_dir():
+        if not self.place.is_dir():
             raise DataError(
-                f"data.root={self.root}: no such folder. Give the folder that holds pictures and annotations."
+                f"data.root={self.place}: no such folder. Give the folder that holds pictures and annotations."
             )
-        tables = {split: _Table(self, split) for split in (splits if self.by_split else ("train",))}
+        by_split = "{split}" in self.images
+        tables = {split: _Table(self, split) for split in (splits if by_split else ("train",))}
         paths: dict[Split, list[str]] = {split: [] for split in SPLITS}
         rule = f"the folders {self.images}"
-        if self.by_split:
+        if by_split:
             paths |= {split: table.paths for split, table in tables.items()}
         else:
             paths, rule = divided(tables["train"].paths, val_fraction, test_fraction)
         beside = tuple(_joined([table.beside(name) for table in tables.values()]) for name in self.fields)
-        return Listing(self.root, paths, None, (), rule, self.by_split, beside)
+        return Listing(self.place, paths, None, (), rule, by_split, beside)
+
+    def path(self, option: str, split: Split) -> Path:
+        """Of the file or folder that an option names."""
+        value = getattr(self, option)
+        if value is None:
+            raise ConfigError(f"data.{option}=null, and data.fields or data.min_objects asks for it. Give its path.")
+        return self.place / value.format(split=split)
 
 
 class _Table:
     """The annotations of one json per kind: of one split, or of all pictures."""
 
-    def __init__(self, files: Annotations, split: Split):
+    def __init__(self, files: CocoLayout, split: Split):
         self.files, self.split = files, split
         self._read: dict[str, Json] = {}  # COCO's instances take half a minute to read
         self.folder = files.images.format(split=split)
@@ -84,9 +102,9 @@ class _Table:
         kept = [n for n in self.images if (len(self.boxes[n]) if n in self.boxes else 0) >= files.min_objects]
         self.path_of: dict[int, str] = {n: f"{self.folder}/{self.images[n]['file_name']}" for n in kept}
         self.paths = sorted(self.path_of.values())
-        if lost := [path for path in self.paths if not (files.root / path).is_file()]:
+        if lost := [path for path in self.paths if not (files.place / path).is_file()]:
             raise DataError(
-                f"{files.path(first, split)} names {len(lost)} pictures that are not there, the first is {files.root / lost[0]}. "
+                f"{files.path(first, split)} names {len(lost)} pictures that are not there, the first is {files.place / lost[0]}. "
                 "Copy them, or give data.images."
             )
 
@@ -130,7 +148,7 @@ class _Table:
 
     def _maps(self) -> Maps:
         folder = self.files.path("segmentation", self.split)
-        inside = folder.relative_to(self.files.root) if folder.is_relative_to(self.files.root) else folder
+        inside = folder.relative_to(self.files.place) if folder.is_relative_to(self.files.place) else folder
         panoptic = folder.with_name(folder.name + ".json")
         if panoptic.exists():
             return self._panoptic(read_json(panoptic, "data.segmentation"), inside)
@@ -142,7 +160,9 @@ class _Table:
         files = {path: f"{inside}/{stem}.png" for path in self.paths if (stem := Path(path).stem) in known}
         classes = self.files.classes or 1 + max(self._categories())
         values = classes + (self.files.unlabelled is not None)
-        return Maps(declare.class_map("segmentation", values), self.files.root, files, unlabelled=self.files.unlabelled)
+        return Maps(
+            declare.class_map("segmentation", values), self.files.place, files, unlabelled=self.files.unlabelled
+        )
 
     def _panoptic(self, table: Json, inside: Path) -> Maps:
         """Class 0 is no segment; category k in the order of their ids is 1 + k."""
@@ -153,7 +173,7 @@ class _Table:
             if (path := self.path_of.get(one["image_id"])) is not None:
                 files[path] = f"{inside}/{one['file_name']}"
                 segments[path] = {int(s["id"]): number[int(s["category_id"])] for s in one["segments_info"]}
-        return Maps(declare.class_map("segmentation", 1 + len(number)), self.files.root, files, segments)
+        return Maps(declare.class_map("segmentation", 1 + len(number)), self.files.place, files, segments)
 
 
 def _joined(parts: list[Any]) -> Beside:
@@ -180,74 +200,6 @@ def read_json(file: Path, option: str) -> Json:
 
 
 class Coco(PictureFiles):
-    """Pictures and annotations in COCO's layout; `{split}` in a path is train, val or test.
+    """COCO; options: `CocoLayout`."""
 
-    images:       folder of the pictures.
-    instances:    json with boxes, for the field boxes: classes are its categories in the order of their ids.
-    captions:     json with captions, for the field caption: the first of each picture.
-    segmentation: folder of png files named as the pictures, for the field segmentation. With a json of the same name beside the folder
-                  it is panoptic: classes are 0 (none) and 1 + category; else a pixel's value is its class.
-    fields:       which of the three a sample has.
-    classes:      values of a semantic map; null: 1 + the largest category id of `instances`.
-    unlabelled:   the pixel value that means no class; it becomes the last class, number `classes`. null: there is none.
-    objects:      boxes of a sample at most, the largest ones. min_objects: pictures with fewer boxes are left out.
-    val_fraction,
-    test_fraction: where `images` has no {split}: chosen by a hash of each picture's path.
-    overfit:      val and test are the training pictures themselves: to see what is learnt by heart.
-    channels, max_unreadable, cache: see `PictureFiles`.
-    """
-
-    def __init__(
-        self,
-        root: File,
-        resolution: Pixels,
-        split: Annotated[Split, Given] = "train",
-        images: File = "{split}2017",
-        instances: File | None = "annotations/instances_{split}2017.json",
-        captions: File | None = "annotations/captions_{split}2017.json",
-        segmentation: File | None = "annotations/panoptic_{split}2017",
-        fields: Annotated[list[FieldName], Items(distinct=True)] = ["boxes"],  # noqa: B006 - read only
-        classes: Annotated[int, Range(at_least=1, at_most=65_535)] | None = None,
-        unlabelled: Annotated[int, Range(at_least=0, at_most=65_535)] | None = None,
-        objects: Depth = 30,
-        min_objects: Annotated[int, Range(at_least=0, at_most=1_000)] = 0,
-        val_fraction: Share = 0.1,
-        test_fraction: Share = 0.0,
-        overfit: bool = False,
-        channels: ImageChannels = 3,
-        max_unreadable: MaybeImages = 0,
-        flip: bool = False,
-        cache: Annotated[Path | None, Given] = None,
-    ):
-        listing = self.listing_of(
-            root, images, instances, captions, segmentation, fields, classes, unlabelled, objects, min_objects,
-            val_fraction, test_fraction, overfit, split,
-        )  # fmt: skip
-        super().__init__(listing, resolution, split, max_unreadable, flip, cache, channels)
-
-    @staticmethod
-    def listing_of(
-        root: str,
-        images: str,
-        instances: str | None,
-        captions: str | None,
-        segmentation: str | None,
-        fields: list[FieldName],
-        classes: int | None = None,
-        unlabelled: int | None = None,
-        objects: int = 30,
-        min_objects: int = 0,
-        val_fraction: float = 0.1,
-        test_fraction: float = 0.0,
-        overfit: bool = False,
-        split: Split | None = None,
-    ) -> Listing:
-        """One split, or all that there are."""
-        check_fractions(val_fraction, test_fraction)
-        files = Annotations(
-            Path(root).expanduser(), images, instances, captions, segmentation, list(fields), classes, unlabelled, objects,
-            min_objects,
-        )  # fmt: skip
-        if overfit:
-            return learnt_by_heart(files.listing(("train",), 0.0, 0.0))
-        return files.listing(files.there() if split is None else (split,), val_fraction, test_fraction)
+    layout = CocoLayout

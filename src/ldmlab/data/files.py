@@ -11,19 +11,20 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import PIL
 from PIL import Image, UnidentifiedImageError
 
-from ldmlab.data.transforms import read_rgb
+from ldmlab.data.bits import opened
 from ldmlab.errors import DataError
 from ldmlab.store import files as store_files
 from ldmlab.store.lock import locked
 from ldmlab.terminal import progress
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # in any case
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")  # in any case
 _SAVE_EVERY = 20_000  # files between two saves of a survey
 
 A = TypeVar("A")
@@ -87,13 +88,16 @@ def in_order(work: Callable[[A], B], items: Iterable[A], threads: int) -> Iterat
 class Survey:
     """Contents and readability of the files below one folder, remembered in `cache` (None: nothing is remembered).
 
-    problem: why a file's content cannot be used, or None; of pictures, `picture_problem`.
+    problem: why a file's content cannot be used, or None; of pictures, `picture_problem`. bits: of pictures.
     """
 
-    def __init__(self, root: Path, cache: Path | None, problem: Callable[[bytes], str | None] | None = None):
-        self.root, self._problem = root, problem or picture_problem
+    def __init__(
+        self, root: Path, cache: Path | None, problem: Callable[[bytes], str | None] | None = None, bits: int = 8
+    ):
+        self.root, self._problem = root, problem or partial(picture_problem, bits=bits)
         place = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:16]
-        self._memory = None if cache is None else Path(cache) / f"files-{place}.json"
+        kind = "files" if bits == 8 else f"files{bits}"  # what can be read with 8 bits may have no 16
+        self._memory = None if cache is None else Path(cache) / f"{kind}-{place}.json"
 
     def __call__(self, paths: list[str]) -> dict[str, Found]:
         """What is known of each of the relative `paths`; reads those that are new or changed."""
@@ -148,10 +152,10 @@ class Survey:
             write_json(self._memory, {"pillow": PIL.__version__, "files": {**self._load(), **fresh}})
 
 
-def picture_problem(content: bytes) -> str | None:
-    """Why a picture cannot be decoded, or None when it can."""
+def picture_problem(content: bytes, bits: int = 8) -> str | None:
+    """Why a picture cannot be decoded in so many bits, or None when it can."""
     try:
-        read_rgb(content)
+        opened(content, bits=bits)
     except UnidentifiedImageError:
         return "not a picture that Pillow knows"
     except Image.DecompressionBombError:

@@ -3,16 +3,17 @@
 Shape letters: H W pixels, N images of the split.
 """
 
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from ldmlab.data.base import SPLITS, Split
 from ldmlab.data.beside_folder import Neighbours
 from ldmlab.data.files import SUFFIXES, list_pictures
 from ldmlab.data.listing import Listing, check_fractions, divided, learnt_by_heart
-from ldmlab.data.pictures import PictureFiles
+from ldmlab.data.pictures import Layout, PictureFiles
 from ldmlab.errors import DataError
-from ldmlab.ranges import File, Given, ImageChannels, MaybeImages, Pixels, Range, Share
+from ldmlab.ranges import ClassCount, File, PixelValue, Share
 
 Labels = Literal["auto", "folders", "none"]
 _SPLIT_FOLDERS: dict[str, Split] = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -102,8 +103,9 @@ def _classes(root: Path, paths: list[str], labels: Labels, depth: int) -> dict[s
     )
 
 
-class Folder(PictureFiles):
-    """Pictures below `root`, cropped and resized by ADM's rule (`transforms.center_crop`).
+@dataclass(frozen=True)
+class FolderLayout(Layout):
+    """Pictures below `root`, in class folders or not.
 
     labels:         auto: the sub-folder names are the classes when every picture lies in one, and there are none when
                     no picture does; folders: they must be; none: sub-folders mean nothing.
@@ -114,53 +116,28 @@ class Folder(PictureFiles):
     depth, mask:    folders of maps with the pictures' paths (png, npy): the fields of these names.
     classes:        of a segmentation; unlabelled: its value for no class, which becomes the last class, number `classes`.
     overfit:        val and test are the training pictures themselves: to see what is learnt by heart.
-    max_unreadable: how many pictures of this split may be damaged. They are named in the log, left out, and listed in
-                    `split_record()`; one more than that raises DataError with their names. All files are read once for
-                    this at the first start.
-    cache:          folder that remembers what was read; None reads every file at every start.
     """
 
-    def __init__(
-        self,
-        root: File,
-        resolution: Pixels,
-        split: Annotated[Split, Given] = "train",
-        val_fraction: Share = 0.1,
-        test_fraction: Share = 0.0,
-        labels: Labels = "auto",
-        captions: File | None = None,
-        segmentation: File | None = None,
-        depth: File | None = None,
-        mask: File | None = None,
-        classes: Annotated[int, Range(at_least=1, at_most=65_535)] | None = None,
-        unlabelled: Annotated[int, Range(at_least=0, at_most=65_535)] | None = None,
-        overfit: bool = False,
-        channels: ImageChannels = 3,
-        max_unreadable: MaybeImages = 0,
-        flip: bool = True,
-        cache: Annotated[Path | None, Given] = None,
-    ):
-        listing = self.listing_of(
-            root, val_fraction, test_fraction, labels, captions, segmentation, depth, mask, classes, unlabelled, overfit
-        )
-        super().__init__(listing, resolution, split, max_unreadable, flip, cache, channels)
+    val_fraction: Share = 0.1
+    test_fraction: Share = 0.0
+    labels: Labels = "auto"
+    captions: File | None = None
+    segmentation: File | None = None
+    depth: File | None = None
+    mask: File | None = None
+    classes: ClassCount | None = None
+    unlabelled: PixelValue | None = None
+    overfit: bool = False
+    flip: bool = field(default=True, kw_only=True)
 
-    @staticmethod
-    def listing_of(
-        root: str,
-        val_fraction: float = 0.1,
-        test_fraction: float = 0.0,
-        labels: Labels = "auto",
-        captions: str | None = None,
-        segmentation: str | None = None,
-        depth: str | None = None,
-        mask: str | None = None,
-        classes: int | None = None,
-        unlabelled: int | None = None,
-        overfit: bool = False,
-    ) -> Listing:
-        """All splits, for `prepare`."""
-        neighbours = Neighbours(captions, segmentation, depth, mask, classes, unlabelled)
-        fractions = (0.0, 0.0) if overfit else (val_fraction, test_fraction)
-        listing = list_folder(root, *fractions, labels, neighbours)
-        return learnt_by_heart(listing) if overfit else listing
+    def listing(self, split: Split | None = None) -> Listing:
+        neighbours = Neighbours(self.captions, self.segmentation, self.depth, self.mask, self.classes, self.unlabelled)
+        fractions = (0.0, 0.0) if self.overfit else (self.val_fraction, self.test_fraction)
+        listing = list_folder(self.root, *fractions, self.labels, neighbours)
+        return learnt_by_heart(listing) if self.overfit else listing
+
+
+class Folder(PictureFiles):
+    """A folder of pictures; options: `FolderLayout`."""
+
+    layout = FolderLayout

@@ -6,24 +6,25 @@ N images of a split.
 import io
 import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from ldmlab.data.base import SPLITS, Split
 from ldmlab.data.files import list_pictures
 from ldmlab.data.listing import Listing
-from ldmlab.data.pictures import PictureFiles
+from ldmlab.data.pictures import Layout, PictureFiles
 from ldmlab.errors import DataError
-from ldmlab.ranges import File, Given, ImageChannels, MaybeImages, Pixels
+from ldmlab.ranges import File
 
 ListedLabels = Literal["folders", "list", "none"]
 _SPAN = re.compile(r"(\d+):(\d+)")
 Line = tuple[str, str | None]  # what names a picture, and its class where the list says one
 
 
-class Listed(PictureFiles):
+@dataclass(frozen=True)
+class ListedLayout(Layout):
     """The pictures that a list names.
 
     train_folder, val_folder, test_folder: where the pictures of a split are, below `root`; null: the split has none.
@@ -36,55 +37,32 @@ class Listed(PictureFiles):
     leave_out: names of files that are not counted and not used.
     """
 
-    def __init__(
-        self,
-        root: File,
-        resolution: Pixels,
-        split: Annotated[Split, Given] = "train",
-        train_folder: File | None = ".",
-        val_folder: File | None = ".",
-        test_folder: File | None = None,
-        train: File | None = None,
-        val: File | None = None,
-        test: File | None = None,
-        labels: ListedLabels = "none",
-        classes: File | None = None,
-        leave_out: list[str] = [],  # noqa: B006 - read only
-        channels: ImageChannels = 3,
-        max_unreadable: MaybeImages = 0,
-        flip: bool = False,
-        cache: Annotated[Path | None, Given] = None,
-    ):
-        listing = self.listing_of(
-            root, train_folder, val_folder, test_folder, train, val, test, labels, classes, leave_out, split
-        )
-        super().__init__(listing, resolution, split, max_unreadable, flip, cache, channels)
+    train_folder: File | None = "."
+    val_folder: File | None = "."
+    test_folder: File | None = None
+    train: File | None = None
+    val: File | None = None
+    test: File | None = None
+    labels: ListedLabels = "none"
+    classes: File | None = None
+    leave_out: Sequence[str] = ()
 
-    @staticmethod
-    def listing_of(
-        root: str,
-        train_folder: str | None = ".",
-        val_folder: str | None = ".",
-        test_folder: str | None = None,
-        train: str | None = None,
-        val: str | None = None,
-        test: str | None = None,
-        labels: ListedLabels = "none",
-        classes: str | None = None,
-        leave_out: list[str] = [],  # noqa: B006 - read only
-        split: Split | None = None,
-    ) -> Listing:
-        """One split, or all that there are."""
-        place = Path(root).expanduser()
-        if not place.is_dir():
-            raise DataError(f"data.root={root}: no such folder. Give the folder that holds the pictures.")
+    def listing(self, split: Split | None = None) -> Listing:
+        if not self.place.is_dir():
+            raise DataError(f"data.root={self.root}: no such folder. Give the folder that holds the pictures.")
         lists: dict[Split, tuple[str | None, str | None]] = {
-            "train": (train_folder, train),
-            "val": (val_folder, val),
-            "test": (test_folder, test),
+            "train": (self.train_folder, self.train),
+            "val": (self.val_folder, self.val),
+            "test": (self.test_folder, self.test),
         }
-        found = Lists(place, lists, labels, classes, tuple(leave_out))
+        found = Lists(self.place, lists, self.labels, self.classes, tuple(self.leave_out))
         return found.listing([split] if split is not None else [one for one in SPLITS if lists[one][0] is not None])
+
+
+class Listed(PictureFiles):
+    """Pictures with lists; options: `ListedLayout`."""
+
+    layout = ListedLayout
 
 
 @dataclass
@@ -116,9 +94,14 @@ class Lists:
         """Paths in the folder, sorted."""
         if folder not in self._folders:
             place = self.root / folder
+            own = list_pictures(place) if place.is_dir() else []
+            if not own and (packed := next(self.root.glob("*/data.mdb"), None)) is not None:
+                raise DataError(
+                    f"{place} holds no pictures, and {packed.parent} is an lmdb (LSUN), which is not read. Export it once with data.py of "
+                    f"github.com/fyu/lsun: pip install lmdb; python data.py export {packed.parent} --out_dir {place}"
+                )
             if not place.is_dir():
                 raise DataError(f"{place}: no such folder. Give data.root, or data.<split>_folder below it.")
-            own = list_pictures(place)
             self._folders[folder] = [path for path in own if Path(path).name not in self.leave_out]
         return self._folders[folder]
 

@@ -5,7 +5,6 @@ Shape letters: N boxes.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 
@@ -14,64 +13,47 @@ from ldmlab.data.base import SPLITS, Split
 from ldmlab.data.beside import Boxes
 from ldmlab.data.files import list_pictures
 from ldmlab.data.listing import Listing
-from ldmlab.data.pictures import PictureFiles
+from ldmlab.data.pictures import Layout, PictureFiles
 from ldmlab.errors import DataError
-from ldmlab.ranges import Depth, File, Given, ImageChannels, MaybeImages, Pixels, Range
+from ldmlab.ranges import Depth, FewObjects, File
 
 NAMES: dict[Split, str] = {"train": "train", "val": "validation", "test": "test"}
 CORNERS = ["XMin", "YMin", "XMax", "YMax"]
 
 
-class OpenImages(PictureFiles):
+@dataclass(frozen=True)
+class OpenImagesLayout(Layout):
     """Pictures with the field boxes; `{split}` in a path is train, validation or test.
 
     images:   folder of the pictures, named by their ids.
     boxes:    csv with ImageID, LabelName, XMin, XMax, YMin, YMax; corners are fractions of the picture.
     classes:  csv of LabelName and name, without a head: the classes, in its order. Boxes of others are left out.
     objects:  boxes of a sample at most, the largest ones. min_objects: pictures with fewer boxes are left out.
-    channels, max_unreadable, cache: see `PictureFiles`.
     """
 
-    def __init__(
-        self,
-        root: File,
-        resolution: Pixels,
-        split: Annotated[Split, Given] = "train",
-        images: File = "{split}",
-        boxes: File = "{split}-annotations-bbox.csv",
-        classes: File = "class-descriptions-boxable.csv",
-        objects: Depth = 30,
-        min_objects: Annotated[int, Range(at_least=0, at_most=1_000)] = 2,
-        channels: ImageChannels = 3,
-        max_unreadable: MaybeImages = 0,
-        flip: bool = False,
-        cache: Annotated[Path | None, Given] = None,
-    ):
-        listing = self.listing_of(root, images, boxes, classes, objects, min_objects, split)
-        super().__init__(listing, resolution, split, max_unreadable, flip, cache, channels)
+    images: File = "{split}"
+    boxes: File = "{split}-annotations-bbox.csv"
+    classes: File = "class-descriptions-boxable.csv"
+    objects: Depth = 30
+    min_objects: FewObjects = 2
 
-    @staticmethod
-    def listing_of(
-        root: str,
-        images: str = "{split}",
-        boxes: str = "{split}-annotations-bbox.csv",
-        classes: str = "class-descriptions-boxable.csv",
-        objects: int = 30,
-        min_objects: int = 2,
-        split: Split | None = None,
-    ) -> Listing:
-        """One split, or all that there are."""
-        place = Path(root).expanduser()
-        own = _Csv(place, images, boxes, classes)
-        splits = [split] if split is not None else [one for one in SPLITS if (place / own.path(images, one)).is_dir()]
+    def listing(self, split: Split | None = None) -> Listing:
+        own = _Csv(self.place, self.images, self.boxes, self.classes)
+        there = [one for one in SPLITS if (self.place / own.path(self.images, one)).is_dir()]
         paths: dict[Split, list[str]] = {one: [] for one in SPLITS}
         rows: dict[str, np.ndarray] = {}
-        for one in splits:
+        for one in there if split is None else [split]:
             found = own.rows(one)
             rows |= found
-            paths[one] = sorted(path for path, boxes_N5 in found.items() if len(boxes_N5) >= min_objects)
-        field = declare.boxes("boxes", len(own.numbers()), objects)
-        return Listing(place, paths, None, (), f"the folders {images}", True, (Boxes(field, rows, {}),))
+            paths[one] = sorted(path for path, boxes_N5 in found.items() if len(boxes_N5) >= self.min_objects)
+        field = declare.boxes("boxes", len(own.numbers()), self.objects)
+        return Listing(self.place, paths, None, (), f"the folders {self.images}", True, (Boxes(field, rows, {}),))
+
+
+class OpenImages(PictureFiles):
+    """OpenImages; options: `OpenImagesLayout`."""
+
+    layout = OpenImagesLayout
 
 
 @dataclass(frozen=True)

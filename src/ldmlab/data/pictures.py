@@ -4,52 +4,89 @@ Shape letters: H W pixels, N images of the split.
 """
 
 import logging
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
 from ldmlab.data.base import ImageDataset, Sample, Split, digest
 from ldmlab.data.beside import Beside, Size
+from ldmlab.data.bits import opened, pixel_kind, square
 from ldmlab.data.duplicates import in_two_splits
 from ldmlab.data.fields import label
 from ldmlab.data.files import Survey, readable
 from ldmlab.data.listing import Listing
-from ldmlab.data.transforms import CROP_RULE, center_crop, channels_named, read_picture
+from ldmlab.data.transforms import CROP_RULE
 from ldmlab.data.view import View
 from ldmlab.errors import ConfigError, DataError
-from ldmlab.ranges import ImageChannels
+from ldmlab.ranges import File, Given, ImageBits, ImageChannels, MaybeImages, Pixels
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Layout(ABC):
+    """How a set of picture files lies in its folder; a subclass adds its options, and says in `listing` what they mean.
+
+    What all have in common:
+    flip:           training may mirror an image left-right.
+    channels, bits: of the images (`bits.opened`).
+    max_unreadable: how many pictures of this split may be damaged. They are named in the log, left out, and listed in
+                    `split_record()`; one more than that raises DataError with their names. All files are read once for
+                    this at the first start.
+    cache:          folder that remembers what was read; None reads every file at every start.
+    """
+
+    root: File
+    resolution: Pixels
+    split: Annotated[Split, Given] = "train"
+    _: KW_ONLY
+    flip: bool = False
+    channels: ImageChannels = 3
+    bits: ImageBits = 8
+    max_unreadable: MaybeImages = 0
+    cache: Annotated[Path | None, Given] = None
+
+    @property
+    def place(self) -> Path:
+        return Path(self.root).expanduser()
+
+    @abstractmethod
+    def listing(self, split: Split | None = None) -> Listing:
+        """Which pictures there are, and what is beside them: of one split at least, or of all that there are (None)."""
+        ...
 
 
 class PictureFiles:
     """The pictures of one split, cropped and resized by ADM's rule (`transforms.center_crop`), and their fields in the same square.
 
-    listing:        which pictures there are, and what is beside them.
-    max_unreadable: how many pictures of this split may be damaged. They are named in the log, left out, and listed in
-                    `split_record()`; one more than that raises DataError with their names. All files are read once for
-                    this at the first start.
-    channels:       of the images (`transforms.read_picture`).
-    cache:          folder that remembers what was read; None reads every file at every start.
+    A subclass names its layout, whose options are those of its constructor.
     """
 
-    def __init__(
-        self,
-        listing: Listing,
-        resolution: int,
-        split: Split,
-        max_unreadable: int,
-        flip: bool,
-        cache: Path | None,
-        channels: ImageChannels = 3,
-    ):
-        if resolution < 1:
-            raise ConfigError(f"data.resolution={resolution} must be 1 or more.")
-        found = Survey(listing.root, cache)(listing.pictures(split))
-        self._paths = readable(listing.root, found, max_unreadable)
+    layout: ClassVar[type[Layout]]
+
+    def __init_subclass__(cls) -> None:
+        """The constructor has the signature of the layout's: its options are what the configuration checks."""
+        plain = cls.__init__
+
+        @wraps(cls.layout.__init__)
+        def init(self: PictureFiles, *options: Any, **named: Any) -> None:
+            plain(self, *options, **named)
+
+        setattr(cls, "__init__", init)  # noqa: B010
+
+    def __init__(self, *options: Any, **named: Any):
+        layout = self.layout(*options, **named)
+        if layout.resolution < 1:
+            raise ConfigError(f"data.resolution={layout.resolution} must be 1 or more.")
+        split, cache = layout.split, layout.cache
+        listing = layout.listing(split)
+        found = Survey(listing.root, cache, bits=layout.bits)(listing.pictures(split))
+        self._paths = readable(listing.root, found, layout.max_unreadable)
         self._excluded = {path: what.problem for path, what in found.items() if what.problem is not None}
         for path, problem in self._excluded.items():
             log.warning("left out: %s cannot be read (%s)", listing.root / path, problem)
@@ -60,9 +97,9 @@ class PictureFiles:
         self._listing = listing
         self._sha256 = [found[path].sha256 for path in self._paths]
         self._beside = {part.field.name: part.contents(self._paths, cache) for part in listing.beside}
-        self.resolution, self.channels = resolution, channels
-        self.split = split
-        self.flip = flip
+        self.resolution, self.channels, self.bits = layout.resolution, layout.channels, layout.bits
+        self.split: Split = split
+        self.flip = layout.flip
         self.class_names = listing.class_names
         self.declared = (
             *([label(len(self.class_names))] if listing.class_of is not None else []),
@@ -71,18 +108,14 @@ class PictureFiles:
         self.fields: tuple[str, ...] = tuple(field.name for field in self.declared)
         self._labels = np.array(listing.labels(self._paths), dtype=np.int64)
 
-    listing_of: Callable[
-        ..., Listing
-    ]  # of a subclass: all splits, from the options of its constructor that say where they are
-
     def __len__(self) -> int:
         return len(self._paths)
 
     def __getitem__(self, i: int) -> Sample:
         path = self._paths[i]
         try:
-            picture = read_picture(self._listing.root / path, self.channels)
-            sample: Sample = {"image": center_crop(picture, self.resolution)}
+            picture = opened(self._listing.root / path, self.channels, self.bits)
+            sample: Sample = {"image": square(picture, self.resolution)}
         except Exception as error:
             raise DataError(
                 f"{self._listing.root / path} could be read when the data set was opened and cannot now: {error}. "
@@ -125,7 +158,7 @@ class PictureFiles:
                 "crop": CROP_RULE,
                 "resolution": self.resolution,
                 **({"beside": self._beside} if self._beside else {}),
-                **channels_named(self.channels),
+                **pixel_kind(self.channels, self.bits),
             }
         )
 

@@ -7,22 +7,21 @@ opens the final file at once, which would leave a half one behind), with `mtime=
 """
 
 import hashlib
-import io
 import json
 import logging
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import PIL
 from filelock import FileLock, Timeout
-from PIL import Image, features
 
 from ldmlab.data.base import SPLITS, Split, digest
+from ldmlab.data.bits import opened, square
 from ldmlab.data.duplicates import in_two_splits, sentence
+from ldmlab.data.encoding import Encoding
 from ldmlab.data.fields import as_stored, restored
 from ldmlab.data.files import Found, Survey, in_order, readable, workers, write_json
 from ldmlab.data.folder import Labels, list_folder
@@ -31,7 +30,7 @@ from ldmlab.data.manifest import NAME, Manifest, ShardRecord, parse_manifest
 from ldmlab.data.members import decoded, encoded, extension_of
 from ldmlab.data.pictures import beside_of
 from ldmlab.data.tarindex import index_tar
-from ldmlab.data.transforms import CROP_RULE, center_crop, channels_named, read_picture, read_rgb
+from ldmlab.data.transforms import CROP_RULE
 from ldmlab.data.view import View
 from ldmlab.errors import ConfigError, DataError
 from ldmlab.store.files import sha256_file
@@ -41,49 +40,6 @@ log = logging.getLogger(__name__)
 
 _WORK = ".prepare"
 _LOCK = ".lock"
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """How a cropped picture is stored. jpg: `quality` with 4:4:4 chroma; webp: lossy `quality`; png: lossless, quality
-    unused. channels: see `transforms.read_picture`; jpg has no fourth."""
-
-    format: Literal["jpg", "png", "webp"]
-    quality: int
-    channels: int = 3
-
-    def __post_init__(self) -> None:
-        if self.format not in ("jpg", "png", "webp"):
-            raise ConfigError(f"prepare.format={self.format!r} must be one of jpg, png, webp.")
-        if not 1 <= self.quality <= 100:
-            raise ConfigError(f"prepare.quality={self.quality} must lie in 1 … 100.")
-        if self.channels == 4 and self.format == "jpg":
-            raise ConfigError(
-                "prepare.format=jpg cannot keep the fourth channel of data.channels=4. Use prepare.format=png or webp."
-            )
-
-    def __call__(self, picture: Image.Image) -> bytes:
-        out = io.BytesIO()
-        if self.format == "jpg":
-            picture.save(out, "JPEG", quality=self.quality, subsampling=0)
-        elif self.format == "webp":
-            picture.save(out, "WEBP", quality=self.quality, method=4)
-        else:
-            picture.save(out, "PNG")
-        return out.getvalue()
-
-    def said(self) -> dict[str, Any]:
-        """For the manifest."""
-        return {"format": self.format, "quality": self.quality, **channels_named(self.channels)}
-
-    def versions(self) -> dict[str, str | None]:
-        """Libraries that decide the bytes."""
-        codec = {"jpg": "libjpeg_turbo", "webp": "webp", "png": "zlib"}[self.format]
-        return {
-            "pillow": PIL.__version__,
-            "libjpeg_turbo": features.version("libjpeg_turbo"),
-            codec: features.version(codec),
-        }
 
 
 def prepare(
@@ -141,7 +97,7 @@ def pack(
 def _pack(
     listing: Listing, out: Path, resolution: int, per_shard: int, encoding: Encoding, max_unreadable: int, licence: str
 ) -> Manifest:
-    found, good = _survey(listing, out / _WORK, max_unreadable)
+    found, good = _survey(listing, out / _WORK, max_unreadable, encoding.bits)
     ordered = {split: sorted(paths, key=_place) for split, paths in good.items() if paths}
     if "train" not in ordered:
         listing.pictures("train")
@@ -184,9 +140,11 @@ def _pack(
     return manifest
 
 
-def _survey(listing: Listing, work: Path, max_unreadable: int) -> tuple[dict[str, Found], dict[Split, list[str]]]:
+def _survey(
+    listing: Listing, work: Path, max_unreadable: int, bits: int
+) -> tuple[dict[str, Found], dict[Split, list[str]]]:
     paths = [path for split in SPLITS for path in listing.paths[split]]
-    found = Survey(listing.root, work)(paths)
+    found = Survey(listing.root, work, bits=bits)(paths)
     good = set(readable(listing.root, found, max_unreadable))
     return found, {split: [path for path in listing.paths[split] if path in good] for split in SPLITS}
 
@@ -313,14 +271,13 @@ class _ShardMaker:
             raise DataError(
                 f"{self.listing.root / path} changed while the data set was being made. Repeat the command."
             )
-        picture = read_picture(content, self.encoding.channels)
+        picture = opened(content, self.encoding.channels, self.encoding.bits)
         view = View(*picture.size, self.resolution)
         members = {
             extension_of(part.field): encoded(part.field, beside_of(part, path, picture.size, view, self.listing.root))
             for part in self.listing.beside
         }
-        square_HWC = center_crop(picture, self.resolution)
-        return self.encoding(Image.fromarray(square_HWC[..., 0] if square_HWC.shape[2] == 1 else square_HWC)), members
+        return self.encoding(square(picture, self.resolution)), members
 
 
 def verify(out: str | Path, say: Callable[[str], None] = print) -> Manifest:
@@ -384,7 +341,7 @@ def _problem(folder: Path, record: ShardRecord, manifest: Manifest) -> str | Non
                 return f"{field.name} of {key} cannot be read: {error}"
     for key, offset, length in zip(index.keys, index.offsets, index.sizes, strict=True):
         try:
-            size_found = read_rgb(content[offset : offset + length]).size
+            size_found = opened(content[offset : offset + length], bits=manifest.encoding.get("bits", 8)).size
         except Exception as error:
             return f"{key} cannot be read: {error}"
         if size_found != (manifest.resolution, manifest.resolution):

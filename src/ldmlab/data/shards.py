@@ -17,16 +17,17 @@ import numpy as np
 
 from ldmlab.data.address import REMOTE
 from ldmlab.data.base import SPLITS, ImageDataset, Sample, Split, digest
+from ldmlab.data.bits import opened, pixel_kind, square
 from ldmlab.data.fetch import local_copy
 from ldmlab.data.fields import Field, label, restored, text
 from ldmlab.data.files import in_order, picture_problem, workers, write_json
 from ldmlab.data.manifest import NAME, Manifest, ShardRecord, parse_manifest
 from ldmlab.data.members import CAPTION, decoded, extension_of
 from ldmlab.data.tarindex import index_tar
-from ldmlab.data.transforms import CROP_RULE, center_crop, channels_named, read_picture
+from ldmlab.data.transforms import CROP_RULE
 from ldmlab.data.view import View
 from ldmlab.errors import ConfigError, DataError
-from ldmlab.ranges import File, Given, ImageChannels, Pixels, Range
+from ldmlab.ranges import File, Given, ImageBits, ImageChannels, Pixels, Range
 from ldmlab.store.files import sha256_file
 from ldmlab.store.lock import locked
 from ldmlab.terminal import progress
@@ -43,7 +44,7 @@ class Shards:
     last check counts. `verify` reads and decodes everything.
 
     root:       a folder; or `pipe:<command>`, http(s)://, s3:// of a set with a manifest, which is copied into `cache` once.
-    channels:   of the images (`transforms.read_picture`).
+    channels, bits: of the images (`bits.opened`).
     captions:   of a set without a manifest, the members `<key>.txt` are the field caption, where there are any.
     val_shards: of tars whose names say no split (img2dataset's 00000.tar …), the last so many in the order of names are val, the rest
                 train. 0: names say it.
@@ -57,6 +58,7 @@ class Shards:
         split: Annotated[Split, Given] = "train",
         flip: bool = True,
         channels: ImageChannels = 3,
+        bits: ImageBits = 8,
         captions: bool = True,
         val_shards: Annotated[int, Range(at_least=0, at_most=1_000_000)] = 0,
         cache: Annotated[Path | None, Given] = None,
@@ -66,7 +68,7 @@ class Shards:
         if split not in SPLITS:
             raise ConfigError(f"split must be one of {', '.join(SPLITS)}; got {split!r}.")
         self.root = _folder(root, split, cache)
-        self.resolution, self.channels = resolution, channels
+        self.resolution, self.channels, self.bits = resolution, channels, bits
         self.split = split
         self.flip = flip
         self._val_shards = val_shards
@@ -104,8 +106,8 @@ class Shards:
     def __getitem__(self, i: int) -> Sample:
         file, what, offset = self.root / self._names[self._shard[i]], "the picture", int(self._offset[i])
         try:
-            picture = read_picture(self._files.read(file, offset, int(self._size[i])), self.channels)
-            sample: Sample = {"image": center_crop(picture, self.resolution)}
+            picture = opened(self._files.read(file, offset, int(self._size[i])), self.channels, self.bits)
+            sample: Sample = {"image": square(picture, self.resolution)}
             if self._labelled:
                 sample["label"] = int(self._labels[i])
             view = View(*picture.size, self.resolution)
@@ -145,7 +147,7 @@ class Shards:
                 "split": self.split,
                 "crop": CROP_RULE,
                 "resolution": self.resolution,
-                **channels_named(self.channels),
+                **pixel_kind(self.channels, self.bits),
             }
         )
 

@@ -11,10 +11,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ldmlab.data.files import SUFFIXES
 from ldmlab.errors import DataError
 
-PICTURES = tuple(suffix[1:] for suffix in SUFFIXES)
+PICTURES = ("jpg", "jpeg", "png", "webp")
 _END = bytes(1024)  # a tar ends with two zero blocks
 
 

@@ -29,7 +29,7 @@ def read_rgb(source: Path | bytes) -> Image.Image:
 
 def read_picture(source: Path | bytes, channels: int = 3) -> Image.Image:
     """As `read_rgb`, in as many channels: 1, grey, of colours their luma (ITU-R 601); 4, RGB and opacity, 255 where a file has none.
-    16 bits become 8 in all of them."""
+    16 bits become 8 in all of them (`bits.opened` keeps them)."""
     if channels == 3:
         return read_rgb(source)
     if channels == 1:
@@ -41,12 +41,9 @@ def read_picture(source: Path | bytes, channels: int = 3) -> Image.Image:
         return (_to_rgb(picture) if sixteen else picture).convert("RGBA")
 
 
-def channels_named(channels: int) -> dict[str, int]:
-    """What a fingerprint says of them: nothing of RGB, so that data sets before there was a choice keep theirs."""
-    return {} if channels == 3 else {"channels": channels}
-
-
 def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode == "F":
+        raise ValueError("floating point numbers, which have no largest value; save it with 8 or 16 bits")
     if picture.mode.startswith("I"):  # 16-bit grey: "I;16" and relatives, "I" from older formats
         grey = np.asarray(picture, dtype=np.int64)
         return Image.fromarray(((np.clip(grey, 0, 65535) + 128) // 257).astype(np.uint8)).convert("RGB")

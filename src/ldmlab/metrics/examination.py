@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ldmlab.data.base import ImageDataset, to_batch
+from ldmlab.data.bits import eight_bits
 from ldmlab.data.parcel import on_device
 from ldmlab.metrics.classifier import TURNS, Classifier, turned
 
@@ -40,7 +41,7 @@ def examine(net: Classifier, data: ImageDataset, device: torch.device, size: int
     for begin in range(0, len(data), size):
         rows = list(range(begin, min(begin + size, len(data))))
         batch = to_batch(data.__getitems__(rows))
-        image_BCHW = on_device(batch["image"].permute(0, 3, 1, 2), device)
+        image_BCHW = on_device(eight_bits(batch["image"]).permute(0, 3, 1, 2), device)
         if TURNS in net.values:
             batch[TURNS] = torch.tensor(rows) % 4
             image_BCHW = turned(image_BCHW, on_device(batch[TURNS], device))

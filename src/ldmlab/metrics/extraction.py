@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ldmlab.data.base import to_batch
+from ldmlab.data.bits import eight_bits
 from ldmlab.metrics.features import FeatureSet, extract
 from ldmlab.randomness import seed_of
 from ldmlab.store.files import atomic, read_arrays
@@ -73,14 +74,17 @@ def load_features(path: Path) -> FeatureSet:
 
 
 class Original:
-    """Real images of a data set by row, through its own loader: `read(rows)` → uint8 BHWC."""
+    """Real images of a data set by row, through its own loader: `read(rows)` → uint8 BHWC.
 
-    def __init__(self, dataset: Any, indices: list[int]):
-        self.dataset, self.indices = dataset, indices
+    exact: uint16 where the data has 16 bits.
+    """
+
+    def __init__(self, dataset: Any, indices: list[int], exact: bool = False):
+        self.dataset, self.indices, self.exact = dataset, indices, exact
 
     def __call__(self, rows: list[int]) -> Tensor:
         image: Tensor = to_batch(self.dataset.__getitems__([self.indices[i] for i in rows]))["image"]
-        return image
+        return image if self.exact else eight_bits(image)
 
 
 def reference_indices(length: int, images: int | None) -> list[int]:

@@ -17,6 +17,7 @@ from ldmlab.autoencoders.autoencoder import Autoencoder
 from ldmlab.autoencoders.pca import PCANetwork
 from ldmlab.autoencoders.scale import LatentStatistics
 from ldmlab.data.batches import to_float, to_uint8
+from ldmlab.data.bits import eight_bits
 from ldmlab.data.parcel import on_device
 from ldmlab.metrics import latents
 from ldmlab.metrics.rate import Rate, plain
@@ -67,13 +68,13 @@ def parameters(ae: Autoencoder) -> dict[str, int]:
 
 
 class Pass:
-    """Everything that is measured while `n` images go through a first stage; `read(rows)` gives uint8 BHWC."""
+    """Everything that is measured while `n` images go through a first stage; `read(rows)` gives uint8 BHWC (or uint16)."""
 
     def __init__(
         self, ae: Autoencoder, read: Read, n: int, batch_size: int, device: torch.device, perceptual: nn.Module | None
     ):
         self.ae, self.read, self.n, self.batch_size, self.device = ae, read, n, batch_size, device
-        self.gauge = ReconstructionError(perceptual)
+        self.gauge = ReconstructionError(perceptual, bits=16 if read([0]).dtype == torch.uint16 else 8)
         self.statistics = LatentStatistics(ae.c)
         self.encoding, self.decoding = Stopwatch(device), Stopwatch(device)
         self.codes: int | None = None
@@ -91,7 +92,7 @@ class Pass:
             self.statistics.update(posterior)
             if rows[0] == 0:
                 _, h, w = z_BCHW.shape[1:]
-                self.shape, self.resolution = (self.ae.c, h, w), image_BCHW.shape[2]
+                self.shape, self.resolution, self.channels = (self.ae.c, h, w), image_BCHW.shape[2], image_BCHW.shape[1]
                 self.rate = Rate(h * w, z_BCHW[0].numel(), image_BCHW[0, 0].numel())
             if posterior.variance_BCHW is not None:
                 self.rate.add_posterior(posterior.mean_BCHW, posterior.variance_BCHW)
@@ -116,7 +117,8 @@ class Pass:
             "f": self.ae.f, "c": c, "regulariser": type(self.ae.regulariser).__name__,
             "linear": isinstance(self.ae.network, PCANetwork), "codes": self.codes,
             "resolution": self.resolution, "latent_shape": [c, h, w], "parameters": parameters(self.ae),
-            "compression_elements": 3 * self.resolution**2 / (c * h * w), "latent_images": len(self._sampled()),
+            "compression_elements": self.channels * self.resolution**2 / (c * h * w),
+            "pixel_bits": self.channels * self.gauge.bits, "latent_images": len(self._sampled()),
             "latent_scale": self.ae.scale.flatten().tolist(), "latent_shift": self.ae.shift.flatten().tolist(),
             "speed": {
                 "encode": self.encoding.rate(), "decode": self.decoding.rate(), "unit": "images/s",
@@ -135,7 +137,7 @@ class Pass:
         """The first images and their reconstructions, uint8 NHWC."""
         rows = list(range(min(SHOWN, self.n)))
         recon_BCHW = self.ae.decode(self.ae.encode(self._images(rows)))
-        return {"original": self.read(rows).numpy(), "reconstruction": to_uint8(recon_BCHW).cpu().numpy()}
+        return {"original": eight_bits(self.read(rows)).numpy(), "reconstruction": to_uint8(recon_BCHW).cpu().numpy()}
 
     @torch.no_grad()
     def latent(self) -> dict[str, np.ndarray]:

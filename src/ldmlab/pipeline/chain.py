@@ -9,6 +9,7 @@ from torch import Tensor
 from ldmlab import build
 from ldmlab.data.base import to_batch
 from ldmlab.data.batches import to_float
+from ldmlab.data.bits import eight_bits
 from ldmlab.data.parcel import batch_on_device
 from ldmlab.errors import ConfigError
 from ldmlab.metrics.rate_distortion import FILE, Chain, RateDistortion, chain_times, curves, joined, walk
@@ -88,8 +89,8 @@ class ChainStage(SnapshotStage):
             for rows in batched(n, ctx.cfg.eval.batch_size):
                 batch = {**to_batch(ctx.val.__getitems__([indices[i] for i in rows])), "position": torch.tensor(rows)}
                 batch = batch_on_device(batch, ctx.device)
-                image8_BHWC: Tensor = batch["image"]
-                batch["image"] = to_float(image8_BHWC)
+                image8_BHWC: Tensor = eight_bits(batch["image"])
+                batch["image"] = to_float(batch["image"])
                 with torch.no_grad():
                     z0_BCHW, cond = ae.encode(batch["image"]), model.prepared(model.condition(batch))
                 noise = ImageNoise([seed_of("chain", seed, i) for i in rows], z0_BCHW.shape[1:], ctx.device)

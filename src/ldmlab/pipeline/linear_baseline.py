@@ -13,7 +13,7 @@ from ldmlab.autoencoders.linear_path import LinearPath
 from ldmlab.data.batches import to_float
 from ldmlab.data.parcel import on_device
 from ldmlab.errors import TrainingError
-from ldmlab.metrics.reconstruction import highest_psnr, psnr, to_uint8
+from ldmlab.metrics.reconstruction import highest_psnr, psnr, rounded
 from ldmlab.metrics.reconstruction_pass import Read, batched
 
 FIT_IMAGES = 10_000  # training images that the components are taken from, at most; more move the PSNR by hundredths
@@ -38,8 +38,9 @@ def linear_psnr(
     n: int,
     batch_size: int,
     device: torch.device,
+    bits: int = 8,
 ) -> float | None:
-    """Mean PSNR in dB of the linear first stage over the n images that `read(rows)` gives (uint8 BHWC), rounded to 8 bit.
+    """Mean PSNR in dB of the linear first stage over the n images that `read(rows)` gives (BHWC of so many bits), rounded to them.
 
     training: gives batches [B, 3, H, W] in [-1, 1] of at most that many images. None when c numbers hold a whole patch, and when there
     are fewer training patches than components.
@@ -56,8 +57,8 @@ def linear_psnr(
     for rows in batched(n, batch_size):
         image_BCHW = to_float(on_device(read(rows), device))
         recon_BCHW = torch.nn.functional.pixel_shuffle(linear.decode(linear.encode(image_BCHW)), f)
-        psnr_B = psnr(to_uint8(image_BCHW), to_uint8(recon_BCHW))
-        parts.append(psnr_B.clamp(max=highest_psnr(*image_BCHW.shape[1:])))
+        psnr_B = psnr(rounded(image_BCHW, bits), rounded(recon_BCHW, bits), bits=bits)
+        parts.append(psnr_B.clamp(max=highest_psnr(*image_BCHW.shape[1:], bits=bits)))
     return float(torch.cat(parts).mean())
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ldmlab import build
 from ldmlab.data.batches import to_float, to_uint8
+from ldmlab.data.bits import eight_bits
 from ldmlab.data.parcel import on_device
 from ldmlab.metrics.codecs import CODEC_PIXELS, codec_curves
 from ldmlab.metrics.evaluate import Scores, evaluate
@@ -69,11 +70,11 @@ class ReconstructionsStage(Stage):
         ae, extractor = load_decoding(self.plan, ctx), load_extractor(self.plan, ctx)
         n = self.images
         indices = spread(len(ctx.val), n)
-        read = Original(ctx.val, indices)
+        read, exact = Original(ctx.val, indices), Original(ctx.val, indices, exact=True)
 
         @torch.no_grad()
         def reconstructed(rows: list[int]) -> Tensor:
-            return to_uint8(ae.decode(ae.encode(to_float(on_device(read(rows), ctx.device)))))
+            return to_uint8(ae.decode(ae.encode(to_float(on_device(exact(rows), ctx.device)))))
 
         features = []
         if extractor is not None:
@@ -86,7 +87,7 @@ class ReconstructionsStage(Stage):
         if ctx.main:
             distance = build.evaluation_distance(ctx.cfg, extractor)
             perceptual = None if distance is None else frozen(distance, ctx.device)
-            seen = Pass(ae, read, n, ctx.cfg.eval.batch_size, ctx.device, perceptual)
+            seen = Pass(ae, exact, n, ctx.cfg.eval.batch_size, ctx.device, perceptual)
             self._write(ctx, folder, seen, features, extractor, indices)
         ctx.barrier()
 
@@ -113,7 +114,7 @@ class ReconstructionsStage(Stage):
         facts = {"training_images": budget, "is_of_originals": originals, "shown": indices[:SHOWN]}
         write_json(folder / "facts.json", {**seen.facts(), **facts, **comparison._asdict()})
         shown = seen.shown()
-        coded = seen.read(spread(n, max(1, CODEC_PIXELS // seen.resolution**2)))
+        coded = eight_bits(seen.read(spread(n, max(1, CODEC_PIXELS // seen.resolution**2))))
         curves = codec_curves(coded.numpy(), training_images(ctx, linear_baseline.FIT_IMAGES))
         points = {codec: [point._asdict() for point in points] for codec, points in curves.items()}
         write_json(folder / "codecs.json", points)
@@ -132,6 +133,7 @@ class ReconstructionsStage(Stage):
             seen.n,
             seen.batch_size,
             ctx.device,
+            seen.gauge.bits,
         )
         return linear_baseline.compared(psnr, linear)
 
@@ -141,7 +143,7 @@ class ReconstructionsStage(Stage):
         data, perceptual = self.plan.stage(DataStage), seen.gauge.perceptual
         found["card"] = {
             "images": self.images, "split": "val", "data": f"{data.label}-{data.address.id}",
-            "resolution": self.plan.resolved.resolution, "latent": "posterior mean", "rounding": "8 bit, nearest",
+            "resolution": self.plan.resolved.resolution, "latent": "posterior mean", "rounding": f"{seen.gauge.bits} bit, nearest",
             "extractor": None if extractor is None else extractor.name,
             "extractor_hash": None if extractor is None else extractor.fingerprint()[:12],
             "perceptual": None if perceptual is None else type(perceptual).__name__,

@@ -6,6 +6,7 @@ again, with contents, where they are trained or loaded.
 
 import functools
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -116,30 +117,31 @@ class Resolved:
         return usual() if self.request is None else self.request.source(usual, n)
 
     @functools.cached_property
-    def _counted(self) -> "Costs":
-        """Counted for a dry run, and where a budget has counted already: meta kernels load PyTorch's compiler, which takes 5 s."""
-        if not self.cfg.dry_run and self.budget is None:
+    def costs(self) -> "Costs":
+        """Of its networks on its shapes; runs of one process that share a first stage, or a denoiser, count it once.
+
+        Counted for a dry run, and where a budget has counted already: meta kernels load PyTorch's compiler, which takes 5 s.
+        """
+        cfg = self.cfg
+        if not cfg.dry_run and self.budget is None:
             return Costs()
         image = torch.empty(1, channels_of(self.data), self.resolution, self.resolution, device="meta")
         z = torch.empty(1, *self.latent_shape, device="meta")
-        return Costs(
-            flops_of(lambda: self.autoencoder.moments(image)),
-            flops_of(lambda: self.autoencoder.decode(z)),
-            0.0 if self.denoiser.closed_form else forward_flops(self.denoiser, self.latent_shape),
-            flops_of(lambda: self.denoiser.null(1, self.latent_shape[1:], "meta")),
-            any(weight.requires_grad for weight in cast(nn.Module, self.conditioner).parameters()),
+        first = [image.shape, *map(OmegaConf.to_container, (cfg.ae.network, cfg.ae.regulariser))]
+        facts = (len(self.data.class_names), *(field.values for field in self.data.declared))
+        second = [*first, *map(OmegaConf.to_container, (cfg.ldm.network, build.conditioners(cfg))), *facts]
+        encode, decode = _once(
+            first,
+            lambda: flops_of(lambda: self.autoencoder.moments(image)),
+            lambda: flops_of(lambda: self.autoencoder.decode(z)),
         )
-
-    @functools.cached_property
-    def costs(self) -> "Costs":
-        """Of its networks on its shapes; runs of one process that share them count once."""
-        cfg = self.cfg
-        parts = (cfg.ae.network, cfg.ae.regulariser, cfg.ldm.network, build.conditioners(cfg))
-        facts = (self.resolution, len(self.data.class_names), *(field.values for field in self.data.declared))
-        key = json.dumps([cfg.dry_run or self.budget is not None, *map(OmegaConf.to_container, parts), *facts])
-        if key not in _COUNTED:
-            _COUNTED[key] = self._counted
-        return _COUNTED[key]
+        forward, condition = _once(
+            second,
+            lambda: 0.0 if self.denoiser.closed_form else forward_flops(self.denoiser, self.latent_shape),
+            lambda: flops_of(lambda: self.denoiser.null(1, self.latent_shape[1:], "meta")),
+        )
+        learns = any(weight.requires_grad for weight in cast(nn.Module, self.conditioner).parameters())
+        return Costs(encode, decode, forward, condition, learns)
 
     @functools.cached_property
     def sampled_costs(self) -> "Costs":
@@ -155,7 +157,15 @@ class Resolved:
         return replace(self.costs, decode=decode, forward=forward_flops(self.denoiser, (c, height, width), windows))
 
 
-_COUNTED: dict[str, "Costs"] = {}
+_COUNTED: dict[str, tuple[float, ...]] = {}
+
+
+def _once(facts: list[Any], *counts: Callable[[], float]) -> tuple[float, ...]:
+    """What is counted under these facts, from this process's memory where it was counted before."""
+    key = json.dumps(facts)
+    if key not in _COUNTED:
+        _COUNTED[key] = tuple(count() for count in counts)
+    return _COUNTED[key]
 
 
 @dataclass(frozen=True)

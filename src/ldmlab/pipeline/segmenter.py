@@ -7,6 +7,7 @@ import torch
 
 from ldmlab import build
 from ldmlab.data.base import ImageDataset, channels_of, to_batch
+from ldmlab.data.bits import eight_bits
 from ldmlab.data.parcel import on_device
 from ldmlab.errors import ConfigError
 from ldmlab.metrics.iou import Confusion
@@ -89,7 +90,7 @@ def examined(net: Segmenter, val: ImageDataset, device: torch.device) -> dict[st
     for begin in range(0, len(val), AT_ONCE):
         batch = to_batch(val.__getitems__(list(range(begin, min(begin + AT_ONCE, len(val))))))
         truth_BHW = batch[CLASSES].long()
-        found.update(net.classes_of(on_device(batch["image"].permute(0, 3, 1, 2), device)).cpu(), truth_BHW)
+        found.update(net.classes_of(on_device(eight_bits(batch["image"]).permute(0, 3, 1, 2), device)).cpu(), truth_BHW)
         nothing.update(torch.zeros_like(truth_BHW), truth_BHW)
     return {
         "images": len(val), "pixels_right": found.pixels_right(), "miou": found.miou(), "miou_of_background": nothing.miou(),

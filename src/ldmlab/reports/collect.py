@@ -95,11 +95,13 @@ def read_rows(path: Path, finished: bool, command: str) -> list[dict[str, Any]]:
 
 
 def read_images(path: Path, command: str) -> Any:
-    """uint8 [N, H, W, 3], mapped from disk. Raises DataError when it is missing, damaged or something else."""
+    """uint8 [N, H, W, C], C of the data (1, 3 or 4), mapped from disk. Raises DataError when it is missing, damaged or something else."""
     images_NHWC = files.read_array(path, *sentences(command))
-    if images_NHWC.ndim != 4 or images_NHWC.shape[3] != 3 or images_NHWC.dtype != "uint8":
+    if images_NHWC.ndim != 4 or images_NHWC.shape[3] not in (1, 3, 4) or images_NHWC.dtype != "uint8":
         found = f"{images_NHWC.dtype} {list(images_NHWC.shape)}"
-        raise DataError(f"{path} must be uint8 [N, H, W, 3]; got {found}. {again(command)}")
+        raise DataError(
+            f"{path} must be uint8 [N, H, W, 3]; got {found} (grey has 1 channel, opacity is a fourth). {again(command)}"
+        )
     return images_NHWC
 
 

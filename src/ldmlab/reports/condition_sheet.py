@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ldmlab.pipeline.sheets import as_rgb
 from ldmlab.reports.records import SampleSet
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def _drawn(lines: list[list[SheetCell]], size: tuple[int, int]) -> "Image":
             if cell.picture is None:
                 _write(draw, font, cell.words, (x, y), (width, height))
                 continue
-            seen = Image.fromarray(np.asarray(cell.picture))
+            seen = Image.fromarray(as_rgb(np.asarray(cell.picture)))
             factor = min(width / seen.width, height / seen.height)
             shape = (max(1, int(seen.width * factor)), max(1, int(seen.height * factor)))
             sheet.paste(seen.resize(shape, Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.BOX), (x, y))

@@ -15,7 +15,7 @@ from ldmlab.reports.collect import read_arrays, read_json, read_score
 from ldmlab.reports.numbers import KNOWN, Comparison, MetricDeclaration, compare, indistinct
 from ldmlab.reports.records import Estimate, Run, StageRecord
 
-BITS = 24  # of a pixel of an 8-bit colour image
+BITS = 24  # of a pixel of an 8-bit colour image: facts from before there were others do not say it
 COMPARED = ("psnr", "ssim", "perceptual", "rfid", "ris")
 EXPECTED = {"psnr": ("falls", "rises", -1.0), "rfid": ("rises", "falls", 1.0)}  # with f, in the paper's Table 8
 
@@ -49,9 +49,9 @@ class FirstStageCell:
 
     @property
     def bits_ratio(self) -> float | None:
-        """Bits of the 8-bit image over bits of the latent; None where the latent has no stated bits."""
+        """Bits of the image over bits of the latent; None where the latent has no stated bits."""
         rate = self.compared.scores.get("bits_per_pixel")
-        return BITS / rate.value if rate is not None and rate.value > 0 else None
+        return self.facts.get("pixel_bits", BITS) / rate.value if rate is not None and rate.value > 0 else None
 
     @property
     def training_seconds(self) -> float | None:

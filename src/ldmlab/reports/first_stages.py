@@ -213,7 +213,8 @@ def identity(cells: list[FirstStageCell]) -> doc.Section:
         size += [numbers.millions(n["regulariser"]) if n["regulariser"] else "–"]
         cost = [numbers.count(x.facts["training_images"]), numbers.seconds(x.training_seconds)]
         rows.append([x.label, *size, *cost, plain(speed["encode"]), plain(speed["decode"])])
-    note = f"Ratio of elements: 3 H W / (c h w). Ratio of bits: 24 / bits a pixel. {machine(cells)}"
+    ratios = "Ratio of elements: image (3 H W of RGB) / (c h w). Ratio of bits: those of a pixel (24 of 8-bit RGB) / bits a pixel."
+    note = f"{ratios} {machine(cells)}"
     table = doc.Table(heads, doc.entries(rows))
     return doc.Section("What each one is, and what it costs", [table, doc.Paragraph(note, "small")], "cost")
 

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from ldmlab import terminal
+from ldmlab.config.complete import signature
 from ldmlab.config.compose import load
 from ldmlab.errors import ConfigError
 from ldmlab.reports.collect import read_json, read_run
@@ -140,7 +141,20 @@ def _options(ours: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
         for path in dict.fromkeys([*one, *other])
         if one.get(path) != other.get(path) and path not in split and not _below(path, tuple(skipped))
         and not (path.startswith("metric.") and path.split(".")[1] not in wanted["metric"])
+        and not (path not in one and _at_default(wanted, path))
     ]  # fmt: skip
+
+
+def _at_default(config: Mapping[str, Any], path: str) -> bool:
+    """Whether an option of a part has its default: a run from before there was the option did the same without it."""
+    above, _, key = path.rpartition(".")
+    node: Any = config
+    for name in above.split("."):
+        node = node[name]
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        return False
+    option = signature(node["_target_"], above)[0].get(key)
+    return option is not None and option.default == node[key]
 
 
 def _leaves(config: Mapping[str, Any]) -> dict[str, Any]:

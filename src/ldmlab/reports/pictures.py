@@ -125,7 +125,7 @@ def png_bytes(image_HWC: Any) -> bytes:
     from PIL import Image
 
     out = io.BytesIO()
-    Image.fromarray(as_rgb(np.asarray(image_HWC))).save(out, format="PNG", optimize=True)
+    Image.fromarray(np.asarray(image_HWC)).save(out, format="PNG", optimize=True)
     return out.getvalue()
 
 

@@ -64,7 +64,7 @@ class Curve(NamedTuple):
 
 @dataclass(frozen=True)
 class SampleSet:
-    """The images of a samples stage. images_NHWC: uint8 [N, H, W, 3]; labels, seeds and descriptions: N long, or empty
+    """The images of a samples stage. images_NHWC: uint8 [N, H, W, C]; labels, seeds and descriptions: N long, or empty
     where not recorded; conditions_MHWC: the pictures that the first M samples were drawn from, or None.
     """
 

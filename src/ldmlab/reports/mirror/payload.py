@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ldmlab.pipeline.sheets import as_rgb
 from ldmlab.reports.collect import read_json
 from ldmlab.reports.records import POSITION, Estimate, Run, Snapshot, StageRecord
 from ldmlab.store.files import read_json as read_seal
@@ -194,7 +195,7 @@ def sample_rows(record: StageRecord, images: int | None) -> list[HistoryRow]:
     n = min(PICTURES, len(drawn))
     captions = [caption(record, i) for i in range(n)]
     values: dict[str, Any] = {} if images is None else {"samples/images": images}
-    values["samples/pictures"] = Media(captions, lambda: [drawn.images_NHWC[i] for i in range(n)])
+    values["samples/pictures"] = Media(captions, lambda: [as_rgb(drawn.images_NHWC[i]) for i in range(n)])
     if drawn.conditions_MHWC is not None:
         m = min(n, len(drawn.conditions_MHWC))
         shown = [f"condition of {text}" for text in captions[:m]]
