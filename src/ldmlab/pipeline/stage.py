@@ -136,6 +136,7 @@ SINCE = {
     "vector_mlp": True,
     "frequency_shift": 0,
     "zero": "level",
+    "reads_linear": False,
 }
 """Options that parts got after results lay in stores, and the value at which they change nothing: with it they are in no id."""
 
