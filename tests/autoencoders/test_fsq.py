@@ -44,6 +44,24 @@ def test_gradient_is_that_of_the_squashing():
     assert torch.equal(got, want) and (got > 0).any()
 
 
+@pytest.mark.parametrize(("zero", "least"), [("level", 0), ("border", 250)])
+def test_two_levels_need_zero_between_them(zero, least):
+    """Of 1 024 standard normal numbers a channel, as a whitened linear start gives them, the paper's shift sends all to one level."""
+    h = moments(4, 1.0).repeat(1, 1, 2, 4)
+    levels = [2, 2, 4, 4]
+    counts = FSQ(4, levels, zero).counts(h)
+    assert counts.sum() == 1024
+    first, second = (counts.view(4, 4, 2, 2).sum((0, 1, 2 + i)).tolist() for i in (0, 1))
+    assert (min(first) > least and min(second) > least) == (zero == "border") and (zero == "border" or min(first) == 0)
+
+
+def test_zero_at_the_border_is_the_middle_of_even_levels():
+    fsq = FSQ(3, [2, 4, 5], "border")
+    assert fsq.sample(torch.zeros(1, 3, 1, 1)).flatten().tolist() == [-0.5, -0.25, 0.0]
+    h = torch.linspace(-9, 9, 400).view(1, 1, 20, 20).repeat(1, 3, 1, 1)
+    assert [len(fsq(h)[0][:, i].round(decimals=5).unique()) for i in range(3)] == [2, 4, 5]
+
+
 def test_one_number_a_channel():
     with pytest.raises(ConfigError, match=r"levels=\[8, 5, 5, 5\] names 4 channels, but ae.network.c=3"):
         FSQ(3, [8, 5, 5, 5])

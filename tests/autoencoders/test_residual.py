@@ -38,11 +38,11 @@ def made(regulariser, multipliers=(1, 2), images=None, **options):
     return ae
 
 
-@pytest.mark.parametrize("window", [1, 3])
+@pytest.mark.parametrize(("window", "reads_linear"), [(1, False), (3, False), (3, True)])
 @pytest.mark.parametrize("kind", REGULARISERS)
-def test_starts_exactly_as_the_linear_first_stage(kind, window):
+def test_starts_exactly_as_the_linear_first_stage(kind, window, reads_linear):
     image = pictures()
-    ae = made(REGULARISERS[kind](), window=window)
+    ae = made(REGULARISERS[kind](), window=window, reads_linear=reads_linear)
     regulariser = REGULARISERS[kind]()
     linear = Autoencoder(PCANetwork(4, 3, regulariser.channels_in, window=window), regulariser)
     linear.fit_linear(lambda: image.split(16))
@@ -63,11 +63,11 @@ def test_shapes_at_every_f(path, stem, levels):
     assert ae(images[:2]).image_BCHW.shape == (2, 3, 64, 64)
 
 
-@pytest.mark.parametrize("path", ["pca", "average", "none"])
+@pytest.mark.parametrize("path", ["pca", "pca, read", "average", "none"])
 @pytest.mark.parametrize("kind", REGULARISERS)
 def test_a_step_of_both_players_moves_every_parameter(kind, path):
     """With the paper's adversarial term, whose adaptive weight looks at the last convolution."""
-    ae = made(REGULARISERS[kind](), path=path)
+    ae = made(REGULARISERS[kind](), path=path.split(",")[0], reads_linear="read" in path)
     disc = PatchGAN(layers=1, width=4)
     loss = FirstStageLoss("mean", "l1", discriminator=disc, norm_images=4)
     stage = AutoencoderLoss(ae, loss, Draws(0))
@@ -110,8 +110,25 @@ def test_training_beats_the_linear_start():
     assert errors[-1] < 0.9 * errors[0]
 
 
+@pytest.mark.parametrize("depths", [[0, 1], [1, 0], [2, 1]])
+def test_a_decoder_that_reads_the_linear_image_answers_to_it(depths):
+    """With the latent hidden from D, D still changes with the linear image."""
+    images = pictures(8, size=32)
+    ae = made(NoRegulariser(), images=images, depths=depths, reads_linear=True, width=4)
+    decoder = ae.network.decoder
+    torch.nn.init.normal_(decoder.conv_out.weight)
+    torch.nn.init.zeros_(decoder.conv_in.weight)
+    linear = torch.randn(1, 12, 16, 16)
+    other = linear.clone()
+    other[:, :, 0, 0] += 1
+    z = torch.zeros(1, 3, 8, 8)
+    assert not torch.equal(decoder(z, linear), decoder(z, other))
+    with pytest.raises(TypeError):  # never without it, unseen
+        decoder(z)
+
+
 def test_only_the_decoder_is_the_decoders():
-    ae = made(KL())
+    ae = made(KL(), reads_linear=True)
     ae.freeze_latents()
     trained = {name.split(".")[1] for name, p in ae.named_parameters() if p.requires_grad}
     assert trained == {"decoder"}
@@ -144,6 +161,10 @@ def test_what_it_refuses():
         ({"depths": [1]}, r"ae\.network\.depths=\[1\] must list"),
         ({"decoder_depths": [1, 2, 3]}, r"ae\.network\.decoder_depths=\[1, 2, 3\] must list"),
         ({"width": 0}, r"ae\.network\.width=0"),
+        (
+            {"path": "none", "reads_linear": True},
+            r"ae\.network\.reads_linear=true needs the linear image of path=pca, not none",
+        ),
     ):
         with pytest.raises(ConfigError, match=words):
             ResidualNetwork(**{"c": 3, "multipliers": [1, 2], "channels_in": lambda c: c, **options})

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from option_words import replacing
 
 from ldmlab.config.compose import ROOT, load
@@ -101,10 +102,10 @@ def test_a_shorter_one_is_cut_out_of_a_longer_one(at_once: Path, short: Path, tm
     assert result(made(root, *words)) == result(alone)
 
 
-@pytest.mark.parametrize("ae", ["kl_f4", "vq_f4"])
+@pytest.mark.parametrize("ae", ["ae=kl_f4", "ae=vq_f4", "ae=kl_f4 ae.fit.optimizer=muon"])
 def test_a_first_stage_continued_is_the_one_made_at_once(ae: str, tmp_path: Path) -> None:
     """The discriminator, which begins after 4 images, and its optimiser go on too."""
-    base = [*replacing(BASE, [f"ae={ae}", "until=autoencoder"]), *FIRST]
+    base = [*replacing(BASE, [*ae.split(), "until=autoencoder"]), *FIRST]
     for words in (["ae.fit.images=8"], []):
         continued = made(tmp_path / "a", *words, kind=FirstStage, base=base)
     plan = plan_of(tmp_path / "a", base=base)
@@ -113,6 +114,9 @@ def test_a_first_stage_continued_is_the_one_made_at_once(ae: str, tmp_path: Path
     assert continued.name == fresh.name and result(continued) == result(fresh)
     assert {"autoencoder.safetensors", "discriminator.safetensors", "optimizers.pt"} <= set(result(fresh))
     assert not (fresh / "continued.json").exists()
+    states = torch.load(fresh / "optimizers.pt", weights_only=True)
+    for player in ("autoencoder", "discriminator"):
+        assert ("momentum" in states[player]["state"][0]) == ("muon" in ae)
 
 
 def test_a_run_of_its_own_goes_on_from_where_a_cool_down_began(short: Path, at_once: Path, tmp_path: Path) -> None:

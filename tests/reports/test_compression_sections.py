@@ -36,7 +36,8 @@ def own_first_stage(store: FakeStore, folder: Path, ae: str, rfid: float = 1.0) 
     facts = store.root / "reconstructions" / f"{ae}-r"
     card = {"extractor_hash": "abcdefabcdef", "images": 40}
     known = json.loads((facts / "facts.json").read_text()) if (facts / "facts.json").is_file() else {}
-    write_json(facts / "facts.json", known | {"codes": None, "resolution": 32, "latent_shape": [3, 4, 4]})
+    write_json(facts / "facts.json", known | {"codes": None, "resolution": 32, "latent_shape": [3, 4, 4],
+                                               "linear_psnr": 18.5, "gain_over_linear": 1.5})  # fmt: skip
     write_json(facts / "scores.json", {"psnr": score(20.0, 1.0), "rfid": score(rfid, 0.1), "card": card})
     entries = [
         store.entry("autoencoder", f"a{ae}", facts, "KL", 1.0),
@@ -141,6 +142,7 @@ def test_a_gaussian_has_a_row_and_no_part_in_the_verdicts(fake_store: FakeStore,
     page = make_report(folders, tmp_path / "page", fake_store.root, "compression")
     text = (page.parent / "report.md").read_text()
     assert "| kl\\_f4\\_quick gaussian | " in text and "denoiser dg" not in text and "loss over training images" in text
+    assert "| first stage | c | gain over linear (dB) | rFID |" in text and "| f = 4 | 3 | 1.50 | " in text
     rows = fid_sources.rows(found, read_table(found, WORK))
     assert [row.fids["gaussian"].value for row in rows] == pytest.approx([100, 101, 102, 103, 104], abs=1)
     assert [row.rfid.value for row in rows if row.rfid is not None] == [0, 1, 2, 3, 4]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ldmlab.build import optimizer
 from ldmlab.config.compose import load
+from ldmlab.errors import ConfigError
 from ldmlab.pipeline.stage import trained
 from ldmlab.training.muon import COEFFICIENTS, ITERATIONS, MOMENTUM, Muon, hidden_weights, orthogonalised
 
@@ -131,3 +132,15 @@ def test_the_option_and_the_address() -> None:
     adamw, muon = (load([*words, f"ldm.fit.optimizer={name}"]).cfg.ldm.fit for name in ("adamw", "muon"))
     assert "optimizer" not in trained(adamw) and trained(muon)["optimizer"] == "muon"
     assert type(optimizer(Net(), adamw)) is torch.optim.AdamW and type(optimizer(Net(), muon)) is Muon
+
+
+def test_the_first_stages_option_and_its_address() -> None:
+    """The same choice, of the decoder that learns on too; one that is neither is refused in one line."""
+    words = ["debug=tiny", "data=shapes", "data.resolution=16", "ae=kl_f4_quick"]
+    adamw, muon = (load([*words, f"ae.fit.optimizer={name}"]).cfg.ae for name in ("adamw", "muon"))
+    assert muon.decoder_fit.optimizer == "muon" and type(optimizer(Net(), muon.fit)) is Muon
+    for fit in ("fit", "decoder_fit"):
+        assert "optimizer" not in trained(adamw[fit]) and trained(muon[fit])["optimizer"] == "muon"
+    assert "keep_state" not in trained(adamw.fit)
+    with pytest.raises(ConfigError, match=r"ae\.fit\.optimizer must be one of .*Did you mean 'muon'"):
+        load([*words, "ae.fit.optimizer=moun"])

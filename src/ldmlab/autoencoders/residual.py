@@ -43,6 +43,8 @@ class ResidualNetwork(Network):
     image_size      path=pca: null, or the side of the images, all of one size: the path sees whole images
                     (`whole_image.WholeImagePath`)
     mirror          with image_size: mirrored training images count too
+    reads_linear    path=pca: the decoder's blocks at 1/stem read the linear image too, so that they mend what they see:
+                    x̂ = PCA⁻¹(z) + D(z, PCA⁻¹(z))
     fit_images      path=pca: training images that the components are taken from, spread evenly over them; null is all
 
     Raises ConfigError for values no network can be built from.
@@ -64,6 +66,7 @@ class ResidualNetwork(Network):
         rounds: int = 0,
         image_size: int | None = None,
         mirror: bool = False,
+        reads_linear: bool = False,
         image_channels: Annotated[int, Given] = 3,
     ):
         super().__init__()
@@ -71,6 +74,10 @@ class ResidualNetwork(Network):
         depths = depths or [2] * len(multipliers)
         decoder_depths = decoder_depths or depths
         _check(c, multipliers, stem, width, depths, decoder_depths)
+        if reads_linear and path != "pca":
+            raise ConfigError(
+                f"ae.network.reads_linear=true needs the linear image of path=pca, not {path}. Set one of the two."
+            )
         self.c, self.stem, self.f = c, stem, stem * 2 ** (len(multipliers) - 1)
         check_linear(self.f, c, fit_images, window, rounds, image_size, mirror, image_channels)
         self.fits, self.fit_images = path == "pca", fit_images
@@ -81,7 +88,7 @@ class ResidualNetwork(Network):
         widths = [width * m for m in multipliers]
         shortcut = path == "average"
         self.encoder = ResidualEncoder(channels_in(c), stem, widths, depths, shortcut, image_channels)
-        self.decoder = ResidualDecoder(c, stem, widths, decoder_depths, shortcut, image_channels)
+        self.decoder = ResidualDecoder(c, stem, widths, decoder_depths, shortcut, image_channels, reads_linear)
         if path == "pca":
             for conv in (self.encoder.conv_out, self.decoder.conv_out):
                 nn.init.zeros_(conv.weight)
@@ -150,13 +157,11 @@ class ResidualNetwork(Network):
 
     def decode_features(self, z_BCHW: Tensor) -> Tensor:
         """Latent → the map that the last convolution reads and, behind its channels, the linear image at 1/stem of the size."""
-        features_BCHW = self.decoder(z_BCHW)
         if self.linear is None:
-            return features_BCHW
-        image_BCHW = F.pixel_shuffle(self.linear.decode(z_BCHW), self.f)
-        return torch.cat(
-            [features_BCHW, F.pixel_unshuffle(image_BCHW, self.stem)], dim=1
-        )  # in the wider precision of both
+            return self.decoder(z_BCHW)
+        linear_BCHW = F.pixel_unshuffle(F.pixel_shuffle(self.linear.decode(z_BCHW), self.f), self.stem)
+        features_BCHW = self.decoder(z_BCHW, linear_BCHW)
+        return torch.cat([features_BCHW, linear_BCHW], dim=1)  # in the wider precision of both
 
     def last_input(self, features_BCHW: Tensor) -> Tensor:
         """Without the linear image."""
@@ -259,24 +264,45 @@ class ResidualEncoder(nn.Module):
 
 
 class ResidualDecoder(nn.Module):
-    """Latent → the map that `conv_out` turns into pixels (kept apart, because the adaptive weight needs it)."""
+    """Latent → the map that `conv_out` turns into pixels (kept apart, because the adaptive weight needs it).
+
+    reads_linear: the blocks at 1/stem see the linear image too.
+    """
 
     def __init__(
-        self, c: int, stem: int, widths: list[int], depths: list[int], shortcut: bool, image_channels: int = 3
+        self,
+        c: int,
+        stem: int,
+        widths: list[int],
+        depths: list[int],
+        shortcut: bool,
+        image_channels: int = 3,
+        reads_linear: bool = False,
     ):
         super().__init__()
         self.shortcut = shortcut
+        pixels = image_channels * stem * stem
+        self.conv_linear = nn.Conv2d(pixels, widths[0], 3, padding=1) if reads_linear else None
         self.conv_in = nn.Conv2d(c, widths[-1], 3, padding=1)
         levels: list[nn.Module] = []
         for level in reversed(range(len(widths))):
             levels += [ConvResidual(widths[level], widths[level]) for _ in range(depths[level])]
             if level:
                 levels.append(Up(widths[level], widths[level - 1], shortcut))
+        self.coarse = len(levels) - depths[0]  # modules before the blocks at 1/stem
         self.levels = nn.Sequential(*levels)
         self.norm_out = NormSwish(widths[0])
-        self.conv_out = nn.Conv2d(widths[0], image_channels * stem * stem, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[0], pixels, 3, padding=1)
 
-    def forward(self, z_BCHW: Tensor) -> Tensor:
+    def forward(self, z_BCHW: Tensor, linear_BCHW: Tensor | None = None) -> Tensor:
+        """`linear_BCHW`: the linear image at 1/stem of its size, each block of stem×stem pixels as channels."""
         x_BCHW = self.conv_in(z_BCHW)
         x_BCHW = x_BCHW + averaged(z_BCHW, x_BCHW.shape[1]) if self.shortcut else x_BCHW
-        return self.norm_out(self.levels(x_BCHW))
+        blocks = list(self.levels)
+        for block in blocks[: self.coarse]:
+            x_BCHW = block(x_BCHW)
+        if self.conv_linear is not None:
+            x_BCHW = x_BCHW + self.conv_linear(linear_BCHW)
+        for block in blocks[self.coarse :]:
+            x_BCHW = block(x_BCHW)
+        return self.norm_out(x_BCHW)

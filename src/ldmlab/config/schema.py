@@ -64,20 +64,20 @@ class Fit:
 
 
 @dataclass
-class ContinuableFit(Fit):
-    """The training of a stage that a longer one may continue (ldmlab.pipeline.continuation)."""
-
-    # the optimiser's state stays at the end, at each snapshot and where a cool-down begins: 8 bytes a parameter each time
-    keep_state: bool = True
-
-
-@dataclass
-class DenoiserFit(ContinuableFit):
-    """The training of a denoiser."""
+class OptimizedFit(Fit):
+    """The training of a first stage or a denoiser, whose optimiser is a choice."""
 
     optimizer: Annotated[str, Choices(("adamw", "muon"))] = (
         "adamw"  # muon: between hidden layers (ldmlab.training.muon)
     )
+
+
+@dataclass
+class ContinuableFit(OptimizedFit):
+    """The training of a stage that a longer one may continue (ldmlab.pipeline.continuation)."""
+
+    # the optimiser's state stays at the end, at each snapshot and where a cool-down begins: 8 bytes a parameter each time
+    keep_state: bool = True
 
 
 @dataclass
@@ -107,7 +107,7 @@ class AE:
         None  # pixels a side: larger images go through in overlapping tiles (memory; changes results a little)
     )
     recipe: bool = False  # true: network, loss and budget belong together, and an experiment's presets leave them alone
-    decoder_fit: Fit | None = None  # budget of train=decoder
+    decoder_fit: OptimizedFit | None = None  # budget of train=decoder
     weights: Text | None = None  # a file or folder of trained weights; then loss and fit are null: nothing is trained
     seed: Seed | None = None  # null: the run's
 
@@ -138,7 +138,7 @@ class LDM:
 
     network: Node = MISSING
     budget: Budget = field(default_factory=Budget)
-    fit: DenoiserFit | None = field(default_factory=DenoiserFit)
+    fit: ContinuableFit | None = field(default_factory=ContinuableFit)
     weights: Text | None = None  # a file or folder of trained weights; then fit is null: nothing is trained
     start: Text | None = None  # a file or folder of trained weights that training begins with: fine-tuning
     power_ema: Annotated[list[Power], Items(distinct=True)] = field(

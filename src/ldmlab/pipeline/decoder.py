@@ -8,7 +8,7 @@ from ldmlab.autoencoders.autoencoder import Autoencoder
 from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.data import DataStage
 from ldmlab.pipeline.first_stage import FirstStage, classifier_of, load_autoencoder, train_autoencoder
-from ldmlab.pipeline.stage import Row, Stage
+from ldmlab.pipeline.stage import Row, Stage, trained
 from ldmlab.store.checkpoint import load_tensors, save_tensors
 from ldmlab.store.files import atomic
 from ldmlab.store.store import Address
@@ -56,7 +56,7 @@ class DecoderStage(Stage):
         return True
 
     def own(self) -> dict[str, Any]:
-        return {"fit": self.cfg.ae.decoder_fit, "loss": self.cfg.ae.loss, "seed": self.cfg.ae.seed}
+        return {"fit": trained(self.cfg.ae.decoder_fit), "loss": self.cfg.ae.loss, "seed": self.cfg.ae.seed}
 
     def upstream(self) -> dict[str, Stage | str]:
         on: dict[str, Stage | str] = {"autoencoder": self.plan.stage(FirstStage), "data": self.plan.stage(DataStage)}

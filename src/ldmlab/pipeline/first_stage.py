@@ -25,7 +25,7 @@ from ldmlab.pipeline.costs import millions, parameters_of
 from ldmlab.pipeline.data import DataStage
 from ldmlab.pipeline.extractor import extractor_of, load_extractor
 from ldmlab.pipeline.sheets import spread
-from ldmlab.pipeline.stage import Row, Stage, plain
+from ldmlab.pipeline.stage import Row, Stage, deciding, plain, trained
 from ldmlab.randomness import Draws
 from ldmlab.store.checkpoint import load_tensors, save_tensors
 from ldmlab.store.files import atomic, write_json
@@ -64,8 +64,8 @@ class FirstStage(Stage):
             return weights_first_stage.options(self.cfg)[0]
         ae: dict[str, Any] = plain(self.cfg.ae)
         if ae["fit"] is not None:
-            ae["fit"].pop("keep_state")
-        ae["network"].pop("checkpointing", None)
+            ae["fit"] = trained(ae["fit"])
+        ae |= {name: deciding(ae[name]) for name in ("network", "regulariser")}
         for name in ("train", "decoder_fit", "tile", "recipe", "weights"):
             ae.pop(name)
         if ae["latent_scale"]["mode"] != "given":

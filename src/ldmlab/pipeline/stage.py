@@ -135,21 +135,23 @@ SINCE = {
     "level_channels": None,
     "vector_mlp": True,
     "frequency_shift": 0,
+    "zero": "level",
+    "reads_linear": False,
 }
-"""Options that networks got after results lay in stores, and the value at which they change nothing: with it they are in no id."""
+"""Options that parts got after results lay in stores, and the value at which they change nothing: with it they are in no id."""
 
 
-def deciding(network: Any) -> dict[str, Any]:
-    """What of a network's options decides a result: all but what changes memory alone, and `SINCE` where nothing is changed."""
-    found: dict[str, Any] = plain(network)
+def deciding(part: Any) -> dict[str, Any]:
+    """What of a part's options decides a result: all but what changes memory alone, and `SINCE` where nothing is changed."""
+    found: dict[str, Any] = plain(part)
     unchanged = [name for name, value in SINCE.items() if found.get(name) == value]
     return {name: value for name, value in found.items() if name not in ("checkpointing", *unchanged)}
 
 
 def trained(fit: Any) -> dict[str, Any]:
-    """What of a denoiser's budget decides a result, on the same terms: not what is kept, nor the optimiser of before there was a choice."""
+    """What of a training's budget decides a result, on the same terms: not what is kept, nor the optimiser of before there was a choice."""
     found: dict[str, Any] = plain(fit)
-    found.pop("keep_state")
+    found.pop("keep_state", None)
     if found["optimizer"] == "adamw":
         found.pop("optimizer")
     return found

@@ -17,6 +17,7 @@ from ldmlab.config.compose import group_options, load
 from ldmlab.errors import ConfigError, WeightsError
 from ldmlab.interop import compvis, weights
 from ldmlab.pipeline import planned
+from ldmlab.pipeline.stage import deciding
 
 UNMEASURED = ("none", "given", "stored")
 """Modes of `ae.latent_scale` that look at no data."""
@@ -81,13 +82,11 @@ def install(cfg: DictConfig, ae: Autoencoder) -> dict[str, Any]:
 def options(cfg: DictConfig) -> tuple[dict[str, Any], bool]:
     """What an imported stage is a function of, for its id, and whether the data is part of that."""
     scale = cfg.ae.latent_scale
-    network: Any = OmegaConf.to_container(cfg.ae.network)
-    network.pop("checkpointing", None)
     measured = scale.mode not in UNMEASURED
     content = "planned" if planned.planned(cfg) else weights.sha256(Path(cfg.ae.weights))
     own: dict[str, Any] = {
-        "weights": content, "format": weights.VERSION, "network": network,
-        "regulariser": cfg.ae.regulariser, "latent_scale": {"mode": scale.mode},
+        "weights": content, "format": weights.VERSION, "network": deciding(cfg.ae.network),
+        "regulariser": deciding(cfg.ae.regulariser), "latent_scale": {"mode": scale.mode},
     }  # fmt: skip
     if measured:
         return own | {"latent_scale": {"mode": scale.mode, "images": scale.images}, "seed": cfg.ae.seed}, True

@@ -35,9 +35,13 @@ SCATTER = (
 
 @dataclass(frozen=True)
 class FIDSource:
-    """One first stage. rfid: of val images against their own reconstructions; the others against the study's reference."""
+    """One first stage. rfid: of val images against their own reconstructions; the others against the study's reference.
+
+    gain: PSNR over principal components of equal f and c, dB.
+    """
 
     arm: Arm
+    gain: Estimate | None
     rfid: Estimate | None
     fids: dict[str, Estimate]  # by WORDS
     places: dict[str, str]  # where each is kept
@@ -61,7 +65,7 @@ def rows(study: Study, table: CellTable) -> list[FIDSource]:
             fids["gaussian"], places["gaussian"] = gaussian.scores.scores[KEY], gaussian.scores.place
         fids["samples"] = Estimate(math.exp(interval.value), math.exp(interval.low), math.exp(interval.high))
         places["samples"] = sources(table, arm, table.shares[-1])
-        found.append(FIDSource(arm, record.scores.get("rfid"), fids, places))
+        found.append(FIDSource(arm, record.scores.get("gain_over_linear"), record.scores.get("rfid"), fids, places))
     return found
 
 
@@ -97,11 +101,12 @@ def blocks(study: Study, table: CellTable) -> list[doc.Block]:
     names = [name for name in WORDS if any(name in row.fids for row in found)]
     if len(names) < 2:
         return []
-    heads = ["first stage", "c", "rFID", *(f"FID of {WORDS[name]}" for name in names)]
+    heads = ["first stage", "c", "gain over linear (dB)", "rFID", *(f"FID of {WORDS[name]}" for name in names)]
     entries = [
         [
             named(row.arm, table),
             str(row.arm.c),
+            numbers.plain_said(row.gain),
             numbers.plain_said(row.rfid),
             *(numbers.plain_said(row.fids.get(n)) for n in names),
         ]

@@ -6,7 +6,7 @@ Shape letters: B batch, C channels, H W space, K codes.
 
 import math
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ class FSQ(Regulariser):
 
     c       latent channels (passed by build, not an option)
     levels  L_1 … L_c, each at least 2. The paper's: [8, 6, 5] (240 codes), [8, 5, 5, 5] (1 000), [7, 5, 5, 5, 5] (4 375)
+    zero    where h = 0 falls in a channel of even L. level: on a level, as in the paper. border: between its two middle levels,
+            which is what L = 2 needs: there the paper's shift is artanh(0.999) = 3.8, so that h has to go below −3.8 for the
+            second level, and the gradient at 0 is 0.002
 
     Levels are −⌊L/2⌋ … ⌈L/2⌉ − 1, divided by ⌊L/2⌋. The latent that diffusion sees is the squashed vector *before*
     rounding; rounding is the decoder's first step, as for VQ.
@@ -39,6 +42,7 @@ class FSQ(Regulariser):
         self,
         c: Annotated[int, Given],
         levels: Annotated[Sequence[Annotated[int, Range(at_least=2, at_most=4_096)]], Items(1, 64)],
+        zero: Literal["level", "border"] = "level",
     ):
         super().__init__()
         if len(levels) != c:
@@ -48,7 +52,7 @@ class FSQ(Regulariser):
             )
         if min(levels) < 2:
             raise ConfigError(f"ae.regulariser.levels={list(levels)} must all be at least 2.")
-        self.codes = math.prod(levels)
+        self.codes, self.zero = math.prod(levels), zero
         self.register_buffer("levels_C", torch.tensor(list(levels)), persistent=False)
         self.register_buffer("half_C", torch.div(self.levels_C, 2, rounding_mode="floor"), persistent=False)
 
@@ -66,11 +70,12 @@ class FSQ(Regulariser):
     def sample(self, h_BCHW: Tensor, noise_BCHW: Tensor | None = None) -> Tensor:
         """tanh(h + shift) · r − offset, over ⌊L/2⌋, with r = (L − 1)(1 + ε)/2: about [−1, 1].
 
-        offset is ½ for an even L, whose levels lie asymmetrically; shift = artanh(offset / r) makes h = 0 fall on 0.
+        offset is ½ for an even L, whose levels lie asymmetrically; shift = artanh(offset / r) makes h = 0 fall on 0, and without
+        it (zero=border) on −½.
         """
         r_C = (self.levels_C - 1) * (1 + EPS) / 2
         offset_C = torch.where(self.levels_C % 2 == 0, 0.5, 0.0)
-        shift_C = torch.atanh(offset_C / r_C)
+        shift_C = torch.atanh(offset_C / r_C) if self.zero == "level" else torch.zeros_like(r_C)
         shape = (-1, 1, 1)
         bound_BCHW = torch.tanh(widen(h_BCHW) + shift_C.view(shape)) * r_C.view(shape) - offset_C.view(shape)
         return bound_BCHW / self.half_C.view(shape)
