@@ -159,8 +159,11 @@ def test_a_closed_form_stands_in_the_table_and_not_on_a_logarithmic_axis(fake_st
 
 def test_seeds_of_one_cell_stand_together_whatever_ended_first(fake_store: FakeStore) -> None:
     ended = [("v", 0), ("eps", 0), ("eps", 1), ("v", 1)]
-    folders = [cell(fake_store, f"o{name}{seed}", 12.0, f"d{name}{seed}", {"objective": name}, {"objective": {"target": name}, "ldm": {"seed": seed}})
-               for name, seed in ended]  # fmt: skip
+    folders = [
+        cell(fake_store, f"o{name}{seed}", 12.0, f"d{name}{seed}", {"objective": name},
+             {"objective": {"target": name}, "ldm": {"seed": seed}})
+        for name, seed in ended
+    ]  # fmt: skip
     assert [c.label for c in study_of(folders).cells] == ["v seed=0", "v seed=1", "eps seed=0", "eps seed=1"]
 
 

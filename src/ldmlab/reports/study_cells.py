@@ -172,7 +172,9 @@ def _with(cell: StudyCell, knobs: tuple[str, ...]) -> StudyCell:
 
 
 def _seeds_together(cells: list[StudyCell]) -> list[StudyCell]:
-    """Cells that differ in seeds alone stand together, closed forms last; else the order they came in. Side by side, cells end in any order."""
+    """Cells that differ in seeds alone stand together, closed forms last; else the order they came in, for cells side by side end in any
+    order.
+    """
     places: dict[str, int] = {}
     keys = [repr([item for item in cell.knobs.items() if "seed" not in item[0]]) for cell in cells]
     for key in keys:
