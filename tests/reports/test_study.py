@@ -300,6 +300,20 @@ def test_another_protocol_is_not_compared(fake_store: FakeStore, tmp_path: Path)
     assert [row["run"] for row in drawn if row["other_protocol"] == "yes"] == ["unipc"]
 
 
+def test_options_of_one_sampler_alone_follow_from_it_and_two_of_one_sampler_are_compared(fake_store: FakeStore) -> None:
+    ddim = of_samplers(fake_store)[:2]
+    ddpm = [
+        cell(fake_store, f"m{steps}", fid, sampler="ddpm", steps=steps, eta=None, sampler_options={"variance": "small"})
+        for steps, fid in ((5, 50.0), (20, 8.0))
+    ]
+    study = study_of([*ddim, *ddpm])
+    assert study.knobs == ("sampler", "steps") and "ddpm at 20 evaluations" in [cell.label for cell in study.cells]
+    assert study_text.verdicts(study)[0].startswith("Lowest FID: ddpm at 20 evaluations")
+    assert not [note for note in study_page.score_table(study, []).notes if note.kind == "comparability"]
+    large = cell(fake_store, "l20", 9, sampler="ddpm", steps=20, eta=None, sampler_options={"variance": "large"})
+    assert study_of([*ddim, *ddpm, large]).knobs == ("sampler", "steps", "sampler.variance")
+
+
 # ---- what is drawn ------------------------------------------------------------------------------------------------------
 
 

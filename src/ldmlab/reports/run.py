@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import median
 
 from ldmlab.errors import DataError
-from ldmlab.reports import beside, explore, figures, numbers, pictures, sizes, tables
+from ldmlab.reports import agreement, beside, explore, figures, numbers, pictures, sizes, tables
 from ldmlab.reports import document as doc
 from ldmlab.reports.chain_figures import chain_figures
 from ldmlab.reports.collect import read_runs
@@ -66,6 +66,7 @@ def document(runs: list[Run], found: list[tables.ScoreTable], title: str | None)
     sections = [
         answer(runs, drawn, first, rebuilt),
         doc.Section("Scores", [*shown, doc.Paragraph(READING, "small")], "scores") if shown else None,
+        agreement.section(one) if one else None,
         samples(runs, drawn),
         doc.Section("Reconstructions", rebuilt, "reconstructions") if rebuilt and (drawn or not one) else None,
         *beside.sections(runs),

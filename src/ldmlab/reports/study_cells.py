@@ -19,7 +19,8 @@ TRAINED = ("data", "ae", "ldm", "cond", "objective")  # groups of options behind
 OF_SAMPLER = ("steps", "eta", "grid")  # of the card: they may follow from the sampler
 # Fields of the card
 OF_SAMPLING = ("sampler", *OF_SAMPLER, "guidance", "guidance_interval", "guidance_rescale", "weights")
-STUDIED = (*OF_SAMPLING, "evaluations", "seed")  # what a study of samples may vary; in all else the cards must be equal
+# what a study of samples may vary; in all else the cards must be equal
+STUDIED = (*OF_SAMPLING, "sampler_options", "evaluations", "seed")
 SEEDS = (
     "seed",
     "ae.seed",
@@ -242,6 +243,7 @@ def sampled(card: dict[str, Any]) -> dict[str, Any]:
     """How the denoiser was sampled. Classifier-free guidance is three knobs, other kinds are `<kind>.<option>`."""
     found, kinds = {name: card.get(name) for name in OF_SAMPLING}, card.get("guidance")
     found["sampling seed"] = card.get("seed")
+    found |= {f"sampler.{name}": value for name, value in (card.get("sampler_options") or {}).items()}
     if not isinstance(kinds, dict):
         return found
     own = kinds.get("classifier_free", {})
@@ -255,7 +257,7 @@ def owner(knob: str) -> str | None:
     if knob in OF_SAMPLER:
         return "sampler"
     group, dot, _ = knob.partition(".")
-    return group if dot and group in TRAINED else None
+    return group if dot and group in (*TRAINED, "sampler") else None
 
 
 def is_knob(knob: str, every: list[dict[str, Any]]) -> bool:
