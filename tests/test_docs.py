@@ -95,9 +95,9 @@ def test_nothing_is_cited_by_a_private_code() -> None:
 
 
 def commands() -> list[str]:
-    """Every `python src/...` line of the README and the guides, continuation lines joined, without comments and prompts."""
+    """Every `python src/...` line of the README, the guides and gpu.md, continuation lines joined, without comments and prompts."""
     found = []
-    for file in [f for f in DOCUMENTS if f.parent == ROOT or f.parent.name == "guide"]:
+    for file in [f for f in DOCUMENTS if f.parent == ROOT or f.parent.name == "guide" or f.name == "gpu.md"]:
         for block in re.findall(r"^```\w*\n(.*?)^```", file.read_text(), re.M | re.S):
             lines = re.sub(r"\\\n", " ", block).splitlines()
             found += [re.sub(r"\s{2,}#.*| #.*", "", line).removeprefix("$ ") for line in lines if "python src/" in line]
@@ -120,7 +120,7 @@ def test_a_command_of_the_documents_composes(command: str, monkeypatch: pytest.M
     launcher = [word.partition("=")[0] for word in words if word.startswith("hydra.launcher.")]
     assert {f"hydra.launcher.{field.name}" for field in fields(SlurmQueueConf)} >= set(launcher)
     words = [word for word in words if not word.startswith(("hydra.launcher.", "hydra/launcher=submitit_slurm"))]
-    words = [word for word in words if not re.search(r"…|<\w+>|^-|^[\w.]+=\w+(,\w+)+$", word)]
+    words = [word for word in words if not re.search(r"…|\$|<\w+>|^-|^[\w.]+=\w+(,\w+)+$", word)]
     choices = load(words).choices
     chosen = dict(word.split("=", 1) for word in words)
     if chosen.get("cond", "").startswith("["):  # several: one name, in the order of the alphabet

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ldmlab.pipeline.pretend import CUDA, PretendedCuda
 
@@ -76,8 +77,12 @@ def test_a_network_moves_and_trains_in_bf16(device: PretendedCuda) -> None:
 
 
 def test_nothing_is_left_behind() -> None:
-    with PretendedCuda():
-        pass
+    changed = ((torch, "Generator"), (torch.cuda, "synchronize"), (torch.utils, "swap_tensors"), (FakeTensor, "tolist"))
+    before = [vars(owner).get(name) for owner, name in changed]
+    with pytest.raises(KeyError), PretendedCuda():
+        assert all(vars(owner).get(name) is not was for (owner, name), was in zip(changed, before, strict=True))
+        raise KeyError
+    assert all(vars(owner).get(name) is was for (owner, name), was in zip(changed, before, strict=True))
     assert type(torch.Generator()).__name__ == "Generator" and isinstance(torch.Generator(), torch.Generator)
     assert torch.ones(2).tolist() == [1.0, 1.0]
     net = nn.Linear(2, 2).to(torch.float64)

@@ -7,6 +7,11 @@ what=$1 folder=$2
 export PATH="$PATH:/usr/sbin:/sbin"
 
 stop() {
+  if [ -s "$folder/slurmctld.pid" ]; then # jobs outlive the daemons
+    export SLURM_CONF="$folder/slurm.conf"
+    timeout 10 scancel --user="$(id -un)" || true
+    for _ in $(seq 75); do [ -n "$(timeout 10 squeue --noheader 2>/dev/null)" ] || break; sleep 0.2; done
+  fi
   for file in "$folder"/slurmd-n?.pid "$folder"/slurmctld.pid "$folder"/munged.pid; do
     [ -s "$file" ] || continue
     pid=$(cat "$file")

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(7200)]
 
 TINY = [
     "debug=tiny", "ae=kl_f4_small", "data.resolution=32", "data.train_images=64", "data.val_images=16", "ae.fit.images=64",
@@ -40,7 +40,7 @@ def asked(environment: dict[str, str], *command: str) -> str:
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def until(condition: Callable[[], object], what: str, seconds: float = 600) -> None:
+def until(condition: Callable[[], object], what: str, seconds: float = 1800) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"waited {seconds} s for {what}"
@@ -131,7 +131,7 @@ def test_a_sweep_with_a_preemption_and_a_kill_ends_as_a_local_one(
 
     until(lambda: training(tmp_path, 3), "seed 3 to have a checkpoint")
     os.kill(command_of(tmp_path, 3), signal.SIGKILL)
-    until(lambda: not asked(slurm, "squeue", "--noheader"), "the queue to be empty", 1200)
+    until(lambda: not asked(slurm, "squeue", "--noheader"), "the queue to be empty")
     assert log.read_text().count("resumes at") == 1  # it went on from there by itself
     text = train(slurm, tmp_path, *SWEEP, "status=true")
     assert "3 of 4 cells done" in text and "failed with exit code 137" in text
@@ -144,6 +144,7 @@ def test_a_sweep_with_a_preemption_and_a_kill_ends_as_a_local_one(
 
 
 def test_one_run_on_two_nodes_is_cancelled_and_goes_on(slurm: dict[str, str], tmp_path: Path) -> None:
+    """And once more by itself, after the signal that Slurm sends before a time limit."""
     run = [*(word for word in TINY if not word.startswith("ldm.fit.images")), "ldm.fit.images=1600"]
     two = [*run, *SLURM, "hydra.launcher.nodes=2", "hydra.launcher.gpus_per_node=1"]
     assert "1 jobs submitted" in train(slurm, tmp_path, *two, "submit=true")
@@ -156,9 +157,12 @@ def test_one_run_on_two_nodes_is_cancelled_and_goes_on(slurm: dict[str, str], tm
     assert "stopped: SIGTERM" in log.read_text()
     assert "resumes at" in train(slurm, tmp_path, *run, "status=true")
     assert "none of these cells" in train(slurm, tmp_path, *run, "cancel=true", code=1)
-    train(slurm, tmp_path, *two)
+    assert "1 jobs submitted" in train(slurm, tmp_path, *two, "submit=true")
+    until(lambda: "resumes at" in log.read_text(), "it to go on")
+    asked(slurm, "scancel", "--signal=USR2", asked(slurm, "squeue", "--noheader", "--format=%i"))
+    assert "nothing to submit" in train(slurm, tmp_path, *two)  # the job has queued itself again, and is waited for
     card = json.loads(next(tmp_path.glob("denoiser/*/card.json")).read_text())
-    assert card["processes"] == 2 and "resumes at" in log.read_text()
+    assert card["processes"] == 2 and log.read_text().count("resumes at") == 2
 
 
 def test_a_shared_stage_that_fails_takes_its_cells_out_of_the_queue(slurm: dict[str, str], tmp_path: Path) -> None:

@@ -109,6 +109,14 @@ def test_a_holder_elsewhere_that_counts_on_lives(tmp_path: Path, monkeypatch: py
     assert near.take()
 
 
+def test_a_file_in_the_place_of_the_folder_is_no_lock(tmp_path: Path) -> None:
+    store, at = Store(tmp_path), Address("denoiser", "unet", 1, {}, {})
+    (tmp_path / "denoiser").touch()
+    assert not store.busy(at)
+    with pytest.raises(DataError, match="a file stands where a folder is needed"), store.building(at):
+        pass
+
+
 def test_a_file_caught_between_its_creation_and_its_first_line_is_a_lock(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     path.touch()

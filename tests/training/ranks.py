@@ -4,6 +4,7 @@ Each rank is a process of its own with the environment that torchrun gives it, a
 """
 
 import contextlib
+import gc
 import json
 import multiprocessing
 import os
@@ -51,6 +52,7 @@ def finished(processes: list[Any]) -> list[int]:
 def _rank(environment: dict[str, str], work: Callable[..., None], *args: Any) -> None:
     import torch
 
+    gc.freeze()  # what the fork shares is neither walked nor copied
     os.environ.update(environment)
     torch.set_num_threads(1)
     work(*args)

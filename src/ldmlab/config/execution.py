@@ -40,6 +40,11 @@ def records(cfg: DictConfig, device: torch.device) -> bool:
     return str(cfg.runtime.compile).lower() == "auto" and device.type == "cuda"
 
 
+def recomputes(cfg: DictConfig) -> bool:
+    """Whether the denoiser's activations are computed again on the way back: ldm.network.checkpointing, where the network has it."""
+    return bool("checkpointing" in cfg.ldm.network and cfg.ldm.network.checkpointing)
+
+
 def workers(cfg: DictConfig, device: torch.device, read_at_once: bool) -> int:
     """Loader processes of this rank: runtime.workers; its `auto` is 0 where this process has nothing better to do (a CPU trains)
     or batches are read as they lie (`read_at_once`), else the cores of a rank but one, at most 8."""

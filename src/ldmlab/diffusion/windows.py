@@ -72,25 +72,29 @@ class Windows:
         """`answer(window)` gives one or several tensors [B, C, h, w]; these over the whole latent, averaged with the weights."""
         totals: list[Tensor] = []
         share_HW: Tensor | None = None
+        weight_hw: Tensor | None = None  # of every window: all have one size
         for window, parts in ((window, answer(window)) for window in self.places(height, width)):
-            if share_HW is None:
+            if share_HW is None or weight_hw is None:
+                h, w = parts[0].shape[2:]
+                weight_hw = self._weight(h, w, parts[0].device).to(parts[0].dtype)
                 totals = [part.new_zeros(*part.shape[:2], height, width) for part in parts]
                 share_HW = parts[0].new_zeros(height, width)
-            weight_hw = self._weight(*parts[0].shape[2:]).to(parts[0])
             for total, part in zip(totals, parts, strict=True):
                 window.of(total).add_(part * weight_hw)
             share_HW[window.rows, window.columns] += weight_hw
         assert share_HW is not None
         return [total / share_HW for total in totals]
 
-    def _weight(self, h: int, w: int) -> Tensor:
-        return border_weights(h, w) if self.weights == "official" else torch.ones(h, w)
+    def _weight(self, h: int, w: int, device: torch.device) -> Tensor:
+        return border_weights(h, w, device) if self.weights == "official" else torch.ones(h, w, device=device)
 
 
-def border_weights(h: int, w: int) -> Tensor:
+def border_weights(h: int, w: int, device: torch.device | str = "cpu") -> Tensor:
     """[h, w]: the distance to the nearest border as a fraction of the window's length that way, at least 0.01. (`get_weighting`
     with clip_min_weight 0.01 and clip_max_weight 0.5, the notebook's values, which the distance never exceeds.)"""
-    y_h, x_w = (torch.linspace(0, 1, n) if n > 1 else torch.full((1,), 0.5) for n in (h, w))
+    y_h, x_w = (
+        torch.linspace(0, 1, n, device=device) if n > 1 else torch.full((1,), 0.5, device=device) for n in (h, w)
+    )
     far_h, far_w = (torch.minimum(at, 1 - at) for at in (y_h, x_w))
     return torch.minimum(far_h[:, None], far_w[None, :]).clamp(LEAST, MOST)
 

@@ -225,6 +225,8 @@ class SqueezeNet(nn.Module):
     Raises WeightsError when the file is not given, not there, or does not fit.
     """
 
+    mean_C11: Tensor
+    std_C11: Tensor
     name = "squeezenet"
     feature_dim = 512
     logit_dim = 1000
@@ -247,6 +249,8 @@ class SqueezeNet(nn.Module):
         except RuntimeError as error:
             raise WeightsError(f"eval.extractor.weights={weights}: is not {what}.") from error
         self.net: Any = net.float().to(memory_format=torch.channels_last)
+        self.register_buffer("mean_C11", torch.tensor(IMAGENET_MEAN), persistent=False)
+        self.register_buffer("std_C11", torch.tensor(IMAGENET_STD), persistent=False)
         frozen(self)
         self.resize = resize
         self.resize_text = f"bilinear antialias, to {resize}"
@@ -263,6 +267,6 @@ class SqueezeNet(nn.Module):
         check_images(image_BCHW, self.min_size, self.name)
         side = (self.resize, self.resize)
         x_BCHW = nn.functional.interpolate(image_BCHW.float() / 255, size=side, mode="bilinear", antialias=True)
-        x_BCHW = (x_BCHW - x_BCHW.new_tensor(IMAGENET_MEAN)) / x_BCHW.new_tensor(IMAGENET_STD)
+        x_BCHW = (x_BCHW - self.mean_C11) / self.std_C11
         h_BCHW = self.net.features(x_BCHW.contiguous(memory_format=torch.channels_last))
         return Features(h_BCHW.mean(dim=(2, 3)), self.net.classifier(h_BCHW).flatten(1))

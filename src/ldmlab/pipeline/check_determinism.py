@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -31,6 +30,7 @@ from ldmlab.pipeline import run
 from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.launch import make_accelerator, set_threads
 from ldmlab.pipeline.plan import Plan
+from ldmlab.pipeline.replaced import replaced
 from ldmlab.store.checkpoint import load_tensors
 from ldmlab.store.files import read_array
 from ldmlab.training import loop
@@ -164,7 +164,7 @@ def stopping_after(steps: int) -> Iterator[None]:
             os.kill(os.getpid(), signal.SIGTERM)
         return real(loss, micros, images, budget, *rest)
 
-    with mock.patch("ldmlab.training.loop.train_step", train_step):
+    with replaced(loop, train_step=train_step):
         yield
 
 

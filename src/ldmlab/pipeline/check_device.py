@@ -13,16 +13,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from ldmlab import build, terminal
 from ldmlab.config.compose import Composed
 from ldmlab.data.batches import Batches
 from ldmlab.errors import UserError
-from ldmlab.pipeline import run, sampling
+from ldmlab.pipeline import context, run, sampling
 from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.launch import make_accelerator
 from ldmlab.pipeline.pretend import CUDA, Event, PretendedCuda
+from ldmlab.pipeline.replaced import replaced
 from ldmlab.training import loop
 
 WAITS = ("read", "pageable", "shape")  # a step without any of them never waits
@@ -112,13 +112,11 @@ def watched(composed: Composed) -> Seen:
     with tempfile.TemporaryDirectory(prefix="ldmlab-check-") as store, contextlib.ExitStack() as stack:
         cfg = build.editable(composed.cfg)
         cfg.store = str(Path(store))
-        for target, replaced in (
-            ("ldmlab.training.loop.train_step", counting(named, loop.train_step, True)),
-            ("ldmlab.data.batches.Batches.step", counting(lambda *a: (training or ["data"])[0], Batches.step, False)),
-            ("ldmlab.pipeline.context.fit", fit),
-            ("ldmlab.pipeline.sampling.draw", draw),
-        ):
-            stack.enter_context(mock.patch(target, replaced))
+        step = counting(lambda *a: (training or ["data"])[0], Batches.step, False)
+        stack.enter_context(replaced(loop, train_step=counting(named, loop.train_step, True)))
+        stack.enter_context(replaced(Batches, step=step))
+        stack.enter_context(replaced(context, fit=fit))
+        stack.enter_context(replaced(sampling, draw=draw))
         accelerator = stack.enter_context(pretended_accelerator())
         plan = run.prepare(Composed(cfg, composed.choices))
         print(terminal.table(run.table(plan, costs=False)) + "\n")

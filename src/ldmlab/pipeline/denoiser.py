@@ -217,11 +217,10 @@ def train_denoiser(
 
     data = load_learnt_from(plan, ctx)
     write_floor(ctx, folder, data, ae, objective)
-    recomputes = "checkpointing" in cfg.ldm.network and cfg.ldm.network.checkpointing
     return ctx.train(
         stage.address, folder, loss, data, fit, validate,
         power_ema=widths, seed=cfg.ldm.seed, keep_state=keep_state, start=start,
-        positions=None if recomputes else math.prod(plan.resolved.latent_shape[1:]),
+        positions=None if execution.recomputes(cfg) else math.prod(plan.resolved.latent_shape[1:]),
     )  # fmt: skip
 
 

@@ -18,7 +18,12 @@ from ldmlab.errors import TrainingError
 
 GRACE = 20.0  # seconds in which the ranks that noticed a failed operation write so
 PAUSE = 0.1  # seconds between looks at the store
-FAILED = ("gloo", "Gloo", "NCCL", "nccl", "Connection closed by peer", "Connection reset", "Timed out")
+WAITED = (
+    "Timed out",
+    "Connection closed by peer",
+    "Connection reset",
+)  # by a rank, or by the one that it was connected with
+FAILED = ("gloo", "Gloo", "NCCL", "nccl", *WAITED)
 
 
 class MissingRanks(TrainingError):
@@ -88,7 +93,10 @@ class Meeting:
 
     @contextlib.contextmanager
     def answering(self) -> Iterator[None]:
-        """Names the ranks that no longer answer where an operation that all take part in fails inside the block. Raises MissingRanks."""
+        """Names the ranks that no longer answer where an operation that all take part in fails inside the block.
+
+        Raises MissingRanks; TrainingError where all answer and one was only slower than `timeout`.
+        """
         try:
             yield
         except RuntimeError as error:
@@ -98,12 +106,18 @@ class Meeting:
                 missing = self.named(self.call("failed", GRACE))
             except RuntimeError:
                 missing = f"rank 0 at {_address()}, where the ranks meet,"
-            if not missing:
+            this = f"this is rank {self.rank} on {socket.gethostname()}"
+            again = "The same command goes on from the last checkpoint"
+            if missing:
+                raise MissingRanks(
+                    f"{missing} does not answer any more (runtime.timeout={self.timeout:g} s; {this}). Its own output says why, "
+                    f"unless it was killed. {again}."
+                ) from None
+            if not any(word in str(error) for word in WAITED):
                 raise
-            raise MissingRanks(
-                f"{missing} does not answer any more (runtime.timeout={self.timeout:g} s; this is rank {self.rank} on "
-                f"{socket.gethostname()}). Its own output says why, unless it was killed. The same command goes on from the last "
-                "checkpoint."
+            raise TrainingError(
+                f"the ranks waited for one of them for more than runtime.timeout={self.timeout:g} s, and all of them answer ({this}). "
+                f"{again}; give it a larger runtime.timeout."
             ) from None
 
 

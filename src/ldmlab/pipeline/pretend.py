@@ -18,15 +18,16 @@ What it can't see: kernels, their speed and their memory; other threads and proc
 """
 
 import contextlib
+import functools
 import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeTensor,
@@ -36,6 +37,8 @@ from torch._subclasses.fake_tensor import (
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from ldmlab.pipeline.replaced import replaced
 
 CUDA = torch.device("cuda", 0)
 PACKAGE = str(Path(__file__).parents[1])
@@ -90,16 +93,17 @@ class PretendedCuda(TorchDispatchMode):
         before = torch.__future__.get_overwrite_module_params_on_conversion()
         torch.__future__.set_overwrite_module_params_on_conversion(True)
         self._stack.callback(torch.__future__.set_overwrite_module_params_on_conversion, before)
-        enter(mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False))
-        enter(mock.patch("torch.cuda.is_bf16_supported", lambda *a, **k: True))
-        enter(mock.patch("torch.Generator", lambda device="cpu", make=torch.Generator: make()))
-        enter(mock.patch("torch.cuda.synchronize", lambda *a, **k: self._see("read", "torch.cuda.synchronize")))
-        enter(mock.patch("torch._subclasses.fake_tensor.init_gpu_context", lambda device: None))
-        enter(
-            mock.patch.object(FakeTensor, "__reduce_ex__", lambda tensor, version: tensor.cpu().__reduce_ex__(version))
-        )
-        enter(mock.patch.object(FakeTensor, "tolist", lambda tensor: tensor.cpu().tolist(), create=True))
-        enter(mock.patch("torch.utils.swap_tensors", self._swap))
+        enter(replaced(torch.cuda.amp.common, amp_definitely_not_available=lambda: False))
+        waits = functools.partial(self._see, "read", "torch.cuda.synchronize")
+        enter(replaced(torch.cuda, is_bf16_supported=lambda *a, **k: True, synchronize=lambda *a, **k: waits()))
+        enter(replaced(torch, Generator=lambda device="cpu", make=torch.Generator: make()))
+        enter(replaced(torch.utils, swap_tensors=self._swap))
+        enter(replaced(fake_tensor, init_gpu_context=lambda device: None))
+        copied = {
+            "__reduce_ex__": lambda x, version: x.cpu().__reduce_ex__(version),
+            "tolist": lambda x: x.cpu().tolist(),
+        }
+        enter(replaced(FakeTensor, **copied))
         enter(self.fake)
         self._calls = enter(_Calls(self))
         return super().__enter__()

@@ -180,7 +180,7 @@ def _link(path: str) -> str:
 def _read(path: Path) -> str | None:
     try:
         return path.read_text(errors="replace")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 
