@@ -125,9 +125,9 @@ def set_threads(threads: int | None) -> None:
 def keep_memory() -> None:
     """Let freed memory stay with this process, as PyTorch's allocator on a GPU does.
 
-    glibc gives blocks of some megabytes back to the system, which fills them with zeros when the next tensor wants them: a sixth of a
-    denoiser's step on a CPU (docs/measurements.md). The peak stays what it was. Nothing happens where the C library is another one, or
-    where the environment says how it shall allocate (MALLOC_…).
+    glibc gives blocks of some megabytes back to the system, which fills them with zeros when the next tensor wants them: on a CPU a
+    fifth of a guided step at 512x1024 and a quarter of encoding 64 images (docs/measurements.md). The peak stays what it was. Nothing
+    happens where the C library is another one, or where the environment says how it shall allocate (MALLOC_…).
     """
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
         return
