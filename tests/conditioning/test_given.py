@@ -79,7 +79,8 @@ def test_files_of_a_size_that_is_asked(tmp_path: Path, rng: np.random.Generator)
     photo, mask = save(tmp_path / "photo.png", pixels_HW3), save(tmp_path / "mask.png", 255 * hole_HW)
     semantic, depth = save(tmp_path / "map.png", map_HW), save(tmp_path / "depth.png", pixels_HW3[..., 2])
     low = save(tmp_path / "low.png", pixels_HW3[:4, :12])
-    files = {"semantic": {"semantic": semantic}, "depth": {"depth": depth}, "superres": {"image": low}, "inpaint": {"image": photo, "mask": mask}}  # fmt: skip
+    files = {"semantic": {"semantic": semantic}, "depth": {"depth": depth}, "superres": {"image": low}}
+    files["inpaint"] = {"image": photo, "mask": mask}
     read = {kind: given(kind, size, **words)[0].sample for kind, words in files.items()}
     assert np.array_equal(read["semantic"]["segmentation"], map_HW)
     assert np.allclose(read["depth"]["depth"], pixels_HW3[..., 2] / 255)
