@@ -194,6 +194,26 @@ def test_two_models_in_a_row_are_scored_as_one(store: Path) -> None:
         prepare(load(merged(*TINY, f"store={store}", *small, f"then={other}")))
 
 
+def test_a_persons_seeds_draw_both_of_two_models(store: Path, tmp_path: Path) -> None:
+    """seeds=7,9 are printed and kept, and one of them alone draws its picture again."""
+    made(store, "cond=class_label", "eval=none", until="denoiser")
+    words = [
+        *merged(*TINY, "cond=class_label", "eval=none"),
+        f"store={store}",
+        f"then={enlarger(store)}",
+        "cond.label=star",
+    ]
+    for name, seeds in (("both", "seeds=7,9"), ("one", "seeds=9")):
+        change, rest = own_words([*words, seeds, f"out={tmp_path / name}"])
+        sample(change(load(rest)), "")
+    both, one = (json.loads((tmp_path / name / "samples.json").read_text()) for name in ("both", "one"))
+    assert [row["seed"] for row in both] == [7, 9] and [row["seed"] for row in one] == [9]
+    again, first = (
+        np.array(Image.open(tmp_path / name / rows[-1]["file"])) for name, rows in (("both", both), ("one", one))
+    )
+    assert again.shape == (32, 32, 3) and np.array_equal(again, first)
+
+
 def commands() -> list[str]:
     """The lines of docs/guide/large.md that draw samples."""
     text = (ROOT / "docs/guide/large.md").read_text()
