@@ -15,6 +15,7 @@ from ldmlab.errors import ConfigError
 from ldmlab.metrics.window_borders import border_ratio
 from ldmlab.pipeline.run import execute, prepare
 from ldmlab.reports.publish import make_page
+from sample import own_words, sample
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -123,6 +124,52 @@ def enlarger(store: Path) -> str:
     )
 
 
+def drawn(folder: Path, *words: str) -> np.ndarray:
+    """The one picture that sample.py leaves in a folder, uint8 [H, W, 3]."""
+    change, rest = own_words(["seeds=1", f"out={folder}", *words])
+    sample(change(load(merged(*TINY, *rest))), "")
+    (file,) = folder.glob("0*.png")
+    return np.array(Image.open(file))
+
+
+def test_a_persons_files_decide_pictures_of_another_size(store: Path, tmp_path: Path) -> None:
+    """A map, a small picture and a hole of 24x32 (height x width), whole and through windows; what is known stays to the pixel."""
+    rng = np.random.default_rng(0)
+    photo, hole = rng.integers(0, 256, (24, 32, 3)).astype(np.uint8), np.zeros((24, 32), np.uint8)
+    hole[4:14, 10:30] = 255
+    arrays = {
+        "map": photo[..., 0] % 11,
+        "other": photo[..., 1] % 11,
+        "low": photo[:12, :16],
+        "photo": photo,
+        "mask": hole,
+    }
+    files = {name: tmp_path / f"{name}.png" for name in arrays}
+    for name, array in arrays.items():
+        Image.fromarray(array).save(files[name])
+    inpaint, learnt = ["cond=inpaint", "eval=none"], [*SEMANTIC, "ldm.fit.lr=0.03", "ldm.fit.ema=0", "ldm.fit.warmup=0"]
+    enlarger(store)
+    for words in (inpaint, learnt):
+        made(store, *words, until="denoiser")
+    here = [f"store={store}", "size=24x32"]
+    superres = [
+        "data.resolution=32",
+        "cond=superres",
+        "cond.conditioner.factor=2",
+        "eval=none",
+        f"image={files['low']}",
+    ]
+    for mode in ([], ["large.window=16"]):
+        at = tmp_path / "-".join(["whole", *mode])
+        one, two = (drawn(at / name, *here, *mode, *learnt, f"semantic={files[name]}") for name in ("map", "other"))
+        assert one.shape == two.shape == (24, 32, 3) and (one != two).any()
+        assert drawn(at / "low", *here, *mode, *superres).shape == (24, 32, 3)
+        filled = drawn(at / "hole", *here, *mode, *inpaint, f"image={files['photo']}", f"mask={files['mask']}")
+        assert np.array_equal(filled[hole == 0], photo[hole == 0]) and (filled[hole > 0] != photo[hole > 0]).any()
+    with pytest.raises(ConfigError, match=r"takes 16x12\. Make it that size"):
+        drawn(tmp_path / "no", *here, *superres[:-1], f"image={files['photo']}")
+
+
 def test_two_models_in_a_row_are_scored_as_one(store: Path) -> None:
     small = ["cond=class_label", *SCORED, "eval.metrics=[fid,label_agreement]"]
     first, _ = made(store, *small)
@@ -145,6 +192,26 @@ def test_two_models_in_a_row_are_scored_as_one(store: Path) -> None:
     other = next(record["id"] for record in records if record["choices"]["cond"] == "semantic")
     with pytest.raises(ConfigError, match="is no super-resolution model"):
         prepare(load(merged(*TINY, f"store={store}", *small, f"then={other}")))
+
+
+def test_a_persons_seeds_draw_both_of_two_models(store: Path, tmp_path: Path) -> None:
+    """seeds=7,9 are printed and kept, and one of them alone draws its picture again."""
+    made(store, "cond=class_label", "eval=none", until="denoiser")
+    words = [
+        *merged(*TINY, "cond=class_label", "eval=none"),
+        f"store={store}",
+        f"then={enlarger(store)}",
+        "cond.label=star",
+    ]
+    for name, seeds in (("both", "seeds=7,9"), ("one", "seeds=9")):
+        change, rest = own_words([*words, seeds, f"out={tmp_path / name}"])
+        sample(change(load(rest)), "")
+    both, one = (json.loads((tmp_path / name / "samples.json").read_text()) for name in ("both", "one"))
+    assert [row["seed"] for row in both] == [7, 9] and [row["seed"] for row in one] == [9]
+    again, first = (
+        np.array(Image.open(tmp_path / name / rows[-1]["file"])) for name, rows in (("both", both), ("one", one))
+    )
+    assert again.shape == (32, 32, 3) and np.array_equal(again, first)
 
 
 def commands() -> list[str]:

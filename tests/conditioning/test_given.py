@@ -39,10 +39,10 @@ def conditioner(kind: str) -> Any:
     return made[kind]()
 
 
-def given(kind: str, **asked: Any) -> tuple[GivenCondition, ...]:
+def given(kind: str, size: tuple[int, int] = (SIDE, SIDE), **asked: Any) -> tuple[GivenCondition, ...]:
     part = conditioner(kind)
     words = {name: value if isinstance(value, tuple) else (str(value),) for name, value in asked.items()}
-    return given_conditions(Asked(**words), part, part.needs, DATA, (DATA.resolution, DATA.resolution))
+    return given_conditions(Asked(**words), part, part.needs, DATA, size)
 
 
 def save(path: Path, pixels: np.ndarray, mode: str | None = None) -> Path:
@@ -69,6 +69,30 @@ def test_a_map_is_read_by_number_and_by_colour(tmp_path: Path, rng: np.random.Ge
         )
         batch = condition.batch([0, 5])
         assert conditioner("semantic")(batch).concat_BCHW.shape == (2, 3, 8, 8)
+
+
+def test_files_of_a_size_that_is_asked(tmp_path: Path, rng: np.random.Generator) -> None:
+    """Height and width are not confused, and each kind is read at the size of the samples, not of training."""
+    size = (16, 48)
+    pixels_HW3 = rng.integers(0, 256, (*size, 3)).astype(np.uint8)
+    map_HW, hole_HW = pixels_HW3[..., 0] % 11, (pixels_HW3[..., 1] > 128).astype(np.uint8)
+    photo, mask = save(tmp_path / "photo.png", pixels_HW3), save(tmp_path / "mask.png", 255 * hole_HW)
+    semantic, depth = save(tmp_path / "map.png", map_HW), save(tmp_path / "depth.png", pixels_HW3[..., 2])
+    low = save(tmp_path / "low.png", pixels_HW3[:4, :12])
+    files = {"semantic": {"semantic": semantic}, "depth": {"depth": depth}, "superres": {"image": low}}
+    files["inpaint"] = {"image": photo, "mask": mask}
+    read = {kind: given(kind, size, **words)[0].sample for kind, words in files.items()}
+    assert np.array_equal(read["semantic"]["segmentation"], map_HW)
+    assert np.allclose(read["depth"]["depth"], pixels_HW3[..., 2] / 255)
+    assert np.array_equal(read["superres"]["small_image"], pixels_HW3[:4, :12])
+    assert np.array_equal(read["inpaint"]["image"], pixels_HW3) and np.array_equal(read["inpaint"]["hole"], hole_HW)
+    for kind, wanted in (("semantic", "48x16"), ("depth", "48x16"), ("superres", "12x4")):
+        (word,) = files[kind]
+        turned = save(tmp_path / f"turned_{kind}.png", np.array(Image.open(files[kind][word])).swapaxes(0, 1))
+        with pytest.raises(ConfigError, match=rf"takes {wanted}\."):
+            given(kind, size, **{word: turned})
+    with pytest.raises(ConfigError, match=r"makes pictures of 48x16"):
+        given("inpaint", size, image=save(tmp_path / "thin.png", pixels_HW3[:8]), mask=mask)
 
 
 def test_depths_of_8_and_16_bits(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from ldmlab.bench.record import Report, append
 from ldmlab.bench.tiles import compare_tiles
 from ldmlab.bench.unet import compare_unet
 from ldmlab.errors import ConfigError
-from ldmlab.pipeline.launch import set_threads
+from ldmlab.pipeline.launch import keep_memory, set_threads
 
 Measure = Callable[[DictConfig, list[str], torch.device], Report]  # configuration, the command's words, device
 
@@ -46,6 +46,7 @@ MEASURES: dict[str | None, Measure] = {
 def run(cfg: DictConfig, command: str) -> Report:
     """Measure what `compare` says, print the table, append to `out` when it is given."""
     set_threads(cfg.runtime.threads)
+    keep_memory()
     if cfg.out is not None and Path(cfg.out).is_dir():
         raise ConfigError(
             f"out={cfg.out} is a folder; bench.py appends JSON lines to a file, say {cfg.out}/bench.jsonl."

@@ -31,7 +31,7 @@ from ldmlab.pipeline import (
     weights_first_stage,
 )
 from ldmlab.pipeline.context import Context
-from ldmlab.pipeline.launch import STAGES, check_device, make_accelerator, set_threads
+from ldmlab.pipeline.launch import STAGES, check_device, keep_memory, make_accelerator, set_threads
 from ldmlab.pipeline.learning_rate import LearningRateStage
 from ldmlab.pipeline.meeting import meet
 from ldmlab.pipeline.plan import Plan, in_order, table
@@ -104,6 +104,7 @@ def execute(composed: Composed, command: str, may_train: bool = True) -> Path | 
     sharding.check(plan)
     if not may_train:
         refuse_training(plan, command)
+    keep_memory()
     meeting = meet(cfg.runtime.timeout)
     ctx = Context(cfg, plan, make_accelerator(cfg.runtime.device, cfg.runtime.timeout))
     with meeting.answering() if meeting else nullcontext():

@@ -144,7 +144,7 @@ class SamplesStage(SnapshotStage):
             fit_to(each.denoiser.conditioner, shape[1:])
         source = self._source()
         request = resolved.request or Request(Asked())
-        seeds = request.seeds(cfg.eval.seed, n)
+        seeds = self.seeds()
 
         sampler: Any = model.sampler if model.closed_form else resolved.sampler
         noise_of, self._speed = noise_basis.noise_of(self.plan, ctx), sampling.Speed(clock_for(ctx.device))
@@ -175,6 +175,10 @@ class SamplesStage(SnapshotStage):
     def facts(self) -> dict[str, Any]:
         """How fast this process drew: with the machine on the card, a measurement and part of no id."""
         return {"sampling": self._speed.record()}
+
+    def seeds(self) -> list[int]:
+        """Of the samples, one each."""
+        return (self.plan.resolved.request or Request(Asked())).seeds(self.cfg.eval.seed, self.cfg.eval.samples)
 
     def _source(self) -> ConditionSource:
         """What the samples are drawn for."""

@@ -135,7 +135,8 @@ class EnlargedSamples(OfTwo, SamplesStage):
             )
 
     def own(self) -> dict[str, Any]:
-        return {name: value for name, value in super().own().items() if name not in ("label_mode", "label")}
+        own = {name: value for name, value in super().own().items() if name not in ("label_mode", "label")}
+        return own | ({"seeds": "of the first"} if self._asked else {})
 
     def upstream(self) -> dict[str, Stage | str]:
         return {**super().upstream(), "enlarged": self.first}
@@ -143,6 +144,14 @@ class EnlargedSamples(OfTwo, SamplesStage):
     def row(self) -> Row:
         row = super().row()
         return replace(row, what=f"{row.what} · of the samples before")
+
+    @property
+    def _asked(self) -> bool:
+        """Whether a person asked for the first model's samples, whose seeds then draw both."""
+        return self.first.plan.resolved.request is not None
+
+    def seeds(self) -> list[int]:
+        return self.first.seeds() if self._asked else super().seeds()
 
     def _source(self) -> ConditionSource:
         images = read_array(self.plan.store.folder(self.first.address) / "images.npy")
