@@ -21,7 +21,7 @@ def train(composed: Composed, words: str) -> None:
     if composed.cfg.check is not None:
         from ldmlab.pipeline.checks import check
 
-        return check(composed, words)
+        return check(composed)
 
     folder = execute(composed, words)
     if folder is not None and on_main():

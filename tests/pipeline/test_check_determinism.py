@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ldmlab.config.compose import load
-from ldmlab.pipeline.check_determinism import STEPS, computed, evaluation, judged, resumed, shortened
+from ldmlab.pipeline.check_determinism import STEPS, alike, computed, evaluation, judged, logged, resumed, shortened
 
 A = {"denoiser first": torch.ones(4), "denoiser second": torch.arange(4.0), "denoiser third": torch.ones(2)}
 
@@ -40,4 +40,20 @@ def test_a_stopped_training_and_other_batches_of_samples(tmp_path: Path, capsys:
         said.count(f"SIGTERM at {4 * STEPS} images; checkpoint written") == 2
     )  # of the first stage and of the denoiser
     assert judged(straight, again, 0.0) == (f"bit-equal: {len(straight)} tensors", True)
+    numbers = logged(places["straight"])
+    assert {
+        f"{stage} after {4 * n} images"
+        for stage in ("autoencoder loss", "denoiser gradient_norm")
+        for n in range(1, 2 * STEPS + 1)
+    } <= set(numbers)
+    stores = places["straight"], places["resumed"]
+    assert alike(straight, again, stores, 1e-3) == (
+        f"bit-equal: {len(numbers)} numbers; weights: bit-equal, {len(straight)}",
+        True,
+    )
+    (log,) = places["resumed"].glob("denoiser/*/metrics.jsonl")
+    log.write_text(log.read_text().replace('"gradient_norm": ', '"gradient_norm": 1'))
+    words, fits = alike(straight, again | {"denoiser network.out.2.bias": torch.zeros(1)}, stores, 1e-3)
+    assert not fits and words.startswith("first beyond 0.001: denoiser gradient_norm after 4 images (")
+    assert words.endswith(f"weights: first that differs: denoiser network.out.2.bias; 1 of {len(straight)}")
     assert evaluation(short, images, places).fits

@@ -5,10 +5,13 @@
     evaluation   samples drawn in batches of n, against batches of n / 2             at most one of 255 levels apart
     compile      as it is, against compiled blocks                                   up to the order of sums
 
-Each way has a store of its own, which is removed afterwards. Weights are compared tensor by tensor, in the order of the stages.
+Each way has a store of its own, which is removed afterwards. What must have the same bits is compared tensor by tensor, in the order
+of the stages. Up to the order of sums, each step's losses and gradient norms are compared, and not weights: a bias before a norm of its
+own channel, or of keys, has no gradient but rounding errors, of which Adam makes full steps that change no answer.
 """
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -38,8 +41,8 @@ from ldmlab.training.loop import Stopped
 
 STEPS = 3  # k: before the signal, and after it
 SAMPLES = 8
-# of a tensor's size: a bias of keys has no gradient but rounding errors, and Adam makes full steps of those
-TOLERANCE = {"fp32": 1e-2, "bf16": 5e-2}
+EACH_STEP = 1e-9  # seconds between logs
+TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}  # of a loss or a gradient's norm
 LEVELS = 1  # of 255, between images of two batch sizes
 TRAINED = ("autoencoder", "denoiser")
 
@@ -55,7 +58,7 @@ class Verdict:
     fits: bool | None
 
 
-def check_determinism(composed: Composed, command: str) -> None:
+def check_determinism(composed: Composed) -> None:
     """Print what each comparison finds; UserError when one is beyond its tolerance."""
     set_threads(composed.cfg.runtime.threads)
     short = shortened(composed)
@@ -64,9 +67,9 @@ def check_determinism(composed: Composed, command: str) -> None:
         straight, images = computed(short, places["straight"])
         found = [
             Verdict("resume", *judged(straight, resumed(short, places["resumed"]), 0.0)),
-            processes(short, straight, places["processes"], command),
+            processes(short, straight, places),
             evaluation(short, images, places),
-            compiled(short, straight, places["compiled"]),
+            compiled(short, straight, places),
         ]
     rows = [["check", "result", ""]]
     rows += [[v.name, v.words, {True: "", False: "DIFFERS", None: "not made"}[v.fits]] for v in found]
@@ -79,7 +82,7 @@ def shortened(composed: Composed) -> Composed:
     """2k steps of each training without averages or snapshots, few samples, until samples."""
     cfg = build.editable(composed.cfg)
     cfg.until, cfg.eval.samples, cfg.eval.at = "samples", SAMPLES, [1.0]
-    cfg.eval.batch_size = SAMPLES
+    cfg.eval.batch_size, cfg.runtime.log_seconds = SAMPLES, EACH_STEP
     for fit in (cfg.ae.fit, cfg.ldm.fit):
         if fit is not None:
             fit.images, fit.snapshots, fit.keep_state = 2 * STEPS * fit.batch_size, [], False
@@ -120,17 +123,36 @@ def samples(plan: Plan) -> Tensor:
     return torch.from_numpy(np.array(read_array(plan.store.folder(stage.address) / "images.npy")))
 
 
-def judged(first: Result, second: Result, tolerance: float) -> tuple[str, bool]:
+def logged(store: Path) -> Result:
+    """Losses and gradient norms of every step of every training in a store, as single numbers."""
+    found: Result = {}
+    for file in (file for name in TRAINED for file in sorted((store / name).glob("*/metrics.jsonl"))):
+        for row in map(json.loads, file.read_text().splitlines()):
+            said = {key: value for key, value in row.items() if "loss" in key or "norm" in key}
+            for key, value in said.items() if row["split"] == "train" else ():
+                found[f"{file.parents[1].name} {key} after {row['images']} images"] = torch.tensor(value)
+    return found
+
+
+def alike(first: Result, second: Result, stores: tuple[Path, Path], tolerance: float) -> tuple[str, bool]:
+    """Words and whether the trainings of two stores agree step by step; what the words say of the weights decides nothing."""
+    words, fits = judged(logged(stores[0]), logged(stores[1]), tolerance, "numbers")
+    apart = [name for name, tensor in first.items() if not torch.equal(tensor, second[name])]
+    of = f"first that differs: {apart[0]}; {len(apart)} of {len(first)}" if apart else f"bit-equal, {len(first)}"
+    return f"{words}; weights: {of}", fits
+
+
+def judged(first: Result, second: Result, tolerance: float, what: str = "tensors") -> tuple[str, bool]:
     """Words and whether all tensors agree: |a - b| / |a| of each (Euclidean), at most `tolerance`."""
     apart = {
         name: distance(tensor, second[name]) for name, tensor in first.items() if not torch.equal(tensor, second[name])
     }
     if not apart:
-        return f"bit-equal: {len(first)} tensors", True
+        return f"bit-equal: {len(first)} {what}", True
     beyond = [name for name, far in apart.items() if not far <= tolerance]
     name = beyond[0] if beyond else max(apart, key=lambda name: apart[name])
     words = f"first beyond {tolerance:g}" if beyond else f"within {tolerance:g}; largest"
-    return f"{words}: {name} ({apart[name]:.2g}); {len(apart)} of {len(first)} tensors differ", not beyond
+    return f"{words}: {name} ({apart[name]:.2g}); {len(apart)} of {len(first)} {what} differ", not beyond
 
 
 def distance(a: Tensor, b: Tensor) -> float:
@@ -168,14 +190,14 @@ def stopping_after(steps: int) -> Iterator[None]:
         yield
 
 
-def processes(composed: Composed, straight: Result, store: Path, command: str) -> Verdict:
+def processes(composed: Composed, straight: Result, places: dict[str, Path]) -> Verdict:
     """Two ranks on this machine, started as a command is."""
-    cfg = composed.cfg
+    cfg, store = composed.cfg, places["processes"]
     batches = [fit.batch_size for fit in (cfg.ae.fit, cfg.ldm.fit) if fit is not None]
     if any(size % 2 for size in batches):
         return Verdict("processes", f"batches of {batches} do not divide among two", None)
     values = {
-        "runtime.processes": 2, "store": str(store), "until": "denoiser", "check": "null",
+        "runtime.processes": 2, "store": str(store), "until": "denoiser", "check": "null", "runtime.log_seconds": EACH_STEP,
         **{f"{part}.fit.{key}": value for part in ("ae", "ldm") if cfg[part].fit is not None
            for key, value in (("images", cfg[part].fit.images), ("snapshots", "[]"), ("keep_state", "false"))},
     }  # fmt: skip
@@ -187,7 +209,8 @@ def processes(composed: Composed, straight: Result, store: Path, command: str) -
             "processes", f"two processes ended with code {ended.returncode}: {ended.stderr.strip()[-300:]}", False
         )
     plan = run.prepare(changed(composed, {"store": str(store), "until": "denoiser"}))
-    return Verdict("processes", *judged(straight, weights(plan), tolerance(composed)))
+    stores = places["straight"], store
+    return Verdict("processes", *alike(straight, weights(plan), stores, tolerance(composed)))
 
 
 def evaluation(composed: Composed, images_NHWC: Tensor, places: dict[str, Path]) -> Verdict:
@@ -212,12 +235,13 @@ def evaluation(composed: Composed, images_NHWC: Tensor, places: dict[str, Path])
     )
 
 
-def compiled(composed: Composed, straight: Result, store: Path) -> Verdict:
+def compiled(composed: Composed, straight: Result, places: dict[str, Path]) -> Verdict:
     """With runtime.compile=true; on a CPU that takes minutes, and a C++ compiler."""
     if str(composed.cfg.runtime.compile).lower() == "true":
         return Verdict("compile", "runtime.compile=true: there is nothing to compare with; use false", None)
-    fast, _ = computed(changed(composed, {"runtime.compile": True}), store)
-    return Verdict("compile", *judged(straight, fast, tolerance(composed)))
+    fast, _ = computed(changed(composed, {"runtime.compile": True}), places["compiled"])
+    stores = places["straight"], places["compiled"]
+    return Verdict("compile", *alike(straight, fast, stores, tolerance(composed)))
 
 
 def tolerance(composed: Composed) -> float:

@@ -3,7 +3,7 @@
 from ldmlab.config.compose import Composed
 
 
-def check(composed: Composed, command: str) -> None:
+def check(composed: Composed) -> None:
     """The examination that `check` names; UserError when it finds something."""
     if composed.cfg.check == "device":
         from ldmlab.pipeline.check_device import check_device
@@ -12,4 +12,4 @@ def check(composed: Composed, command: str) -> None:
     else:
         from ldmlab.pipeline.check_determinism import check_determinism
 
-        check_determinism(composed, command)
+        check_determinism(composed)
