@@ -1,6 +1,7 @@
 """Known data sets as they are downloaded: each `conf/data`, on a stand-in of its layout."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +147,14 @@ def test_an_lmdb_is_refused_with_the_command_that_exports_it(tmp_path):
         DataError, match=r"church_outdoor_train_lmdb is an lmdb \(LSUN\), .*data.py export .*--out_dir .*/images"
     ):
         Listed(str(tmp_path), 16, "train", "images", "images", train="0:3", val="3:4")
+
+
+def test_an_lmdb_without_the_package_names_the_extra(tmp_path, monkeypatch):
+    (tmp_path / "church_outdoor_train_lmdb").mkdir()
+    (tmp_path / "church_outdoor_train_lmdb" / "data.mdb").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "lmdb", None)
+    with pytest.raises(DataError, match=r"church_outdoor_train_lmdb is an lmdb, .*pip install 'ldmlab\[lmdb\]'"):
+        Listed(str(tmp_path), 16, "train", "church_outdoor_train_lmdb")
 
 
 @pytest.fixture

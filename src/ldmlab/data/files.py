@@ -7,13 +7,14 @@ mtime) so that the next start reads only what changed.
 import hashlib
 import json
 import os
+import stat
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import PIL
 from PIL import Image, UnidentifiedImageError
@@ -29,6 +30,37 @@ _SAVE_EVERY = 20_000  # files between two saves of a survey
 
 A = TypeVar("A")
 B = TypeVar("B")
+
+
+class Contents(Protocol):
+    """What is read of pictures that are named by their paths below one root: files, or entries of a database."""
+
+    def stamp(self, path: str) -> list[int]:
+        """Two numbers; a content that changes gets others."""
+        ...
+
+    def read(self, path: str) -> bytes:
+        """Raises OSError where that is not possible."""
+        ...
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files below `root`."""
+
+    root: Path
+
+    def stamp(self, path: str) -> list[int]:
+        try:
+            found = (self.root / path).stat()
+        except OSError:  # a link to nowhere: reading it will say so
+            return [-1, -1]
+        return [found.st_size, found.st_mtime_ns]
+
+    def read(self, path: str) -> bytes:
+        if not stat.S_ISREG((self.root / path).stat().st_mode):  # a pipe would be waited for
+            raise OSError("not a file")
+        return (self.root / path).read_bytes()
 
 
 @dataclass(frozen=True)
@@ -88,13 +120,20 @@ def in_order(work: Callable[[A], B], items: Iterable[A], threads: int) -> Iterat
 class Survey:
     """Contents and readability of the files below one folder, remembered in `cache` (None: nothing is remembered).
 
-    problem: why a file's content cannot be used, or None; of pictures, `picture_problem`. bits: of pictures.
+    problem: why a file's content cannot be used, or None; of pictures, `picture_problem`. bits: of pictures. contents: where the
+    bytes are, if not in files.
     """
 
     def __init__(
-        self, root: Path, cache: Path | None, problem: Callable[[bytes], str | None] | None = None, bits: int = 8
+        self,
+        root: Path,
+        cache: Path | None,
+        problem: Callable[[bytes], str | None] | None = None,
+        bits: int = 8,
+        contents: Contents | None = None,
     ):
         self.root, self._problem = root, problem or partial(picture_problem, bits=bits)
+        self._contents = contents or Files(root)
         place = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:16]
         kind = "files" if bits == 8 else f"files{bits}"  # what can be read with 8 bits may have no 16
         self._memory = None if cache is None else Path(cache) / f"{kind}-{place}.json"
@@ -102,7 +141,7 @@ class Survey:
     def __call__(self, paths: list[str]) -> dict[str, Found]:
         """What is known of each of the relative `paths`; reads those that are new or changed."""
         known = self._load()
-        stamps = {path: self._stamp(path) for path in paths}
+        stamps = {path: self._contents.stamp(path) for path in paths}
         todo = [path for path in paths if known.get(path, [None])[0] != stamps[path]]
         if todo:
             known.update(self._read_all(todo, stamps))
@@ -119,20 +158,11 @@ class Survey:
         self._save(fresh)
         return fresh
 
-    def _stamp(self, path: str) -> list[int]:
-        try:
-            stat = (self.root / path).stat()
-        except OSError:  # a link to nowhere: reading it will say so
-            return [-1, -1]
-        return [stat.st_size, stat.st_mtime_ns]
-
     def _read(self, path: str) -> Found:
-        if (self.root / path).exists() and not (self.root / path).is_file():  # a pipe would be waited for
-            return Found("", "not a file")
         try:
-            content = (self.root / path).read_bytes()
+            content = self._contents.read(path)
         except OSError as error:
-            return Found("", f"cannot be opened: {error.strerror}")
+            return Found("", f"cannot be opened: {error.strerror}" if error.strerror else str(error))
         return Found(hashlib.sha256(content).hexdigest(), self._problem(content))
 
     def _load(self) -> dict[str, list[Any]]:

@@ -37,7 +37,7 @@ def list_folder(
         state = "is empty" if not any(place.iterdir()) else "holds no pictures"
         raise DataError(
             f"data.root={root} {state}. Pictures are files named {', '.join(f'*{s}' for s in SUFFIXES)}, in the folder "
-            "itself or in sub-folders (hidden ones are not looked at); for WebDataset tars use data=shards."
+            "itself or in sub-folders (hidden ones are not looked at); for WebDataset tars use data=shards, for an lmdb data=lsun."
         )
     fixed = _split_folders(place, paths)
     if fixed is None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ldmlab.data.base import SPLITS, Split
+from ldmlab.data.databases import Databases, is_database, list_database
 from ldmlab.data.files import list_pictures
 from ldmlab.data.listing import Listing
 from ldmlab.data.pictures import Layout, PictureFiles
@@ -27,7 +28,8 @@ Line = tuple[str, str | None]  # what names a picture, and its class where the l
 class ListedLayout(Layout):
     """The pictures that a list names.
 
-    train_folder, val_folder, test_folder: where the pictures of a split are, below `root`; null: the split has none.
+    train_folder, val_folder, test_folder: where the pictures of a split are, below `root`; null: the split has none. The folder may be
+        an lmdb, whose keys are the paths.
     train, val, test: which of them belong to the split. null: all. `first:end`: by their places among all of the folder, names in
         natural order, counted from 0. A file (below root, or anywhere): a line names a picture by its path in the folder, by its file's
         name or by that without suffix, and may give its class, after a blank or a comma; or all lines are numbers, places among all of
@@ -81,10 +83,14 @@ class Lists:
         paths: dict[Split, list[str]] = {split: sorted(pictures.get(split, {})) for split in SPLITS}
         rule = "; ".join(f"{split}: {self._rule(split)}" for split in SPLITS if self.lists[split][0] is not None)
         if self.labels == "none":
-            return Listing(self.root, paths, None, (), rule, False)
+            return Listing(self.root, paths, None, (), rule, False, stored=self._stored())
         names = self._class_names(pictures.get("train"))
         class_of = {path: self._class(path, said, names) for own in pictures.values() for path, said in own.items()}
-        return Listing(self.root, paths, class_of, names, rule, False)
+        return Listing(self.root, paths, class_of, names, rule, False, stored=self._stored())
+
+    def _stored(self) -> Databases | None:
+        databases = [folder for folder in self._folders if is_database(self.root / folder)]
+        return Databases(self.root, databases) if databases else None
 
     def _rule(self, split: Split) -> str:
         folder, listed = self.lists[split]
@@ -94,11 +100,12 @@ class Lists:
         """Paths in the folder, sorted."""
         if folder not in self._folders:
             place = self.root / folder
-            own = list_pictures(place) if place.is_dir() else []
+            own = list_database(place) if is_database(place) else list_pictures(place) if place.is_dir() else []
             if not own and (packed := next(self.root.glob("*/data.mdb"), None)) is not None:
                 raise DataError(
-                    f"{place} holds no pictures, and {packed.parent} is an lmdb (LSUN), which is not read. Export it once with data.py of "
-                    f"github.com/fyu/lsun: pip install lmdb; python data.py export {packed.parent} --out_dir {place}"
+                    f"{place} holds no pictures, and {packed.parent} is an lmdb (LSUN), which data.<split>_folder={packed.parent.name} "
+                    "reads (pip install 'ldmlab[lmdb]'). Or export it once with data.py of github.com/fyu/lsun: "
+                    f"python data.py export {packed.parent} --out_dir {place}"
                 )
             if not place.is_dir():
                 raise DataError(f"{place}: no such folder. Give data.root, or data.<split>_folder below it.")

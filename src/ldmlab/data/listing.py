@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ldmlab.data.base import SPLITS, Split
 from ldmlab.data.beside import Beside
+from ldmlab.data.files import Contents, Files
 from ldmlab.errors import ConfigError, DataError
 
 _HASH_RULE = "u = first 8 bytes of sha256(relative path) / 2^64; val: u < {val}; test: u >= 1 - {test}; train: the rest"
@@ -27,6 +28,11 @@ class Listing:
     rule: str
     by_folder: bool  # split by train/ and val/ folders, not by hash
     beside: tuple[Beside, ...] = ()  # what stands beside each picture
+    stored: Contents | None = None  # where the pictures are, if not in files below the root
+
+    @property
+    def contents(self) -> Contents:
+        return self.stored or Files(self.root)
 
     def labels(self, paths: list[str]) -> list[int]:
         """Class numbers of `paths`; [] when there are no classes."""

@@ -85,7 +85,7 @@ class PictureFiles:
             raise ConfigError(f"data.resolution={layout.resolution} must be 1 or more.")
         split, cache = layout.split, layout.cache
         listing = layout.listing(split)
-        found = Survey(listing.root, cache, bits=layout.bits)(listing.pictures(split))
+        found = Survey(listing.root, cache, bits=layout.bits, contents=listing.contents)(listing.pictures(split))
         self._paths = readable(listing.root, found, layout.max_unreadable)
         self._excluded = {path: what.problem for path, what in found.items() if what.problem is not None}
         for path, problem in self._excluded.items():
@@ -114,7 +114,7 @@ class PictureFiles:
     def __getitem__(self, i: int) -> Sample:
         path = self._paths[i]
         try:
-            picture = opened(self._listing.root / path, self.channels, self.bits)
+            picture = opened(self._listing.contents.read(path), self.channels, self.bits)
             sample: Sample = {"image": square(picture, self.resolution)}
         except Exception as error:
             raise DataError(

@@ -144,7 +144,7 @@ def _survey(
     listing: Listing, work: Path, max_unreadable: int, bits: int
 ) -> tuple[dict[str, Found], dict[Split, list[str]]]:
     paths = [path for split in SPLITS for path in listing.paths[split]]
-    found = Survey(listing.root, work, bits=bits)(paths)
+    found = Survey(listing.root, work, bits=bits, contents=listing.contents)(paths)
     good = set(readable(listing.root, found, max_unreadable))
     return found, {split: [path for path in listing.paths[split] if path in good] for split in SPLITS}
 
@@ -266,7 +266,7 @@ class _ShardMaker:
 
     def _encode(self, path: str) -> tuple[bytes, dict[str, bytes]]:
         """The picture, and the other members by extension."""
-        content = (self.listing.root / path).read_bytes()
+        content = self.listing.contents.read(path)
         if hashlib.sha256(content).hexdigest() != self.found[path].sha256:
             raise DataError(
                 f"{self.listing.root / path} changed while the data set was being made. Repeat the command."
