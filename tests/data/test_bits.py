@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from ldmlab.data.batches import Batches, to_float
-from ldmlab.data.bits import Deep, deep_png, eight_bits, opened, square
+from ldmlab.data.batches import eight_bits
+from ldmlab.data.bits import Deep, deep_png, opened, square
 from ldmlab.data.encoding import Encoding
 from ldmlab.data.folder import Folder, FolderLayout
 from ldmlab.data.prepare import pack, verify

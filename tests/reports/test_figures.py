@@ -83,7 +83,7 @@ def test_one_drawing_is_the_same_in_every_form_and_order(runs: list[Run]) -> Non
     """The dark form is the light one in other colours, but for the names that Matplotlib makes from a marker's colour."""
     figure = over_training(runs, FID)
     assert figure is not None
-    one, other = drawing.Drawing(figure), drawing.Drawing(figure)
+    one, other = drawing.DrawnFigure(figure), drawing.DrawnFigure(figure)
     assert (one.light, one.png, one.spots) == (svg(figure), png(figure), drawing.spots(figure))
     assert (other.spots, other.png, other.light) == (one.spots, one.png, one.light)
     with drawing._settings():

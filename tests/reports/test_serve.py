@@ -1,5 +1,6 @@
 """The site of a store: what it shows is what lies there, it changes nothing, and nothing outside the store leaves it."""
 
+import functools
 import hashlib
 import http.client
 import json
@@ -272,7 +273,12 @@ def test_files_are_served_as_what_they_are(ask: Ask, store: FakeStore) -> None:
 
 def test_the_command_says_where_and_ends_with_ctrl_c(store: FakeStore) -> None:
     words = [sys.executable, "src/report.py", "serve=true", "port=0", f"store={store.root}"]
-    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heard = functools.partial(
+        signal.signal, signal.SIGINT, signal.SIG_DFL
+    )  # a shell's background jobs do not hear Ctrl-C
+    process = subprocess.Popen(
+        words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard
+    )
     assert process.stdout is not None
     found = re.search(r"http://127\.0\.0\.1:(\d+)/", process.stdout.readline())
     assert found

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ldmlab.data.base import Sample
-from ldmlab.data.bits import eight_bits
+from ldmlab.data.batches import eight_bits
 from ldmlab.data.fields import Field
 
 CANVAS = 64  # pixels of a picture of boxes, which have no resolution of their own

@@ -15,8 +15,7 @@ from torch import Tensor
 from ldmlab.conditioning.class_label import class_index
 from ldmlab.conditioning.pictures import picture_of
 from ldmlab.data.base import ImageDataset, Sample, to_batch
-from ldmlab.data.batches import to_float
-from ldmlab.data.bits import eight_bits
+from ldmlab.data.batches import eight_bits, to_float
 from ldmlab.errors import ConfigError
 from ldmlab.randomness import seed_of
 

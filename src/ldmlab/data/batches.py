@@ -170,6 +170,11 @@ def to_float(image_BHWC: Tensor) -> Tensor:
     return rearrange(image_BHWC, "b h w c -> b c h w").float().div(half).sub(1).contiguous()
 
 
+def eight_bits(image: Tensor) -> Tensor:
+    """uint8 as it is; uint16 divided by 257, rounded to nearest: what is looked at, and what features are taken from."""
+    return ((image.int() + 128) // 257).to(torch.uint8) if image.dtype == torch.uint16 else image
+
+
 def to_uint8(image_BCHW: Tensor) -> Tensor:
     """float BCHW in [-1, 1], clamped → uint8 BHWC. Rounds to nearest; the official script truncates."""
     eight_bits_BCHW = image_BCHW.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torch import Tensor
 
 from ldmlab.data.transforms import center_crop, read_picture
 
@@ -79,11 +78,6 @@ def square(picture: Picture, resolution: int) -> np.ndarray:
 def pixel_kind(channels: int, bits: int) -> dict[str, int]:
     """What a fingerprint says of them: nothing of 8-bit RGB, so that data sets before there was a choice keep theirs."""
     return {**({} if channels == 3 else {"channels": channels}), **({} if bits == 8 else {"bits": bits})}
-
-
-def eight_bits(image: Tensor) -> Tensor:
-    """uint8 as it is; uint16 divided by 257, rounded to nearest: what is looked at, and what features are taken from."""
-    return ((image.int() + 128) // 257).to(torch.uint8) if image.dtype == torch.uint16 else image
 
 
 def _png(content: bytes) -> np.ndarray:

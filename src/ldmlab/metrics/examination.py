@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ldmlab.data.base import ImageDataset, to_batch
-from ldmlab.data.bits import eight_bits
+from ldmlab.data.batches import eight_bits
 from ldmlab.data.parcel import on_device
 from ldmlab.metrics.classifier import TURNS, Classifier, turned
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ldmlab.data.base import to_batch
-from ldmlab.data.bits import eight_bits
+from ldmlab.data.batches import eight_bits
 from ldmlab.metrics.features import FeatureSet, extract
 from ldmlab.randomness import seed_of
 from ldmlab.store.files import atomic, read_arrays

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from ldmlab.autoencoders.autoencoder import Autoencoder
 from ldmlab.autoencoders.pca import PCANetwork
 from ldmlab.autoencoders.scale import LatentStatistics
-from ldmlab.data.batches import to_float, to_uint8
-from ldmlab.data.bits import eight_bits
+from ldmlab.data.batches import eight_bits, to_float, to_uint8
 from ldmlab.data.parcel import on_device
 from ldmlab.metrics import latents
 from ldmlab.metrics.rate import Rate, plain

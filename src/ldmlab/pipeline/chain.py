@@ -8,8 +8,7 @@ from torch import Tensor
 
 from ldmlab import build
 from ldmlab.data.base import to_batch
-from ldmlab.data.batches import to_float
-from ldmlab.data.bits import eight_bits
+from ldmlab.data.batches import eight_bits, to_float
 from ldmlab.data.parcel import batch_on_device
 from ldmlab.errors import ConfigError
 from ldmlab.metrics.rate_distortion import FILE, Chain, RateDistortion, chain_times, curves, joined, walk

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from ldmlab import build
-from ldmlab.data.batches import to_float, to_uint8
-from ldmlab.data.bits import eight_bits
+from ldmlab.data.batches import eight_bits, to_float, to_uint8
 from ldmlab.data.parcel import on_device
 from ldmlab.metrics.codecs import CODEC_PIXELS, codec_curves
 from ldmlab.metrics.evaluate import Scores, evaluate

@@ -7,7 +7,7 @@ import torch
 
 from ldmlab import build
 from ldmlab.data.base import ImageDataset, channels_of, to_batch
-from ldmlab.data.bits import eight_bits
+from ldmlab.data.batches import eight_bits
 from ldmlab.data.parcel import on_device
 from ldmlab.errors import ConfigError
 from ldmlab.metrics.iou import Confusion

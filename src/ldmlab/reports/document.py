@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ldmlab.reports.drawing import Drawing, files
+from ldmlab.reports.drawing import DrawnFigure, files
 from ldmlab.reports.figures import JOINED, Figure
 from ldmlab.reports.pictures import Picture, Pictures, data_uri, sheet
 from ldmlab.store.files import atomic
@@ -176,12 +176,12 @@ class Document:
         return made.get_template(template).render(page=self, **more)
 
     @functools.cached_property
-    def _drawings(self) -> dict[int, Drawing]:
+    def _drawings(self) -> dict[int, DrawnFigure]:
         """Of the figures, by identity: the page and its folder show the same drawing."""
         return {}
 
-    def _drawing(self, figure: Figure) -> Drawing:
-        return self._drawings.setdefault(id(figure), Drawing(figure))
+    def _drawing(self, figure: Figure) -> DrawnFigure:
+        return self._drawings.setdefault(id(figure), DrawnFigure(figure))
 
     def _drawn(self, figure: Figure, scheme: Literal["light", "dark"]) -> str:
         drawing = self._drawing(figure)

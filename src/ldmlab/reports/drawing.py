@@ -271,7 +271,7 @@ def _settings() -> Iterator[None]:
         yield
 
 
-class Drawing:
+class DrawnFigure:
     """A figure, drawn once for all that shows it; each form is made when it is first asked for."""
 
     def __init__(self, figure: Figure) -> None:
@@ -324,21 +324,21 @@ def _svg(canvas: Any, title: str) -> str:
 
 def svg(figure: Figure, scheme: Literal["light", "dark"] = "light") -> str:
     """The figure as SVG, drawn anew."""
-    found = Drawing(figure)
+    found = DrawnFigure(figure)
     return found.light if scheme == "light" else found.dark
 
 
 def png(figure: Figure) -> bytes:
     """The figure as PNG, drawn anew."""
-    return Drawing(figure).png
+    return DrawnFigure(figure).png
 
 
 def spots(figure: Figure) -> list[Spot]:
     """The figure's points, drawn anew."""
-    return Drawing(figure).spots
+    return DrawnFigure(figure).spots
 
 
-def files(figure: Figure, drawn: Drawing, folder: str = "figures") -> dict[str, bytes]:
+def files(figure: Figure, drawn: DrawnFigure, folder: str = "figures") -> dict[str, bytes]:
     """{relative path: contents} of the three files a figure leaves on disk."""
     base = Path(folder) / figure.name
     return {
