@@ -9,8 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ldmlab.data.batches import Batches, to_float
-from ldmlab.data.batches import eight_bits
+from ldmlab.data.batches import Batches, eight_bits, to_float
 from ldmlab.data.bits import Deep, deep_png, opened, square
 from ldmlab.data.encoding import Encoding
 from ldmlab.data.folder import Folder, FolderLayout
