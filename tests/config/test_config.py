@@ -54,6 +54,10 @@ PICTURES["data=lsun"] += ["data.train=list.txt", "data.val=list.txt"]
         ("nonsense", ["nonsense", "path=value"]),
         ("ae=identity ae.fit.images=3", ["ae.fit.images", "ae.fit is null here"]),
         ("objective.schedule.beta_strat=1", ["objective.schedule.beta_strat", "Did you mean 'beta_start'"]),
+        (
+            "objective=v_cosine ++objective.times.mean=0",
+            ["objective.times must be a part with a _target_", "{'mean': 0}"],
+        ),
     ],
 )
 def test_misspelling_is_named(words: str, parts: list[str]) -> None:

@@ -69,7 +69,8 @@ def _bare(value: Any, hint: Any) -> str | None:
     if hint is str:
         return None if isinstance(value, str) else "text"
     if inspect.isclass(hint) and not issubclass(hint, (Path, Mapping)) and hint.__module__ != "builtins":
-        plain = value is None or isinstance(value, (str, bool, int, float, ListConfig, list))
+        options_alone = isinstance(value, DictConfig) and "_target_" not in value and not is_dataclass(hint)
+        plain = value is None or options_alone or isinstance(value, (str, bool, int, float, ListConfig, list))
         return f"a part with a _target_ ({hint.__name__})" if plain else None
     return None
 

@@ -7,8 +7,8 @@ A lock is left by a dead holder when
 - it ran elsewhere (another host, another boot, another container), and the count has stood still for `STALE_SECONDS` while somebody
   here waited. The waiting is measured by the waiter's own clock, so clocks of hosts need not agree.
 
-Then the next one that waits renames the lock away and takes it. A holder that was taken for dead (stopped, cut off) finds another
-file in its place: `lost`.
+Then one of those that wait removes the file, and the next one takes the lock. A holder that was taken for dead (stopped, cut off)
+finds another file in its place: `lost`.
 """
 
 import contextlib
@@ -35,6 +35,7 @@ class Lock:
         self._ended = threading.Event()
         self._seen: str | None = None
         self._since = 0.0  # when the holder's file began to say what was last seen
+        self._clearing: Lock | None = None  # held while a dead holder's file is removed
 
     def take(self) -> bool:
         """Take it if it is free, or its holder is dead; whether it is ours now. Raises OSError where no file can be made."""
@@ -100,16 +101,19 @@ class Lock:
         return text if dead else None
 
     def _clear(self, dead: str) -> None:
-        """Away with a dead holder's file. Of several that wait one renames it; who then has a live one's in hand puts it back."""
-        aside = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex[:8]}")
-        try:
-            self.path.rename(aside)
-        except FileNotFoundError:
+        """Away with a dead holder's file. One of those that wait does it, under a lock of its own, and looks again first: by then
+        another may have cleared the file and taken the lock.
+        """
+        self._clearing = self._clearing or Lock(
+            self.path.with_name(f"{self.path.name}.clearing"), self.beat, self.stale
+        )
+        if not self._clearing.take():
             return
-        if _read(aside) != dead:
-            with contextlib.suppress(OSError):
-                os.link(aside, self.path)
-        aside.unlink(missing_ok=True)
+        try:
+            if _read(self.path) == dead:
+                self.path.unlink(missing_ok=True)
+        finally:
+            self._clearing.release()
 
 
 @contextlib.contextmanager
