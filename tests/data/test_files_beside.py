@@ -45,7 +45,7 @@ def root(tmp_path) -> Path:
     return tmp_path / "pictures"
 
 
-def equal(one: ImageDataset, other: ImageDataset) -> None:
+def assert_equal(one: ImageDataset, other: ImageDataset) -> None:
     """The same samples, in any order, every field of them."""
     assert set(one.fields) == set(other.fields) and len(one) == len(other)
     others = {sample["image"].tobytes(): sample for sample in other.__getitems__(list(range(len(other))))}
@@ -135,7 +135,7 @@ def test_prepare_carries_every_field_into_shards_and_back(root, tmp_path):
     manifest = pack(listing, out, 16, PNG, images_per_shard=3)
     assert manifest.fields == ["label", "caption", "segmentation", "depth", "mask"]
     for split in ("train", "val"):
-        equal(Folder(str(root), 16, split, 0.3, **EVERY), Shards(str(out), 16, split))
+        assert_equal(Folder(str(root), 16, split, 0.3, **EVERY), Shards(str(out), 16, split))
     assert verify(out, say=lambda line: None).plan == manifest.plan
     assert pack(listing, out, 16, PNG, images_per_shard=3) == manifest  # finished
     small = Shards(str(out), 8, "train")[0]  # maps go with the picture at another size too
@@ -150,7 +150,7 @@ def test_coco_into_shards_and_back(tmp_path):
     fields = ["boxes", "caption", "segmentation"]
     pack(CocoLayout(str(tmp_path / "c"), 24, fields=fields).listing(), tmp_path / "out", 24, PNG, images_per_shard=4)  # type: ignore[arg-type]
     for split in ("train", "val"):
-        equal(Coco(str(tmp_path / "c"), 24, split, fields=fields), Shards(str(tmp_path / "out"), 24, split))  # type: ignore[arg-type]
+        assert_equal(Coco(str(tmp_path / "c"), 24, split, fields=fields), Shards(str(tmp_path / "out"), 24, split))  # type: ignore[arg-type]
 
 
 def test_a_damaged_field_in_a_shard_is_found(root, tmp_path):

@@ -14,7 +14,7 @@ from reports.test_study import CONFIG, cell
 from ldmlab.reports import compression
 from ldmlab.reports.collect import read_runs
 from ldmlab.reports.compression_cells import table_of
-from ldmlab.reports.drawing import svg
+from ldmlab.reports.drawing import DrawnFigure
 from ldmlab.reports.publish import advice, make_report
 from ldmlab.studies.claims import judge
 
@@ -69,7 +69,7 @@ def test_the_page_advises_judges_and_draws_the_u(fake_store: FakeStore, tmp_path
 def test_the_u_has_the_interval_of_images_and_seeds_together(fake_store: FakeStore) -> None:
     table = table_of(read_runs(study(fake_store)))
     figure = compression.u_figure(table)
-    assert figure is not None and svg(figure)
+    assert figure is not None and DrawnFigure(figure).light
     (line,) = figure.series
     assert line.images == [1, 2, 4, 8, 16] and line.values[2] == pytest.approx(15.0, rel=0.1)
     nested = table.nested({"last": 1.0})

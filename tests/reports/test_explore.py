@@ -18,7 +18,7 @@ from test_study import NOTHING, cell, of_guidance, of_objectives, of_samplers
 
 from ldmlab.reports import explore, gallery, study
 from ldmlab.reports.collect import read_runs
-from ldmlab.reports.drawing import spots, svg
+from ldmlab.reports.drawing import DrawnFigure
 from ldmlab.reports.figures import Figure, Series
 from ldmlab.reports.points import PICTURES, Value, read_points, same_noise, script_json
 from ldmlab.reports.records import SampleSet
@@ -46,7 +46,7 @@ def test_a_point_of_a_figure_says_its_run_value_and_interval_and_lies_where_it_i
     line = Series("a < b", [1.0, 10.0, 100.0], [5.0, 3.0, 4.0], [4.5, 2.5, 3.5], [5.5, 3.5, 4.5], [False, True, False],
                   style="points", sources=("scores/x-1", "scores/x-2", "scores/x-3"))  # fmt: skip
     figure = Figure("fid", "FID", "FID ↓", (line, Series("loss", [1.0], [2.0])), x="evaluations", span="log")
-    found = spots(figure)
+    found = DrawnFigure(figure).spots
     assert [spot.text for spot in found] == [
         "a < b, evaluations 1, FID 5.00 [4.50, 5.50]",
         "a < b, evaluations 10, FID 3.00 [2.50, 3.50], another protocol",
@@ -55,7 +55,7 @@ def test_a_point_of_a_figure_says_its_run_value_and_interval_and_lies_where_it_i
     assert [spot.source for spot in found] == list(line.sources)
     assert found[1].x - found[0].x == pytest.approx(found[2].x - found[1].x, abs=0.2)  # a logarithmic axis
     assert found[0].y < found[2].y < found[1].y
-    drawn = re.findall(r'<use xlink:href="#\w+" x="([\d.]+)" y="([\d.]+)"', svg(figure))
+    drawn = re.findall(r'<use xlink:href="#\w+" x="([\d.]+)" y="([\d.]+)"', DrawnFigure(figure).light)
     for spot in found:  # the drawing's own markers
         assert any(abs(float(x) - spot.x) < 0.2 and abs(float(y) - spot.y) < 0.2 for x, y in drawn), spot
 

@@ -12,7 +12,7 @@ from conftest import FakeStore
 
 from ldmlab.reports import drawing
 from ldmlab.reports.collect import read_runs
-from ldmlab.reports.drawing import png, smooth, svg
+from ldmlab.reports.drawing import DrawnFigure, smooth
 from ldmlab.reports.figures import Figure, data_csv, logged, over_training
 from ldmlab.reports.numbers import SAMPLE_METRICS
 from ldmlab.reports.records import Run
@@ -65,26 +65,30 @@ def test_another_protocol_is_not_joined(fake_store: FakeStore) -> None:
     figure = over_training(read_runs([fake_store.run(snapshots)]), FID)
     assert figure is not None and figure.series[0].loose == [False, False, True]
     assert "Hollow" in figure.note and [row["other_protocol"] for row in rows_of(figure)] == ["no", "no", "yes"]
-    svg(figure)
+    assert "<svg" in DrawnFigure(figure).light
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_drawings_are_reproducible_and_whole(runs: list[Run], scheme: Any) -> None:
     figure = over_training(runs, FID)
     assert figure is not None
-    first = svg(figure, scheme)
-    assert first == svg(figure, scheme)
+    first = getattr(DrawnFigure(figure), scheme)
+    assert first == getattr(DrawnFigure(figure), scheme)
     ET.fromstring(first)
     assert "<dc:date>" not in first and "FID" in first
-    assert png(figure) == png(figure)
+    assert DrawnFigure(figure).png == DrawnFigure(figure).png
 
 
 def test_one_drawing_is_the_same_in_every_form_and_order(runs: list[Run]) -> None:
     """The dark form is the light one in other colours, but for the names that Matplotlib makes from a marker's colour."""
     figure = over_training(runs, FID)
     assert figure is not None
-    one, other = drawing.DrawnFigure(figure), drawing.DrawnFigure(figure)
-    assert (one.light, one.png, one.spots) == (svg(figure), png(figure), drawing.spots(figure))
+    one, other = DrawnFigure(figure), DrawnFigure(figure)
+    assert (one.light, one.png, one.spots) == (
+        DrawnFigure(figure).light,
+        DrawnFigure(figure).png,
+        DrawnFigure(figure).spots,
+    )
     assert (other.spots, other.png, other.light) == (one.spots, one.png, one.light)
     with drawing._settings():
         dark = drawing._svg(drawing._draw(figure, drawing.THEMES["dark"]), figure.title)
@@ -97,7 +101,7 @@ def test_a_name_is_text_and_never_markup_or_mathematics(fake_store: FakeStore) -
     folders = [fake_store.run(stages, f"i{i}", name) for i, name in enumerate([r"$\frac{$<b>", "plain"])]
     figure = over_training(read_runs(folders), FID)
     assert figure is not None
-    texts = "".join(ET.fromstring(svg(figure)).itertext())
+    texts = "".join(ET.fromstring(DrawnFigure(figure).light).itertext())
     assert r"$\frac{$<b>" in texts and "plain" in texts
 
 
@@ -114,7 +118,7 @@ def test_long_names_leave_room_for_the_axes(fake_store: FakeStore) -> None:
     assert over is not None
     long = replace(over, series=tuple(replace(s, name="", split=s.name) for s in over.series))
     for figure in (long, replace(over, span="rows")):
-        texts = [text for text in ET.fromstring(svg(figure)).itertext() if "…" in text]
+        texts = [text for text in ET.fromstring(DrawnFigure(figure).light).itertext() if "…" in text]
         assert sorted(text[-5:] for text in texts) == ["=muon", "adamw"]
         assert all(len(text) <= drawing.LONGEST for text in texts)
         (axes,) = drawing._draw(figure, drawing.THEMES["light"]).axes
@@ -152,5 +156,5 @@ def test_matplotlib_is_left_as_it_was(runs: list[Run]) -> None:
     before = dict(matplotlib.rcParams)
     figure = over_training(runs, FID)
     assert figure is not None
-    svg(figure)
+    assert "<svg" in DrawnFigure(figure).light
     assert dict(matplotlib.rcParams) == before

@@ -16,7 +16,7 @@ from ldmlab.metrics import latents
 from ldmlab.metrics.intervals import mean_score
 from ldmlab.reports import first_stage_cells, first_stage_figures, first_stages
 from ldmlab.reports.collect import read_runs
-from ldmlab.reports.drawing import svg
+from ldmlab.reports.drawing import DrawnFigure
 from ldmlab.reports.figures import data_csv
 from ldmlab.reports.first_stage_cells import read_cells
 from ldmlab.reports.paper import table_8
@@ -185,7 +185,7 @@ def test_a_latent_of_two_or_one_positions_can_be_drawn(f: int, fake_store: FakeS
     histogram, spectrum = first_stage_figures.latent_figures(found)
     assert len(histogram.series) == 3 and [s.name for s in spectrum.series] == ["images", "latent"][: 3 - f // 16]
     maps = first_stages.latent_maps(found)
-    assert svg(spectrum).count("<svg") == 1 and maps.cell * maps.columns > 700
+    assert DrawnFigure(spectrum).light.count("<svg") == 1 and maps.cell * maps.columns > 700
 
 
 def test_labels_tell_cells_apart(study: list[Path], fake_store: FakeStore) -> None:

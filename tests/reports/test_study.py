@@ -15,7 +15,7 @@ from ldmlab.metrics.intervals import mean_score
 from ldmlab.reports import numbers, study_cells, study_text
 from ldmlab.reports import study as study_page
 from ldmlab.reports.collect import read_runs
-from ldmlab.reports.drawing import svg
+from ldmlab.reports.drawing import DrawnFigure
 from ldmlab.reports.figures import data_csv
 from ldmlab.reports.publish import make_report
 from ldmlab.reports.study import Counted
@@ -323,7 +323,7 @@ def test_lines_that_lie_on_each_other_are_drawn_once(fake_store: FakeStore) -> N
     assert [s.name for s in fid.series] == ["ddim, euler", "heun", "dpmpp_2m"]
     assert fid.series[1].images == [9, 19, 99] and fid.series[1].values == pytest.approx([60, 14, 9])
     assert all(low < v < high for s in fid.series for low, v, high in zip(s.low, s.values, s.high, strict=True))
-    assert fid.x == "network evaluations an image" and fid.span == "log" and "ddim, euler" in svg(fid)
+    assert fid.x == "network evaluations an image" and fid.span == "log" and "ddim, euler" in DrawnFigure(fid).light
 
 
 def test_cells_without_order_are_rows(fake_store: FakeStore) -> None:
@@ -334,7 +334,7 @@ def test_cells_without_order_are_rows(fake_store: FakeStore) -> None:
         ("flow", 12),
         ("edm", 30),
     ]
-    drawing = svg(fid)
+    drawing = DrawnFigure(fid).light
     assert all(name in drawing for name in ("v_linear", "edm", "FID")) and "eps_linear: 15" in fid.alt
 
 

@@ -322,22 +322,6 @@ def _svg(canvas: Any, title: str) -> str:
     return out.getvalue().decode().replace("'DejaVu Sans'", PAPER_FONTS)
 
 
-def svg(figure: Figure, scheme: Literal["light", "dark"] = "light") -> str:
-    """The figure as SVG, drawn anew."""
-    found = DrawnFigure(figure)
-    return found.light if scheme == "light" else found.dark
-
-
-def png(figure: Figure) -> bytes:
-    """The figure as PNG, drawn anew."""
-    return DrawnFigure(figure).png
-
-
-def spots(figure: Figure) -> list[Spot]:
-    """The figure's points, drawn anew."""
-    return DrawnFigure(figure).spots
-
-
 def files(figure: Figure, drawn: DrawnFigure, folder: str = "figures") -> dict[str, bytes]:
     """{relative path: contents} of the three files a figure leaves on disk."""
     base = Path(folder) / figure.name
