@@ -115,6 +115,9 @@ def test_killed_and_resumed_it_is_bit_identical(straight: Path, words: list[str]
     for name in ("weights", "ema"):
         (one,), (two,) = (list(store.glob(f"denoiser/*/{name}.safetensors")) for store in (straight, tmp_path))
         assert one.parent.name == two.parent.name and one.read_bytes() == two.read_bytes()
+    cards = [json.loads((file.parent / "card.json").read_text()) for file in (one, two)]
+    cpu_of_killed_process = cards[1]["cpu_seconds"]
+    assert cards[0]["cpu_seconds"] > 0.1 and cpu_of_killed_process is None  # not known
 
 
 def test_two_processes_are_one_run(straight: Path, words: list[str], tmp_path: Path) -> None:

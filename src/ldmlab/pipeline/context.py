@@ -88,6 +88,13 @@ class Context:
         flag = torch.tensor([float(value and self.main)], device=self.device)
         return bool(self.accelerator.reduce(flag, "sum").item())
 
+    def _all_ranks(self, seconds: float) -> float:
+        """The sum over ranks."""
+        if self.accelerator.num_processes == 1:
+            return seconds
+        spent = torch.tensor([seconds], device=self.device)
+        return float(self.accelerator.reduce(spent, "sum").item())
+
     def progress(self, name: str, total: int) -> Callable[[int], None]:
         """A callable that takes how many more are done (of this rank's share)."""
         share = -(-total // self.accelerator.num_processes)
@@ -113,15 +120,19 @@ class Context:
         with self.store.building(address, self.say) if self.main else nullcontext():
             self.barrier()
             if not self.main_decides(self.main and self.store.finished(address)):  # the one who held the lock did it
-                began = time.time()
+                began, cpu = time.time(), time.process_time()
+                resumed = self.main and Checkpoints(folder).last() is not None
                 if self.main:  # first, so that a stage that is being built says what it will be
                     with atomic(folder / "config.yaml") as beside:
                         beside.write_text(OmegaConf.to_yaml(self.cfg, sort_keys=True))
                 seconds = work(folder) or time.time() - began
+                whole = not resumed and seconds < time.time() - began + 1.0 and self.device.type == "cpu"
+                spent = self._all_ranks(time.process_time() - cpu)
                 self.barrier()
                 if self.main:
                     altered = self.store.altered_upstream(address)
-                    card = stage_card(address, began, seconds, self.ranks.count, str(self.device), altered)
+                    of_cpu = spent if whole else None
+                    card = stage_card(address, began, seconds, of_cpu, self.ranks.count, str(self.device), altered)
                     write_json(folder / "card.json", card | facts())
                     self.store.seal(address, seconds)
                     Checkpoints(folder).clear()

@@ -92,9 +92,10 @@ def measured(cell: Timed, reference: Timed, data: Any, store: Store) -> Throughp
     if not store.finished(address):
         with store.building(address):
             if not store.finished(address):  # who held the lock did it
-                began = time.time()
+                began, cpu = time.time(), time.process_time()
                 write_json(store.folder(address) / "throughput.json", _measure(cell, reference, data, device))
-                card = stage_card(address, began, time.time() - began, 1, device.type, {})
+                spent = None if device.type == "cuda" else time.process_time() - cpu
+                card = stage_card(address, began, time.time() - began, spent, 1, device.type, {})
                 write_json(store.folder(address) / "card.json", card)
                 store.seal(address, time.time() - began)
     return Throughput(read_json(store.folder(address) / "throughput.json"))

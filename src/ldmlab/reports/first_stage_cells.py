@@ -59,6 +59,11 @@ class FirstStageCell:
         return None if stage is None else stage.seconds
 
     @property
+    def training_cpu_seconds(self) -> float | None:
+        stage = self.run.stage("autoencoder")
+        return None if stage is None else stage.cpu_seconds
+
+    @property
     def is_of_originals(self) -> Estimate | None:
         raw = self.facts["is_of_originals"]
         return None if raw is None else read_score(raw, "facts.json: is_of_originals", self.compared.command)

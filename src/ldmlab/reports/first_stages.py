@@ -203,7 +203,7 @@ def limits(cells: list[FirstStageCell]) -> list[doc.Note]:
 
 def identity(cells: list[FirstStageCell]) -> doc.Section:
     heads = ["first stage", "c", "|Z|", "latent", "elements, ratio", "bits, ratio", "encoder", "decoder", "codebook"]
-    heads += ["training images", "training time", "encode (images/s)", "decode (images/s)"]
+    heads += ["training images", "training time", "CPU time", "encode (images/s)", "decode (images/s)"]
     rows = []
     for x in cells:
         (c, h, w), n, speed = x.latent_shape, x.facts["parameters"], x.facts["speed"]
@@ -212,9 +212,10 @@ def identity(cells: list[FirstStageCell]) -> doc.Section:
         size += [numbers.millions(n["encoder"]), numbers.millions(n["decoder"])]
         size += [numbers.millions(n["regulariser"]) if n["regulariser"] else "–"]
         cost = [numbers.count(x.facts["training_images"]), numbers.seconds(x.training_seconds)]
+        cost.append(numbers.seconds(x.training_cpu_seconds))
         rows.append([x.label, *size, *cost, plain(speed["encode"]), plain(speed["decode"])])
     ratios = "Ratio of elements: image (3 H W of RGB) / (c h w). Ratio of bits: those of a pixel (24 of 8-bit RGB) / bits a pixel."
-    note = f"{ratios} {machine(cells)}"
+    note = f"{ratios} {numbers.CPU_TIME} {machine(cells)}"
     table = doc.Table(heads, doc.entries(rows))
     return doc.Section("What each one is, and what it costs", [table, doc.Paragraph(note, "small")], "cost")
 
@@ -244,6 +245,7 @@ def cells_csv(cells: list[FirstStageCell]) -> list[dict[str, Any]]:
         record |= {"compression_elements": x.facts["compression_elements"], "compression_bits": x.bits_ratio}
         record |= {f"parameters_{part}": x.facts["parameters"][part] for part in ("encoder", "decoder", "regulariser")}
         record |= {"training_images": x.facts["training_images"], "training_seconds": x.training_seconds}
+        record |= {"training_cpu_seconds": x.training_cpu_seconds}
         record |= {f"{part}_images_per_second": speed[part] for part in ("encode", "decode")}
         record |= {f"speed_{name}": speed[name] for name in ("batch", "device", "threads", "load")}
         record |= {"psnr_of_posterior_samples": sampled[0], "psnr_of_same_images_at_mean": sampled[1]}

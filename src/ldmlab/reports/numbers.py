@@ -164,6 +164,9 @@ def millions(count: int) -> str:
     return f"{count / 1e6:.2f} M" if count >= 1e6 else f"{count / 1e3:.0f} k" if count >= 1e3 else str(count)
 
 
+CPU_TIME = "CPU time: of all processes together, which other work on the machine does not change."
+
+
 def seconds(value: float | None) -> str:
     """A duration as a person says it: 41.2 s, 3 min 20 s, 2 h 5 min."""
     if value is None:

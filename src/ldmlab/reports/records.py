@@ -148,6 +148,12 @@ class StageRecord:
         return [(int(row["images"]), str(row["text"])) for row in map(json.loads, lines)]
 
     @property
+    def cpu_seconds(self) -> float | None:
+        """Of its card: not known of a stage that ran on a GPU, was resumed, or was made before cards had it."""
+        spent: float | None = self.provenance.get("cpu_seconds")
+        return spent
+
+    @property
     def anchor(self) -> str:
         return f"stage-{self.stage}-{self.id}"
 

@@ -290,13 +290,14 @@ def cost(runs: list[Run]) -> doc.Section:
             if record.seconds is not None or images is not None:
                 speed = numbers.plain(median(rates) if rates else None)
                 own = [record.stage, record.what, numbers.count(images), speed, numbers.seconds(record.seconds)]
+                own.append(numbers.seconds(record.cpu_seconds))
                 rows.append([*([run.label] if several else []), *own])
     if not rows:
         return doc.Section("Cost", [doc.Paragraph("Nothing has run yet.", "muted")], "cost")
-    heads = [*(["run"] if several else []), "stage", "what", "training images", "images/s", "time"]
-    note = f"images/s: median of the logged training rates. {machine(runs)}"
+    heads = [*(["run"] if several else []), "stage", "what", "training images", "images/s", "time", "CPU time"]
+    note = f"images/s: median of the logged training rates. {numbers.CPU_TIME} {machine(runs)}"
     return doc.Section(
-        "Cost", [doc.Table(heads, doc.entries(rows), left=len(heads) - 3), doc.Paragraph(note, "small")], "cost"
+        "Cost", [doc.Table(heads, doc.entries(rows), left=len(heads) - 4), doc.Paragraph(note, "small")], "cost"
     )
 
 

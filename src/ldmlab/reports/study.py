@@ -35,7 +35,7 @@ COLUMNS = 10  # pictures of a row
 LOSSES = "Losses carry the weights of their training: between different objectives they are not comparable."
 OPERATIONS = (
     "GFLOP an image: of training, three forward passes, multiply and add counted as two. Images/s and times are "
-    "measurements of the machine."
+    f"measurements of the machine. {numbers.CPU_TIME}"
 )
 SAME_NOISE = ". In each column all cells begin from the same noise, drawn in pixels and projected on the latent's principal components"
 GOES_ON = "The same sweep makes what is missing and repeats nothing."
@@ -306,7 +306,7 @@ def samples(study: Study, shown: list[tuple[str, Pictures]]) -> list[doc.Block]:
 def identity_rows(study: Study, counted: Counted) -> tuple[list[str], list[list[str]]]:
     """(heads, rows): what each denoiser is, and what its training cost."""
     heads = ["denoiser", "what", "parameters", "GFLOP an image", "training images", "batch", "learning rate"]
-    heads += ["training time", "images/s"]
+    heads += ["training time", "CPU time", "images/s"]
     rows = []
     for cell in study.denoisers:
         stage, fit = cell.denoiser, cell.fit
@@ -316,7 +316,11 @@ def identity_rows(study: Study, counted: Counted) -> tuple[list[str], list[list[
         size = ["–" if parameters is None else numbers.millions(parameters)]
         size += ["–" if flops is None else f"{flops / 1e9:.3g}"]
         options = [str(fit.get("batch_size", "–")), f"{fit['lr']:g}" if "lr" in fit else "–"]
-        speed = [numbers.seconds(stage.seconds), numbers.plain(median(rates) if rates else None)]
+        speed = [
+            numbers.seconds(stage.seconds),
+            numbers.seconds(stage.cpu_seconds),
+            numbers.plain(median(rates) if rates else None),
+        ]
         what = stage.what.split(" · ")[0].split(" ")[0]
         rows.append([trained_label(cell, study), what, *size, numbers.count(stage.trained_images), *options, *speed])
     return heads, rows

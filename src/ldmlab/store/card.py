@@ -82,17 +82,26 @@ def stamp(seconds_since_epoch: float) -> str:
 
 
 def stage_card(
-    address: Any, began: float, seconds: float, processes: int, device: str, altered: dict[str, dict[str, str]]
+    address: Any,
+    began: float,
+    seconds: float,
+    cpu_seconds: float | None,
+    processes: int,
+    device: str,
+    altered: dict[str, dict[str, str]],
 ) -> dict[str, Any]:
     """The card of a finished stage. `seconds` counts all attempts, `started` is the last one's. The id is made of `stage`,
     `version`, `options` and `upstream`.
 
+    cpu_seconds: of all processes and threads together, which other work on the machine does not change; None on a GPU and for
+        a stage that was stopped and resumed.
     altered: `Store.altered_upstream`: files that the stage stands on and that were not what was sealed (verify=false).
     """
     card = {
         "stage": address.stage, "name": address.name, "id": address.id, "version": address.version,
         "options": address.options, "upstream": address.upstream,
         "started": stamp(began), "ended": stamp(time.time()), "seconds": round(seconds, 3),
+        "cpu_seconds": None if cpu_seconds is None else round(cpu_seconds, 3),
         "processes": processes, "device": device, "machine": machine(), "versions": versions(), "code": code(),
     }  # fmt: skip
     return card | ({"altered_upstream": altered} if altered else {})
