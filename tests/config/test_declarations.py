@@ -11,7 +11,7 @@ from omegaconf.errors import ReadonlyConfigError
 
 from ldmlab.config.compose import group_options, load, with_values
 from ldmlab.config.schema import RunConfig
-from ldmlab.config.values import complaint, dataclass_in, hints_of, misfit
+from ldmlab.config.values import complaint, dataclass_in, declared_number, hints_of, misfit
 from ldmlab.errors import ConfigError
 from ldmlab.ranges import Choices, FilePath, Items, Moment, OneOrMany, Range, Rising
 
@@ -157,6 +157,28 @@ def test_each_stage_has_its_own_seed_filled_from_the_runs() -> None:
     assert (cfg.ae.seed, cfg.ldm.seed, cfg.guidance.classifier.seed, cfg.eval.seed) == (7, 3, 7, 7)
     assert load(["seed=7", "ae.seed=7", "ldm.seed=7"]).cfg == load(["seed=7"]).cfg  # two spellings of one configuration
     assert load([]).cfg.eval.seed == 0
+
+
+@pytest.mark.parametrize(
+    "whole,real",
+    [
+        (["sampler.guidance=2", "sampler.guidance_interval=[0,1]"], ["sampler.guidance=2.0", "sampler.guidance_interval=[0.0,1.0]"]),
+        (["objective=edm", "objective.times.mean=0"], ["objective=edm", "objective.times.mean=0.0"]),
+        (["ae=kl_f4_quick_gan", "ae.loss.perceptual.weights=w", "ae.loss.disc_weight=1"],
+         ["ae=kl_f4_quick_gan", "ae.loss.perceptual.weights=w", "ae.loss.disc_weight=1.0"]),
+        (["ldm.network.dropout=0", "ldm.fit.weight_decay=0"], ["ldm.network.dropout=0.0", "ldm.fit.weight_decay=0.0"]),
+    ],
+)  # fmt: skip
+def test_a_whole_number_for_a_real_one_is_the_same_configuration(whole: list[str], real: list[str]) -> None:
+    """Ids are hashes of what is written, where 2 is not 2.0."""
+    assert OmegaConf.to_yaml(load(whole).cfg) == OmegaConf.to_yaml(load(real).cfg)
+
+
+def test_whole_numbers_stay_whole_where_they_may_be() -> None:
+    """In the first, 1 is one image and 1.0 the end of training."""
+    for value, hint in ((1, int | float), (3, int), (True, float | None), (None, float | None), ("7", float)):
+        assert declared_number(value, hint) is value
+    assert declared_number([1, 0.5], Annotated[list[UNIT], Items(at_least=1)]) == [1.0, 0.5]
 
 
 def test_a_composed_configuration_is_read_only() -> None:

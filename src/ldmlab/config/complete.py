@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ldmlab.config.search import line_of, listed, option_file, shown
-from ldmlab.config.values import complaint, nearest, say
+from ldmlab.config.values import complaint, declared_number, nearest, say
 from ldmlab.errors import ConfigError
 from ldmlab.ranges import Given
 
@@ -76,6 +76,8 @@ def _complete_part(part: DictConfig, path: str, origin: Origin) -> None:
             raise ConfigError(f"{where}: no such option.{hint} {name} takes: {listed(offered)}.{origin.place(where)}")
         if (wrong := complaint(where, part[key], hints.get(key))) is not None:
             raise ConfigError(f"{wrong}{origin.place(where)}")
+        if (same := declared_number(part[key], hints.get(key))) is not part[key]:
+            part[key] = same
     for key, parameter in options.items():
         if key in part:
             continue

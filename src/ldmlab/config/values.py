@@ -75,6 +75,26 @@ def _bare(value: Any, hint: Any) -> str | None:
     return None
 
 
+def declared_number(value: Any, hint: Any) -> Any:
+    """The value, a whole number as a float where one is declared: guidance=2 and guidance=2.0 are one result with one id."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return declared_number(value, args[0])
+    if origin in (typing.Union, types.UnionType):
+        if int in [_type_of(arg) for arg in args]:
+            return value
+        return next((new for arg in args if (new := declared_number(value, arg)) is not value), value)
+    if origin in (list, tuple, Sequence) and isinstance(value, (ListConfig, list, tuple)):
+        own = args[0] if args else Any
+        items = [declared_number(item, own) for item in value]
+        return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
+    return float(value) if hint is float and _whole(value) else value
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _list_misfit(value: Any, args: tuple[Any, ...]) -> str | None:
     if not isinstance(value, (ListConfig, list, tuple)):
         return f"a list of {_kind(args[0]) if args else 'values'}s"
