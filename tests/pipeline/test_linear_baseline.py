@@ -37,3 +37,8 @@ def test_a_trained_stage_below_it_is_told_the_way_out() -> None:
     assert text.startswith("below linear: it ends 2.00 dB below the 20.80 dB")
     assert "ae=pca_f4 ae.network.c=3" in text and "ae=kl_f4_quick" in text
     assert warnings(compared(20.9, 20.8), True, 4, 3) == [] == warnings(compared(18.8, 20.8), False, 4, 3)
+
+
+def test_a_quantised_stage_below_it_is_told_the_bar_at_equal_bits() -> None:
+    (text,) = warnings(compared(18.8, 20.8), True, 16, 8, quantises=True)
+    assert "ae=pca_f16 ae.network.c=8 ae/regulariser=vq_quick" in text and "trained too little" not in text

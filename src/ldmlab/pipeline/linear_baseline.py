@@ -67,13 +67,21 @@ def compared(found_psnr: float, linear: float | None) -> LinearComparison:
     return LinearComparison(linear, None if linear is None else found_psnr - linear)
 
 
-def warnings(comparison: LinearComparison, trained: bool, f: int, c: int) -> list[str]:
-    """The warning about a trained first stage whose PSNR is below its linear baseline."""
+def warnings(comparison: LinearComparison, trained: bool, f: int, c: int, quantises: bool = False) -> list[str]:
+    """The warning about a trained first stage whose PSNR is below its linear baseline.
+
+    quantises: its latent is rounded to codes and the baseline's is not, so that few bits may lose to it.
+    """
     psnr, gain = comparison
     if not trained or gain is None or gain >= 0:
         return []
+    below = f"below linear: it ends {-gain:.2f} dB below the {psnr:.2f} dB of a linear projection with the same f and c"
+    if quantises:
+        return [
+            f"{below}, whose numbers are not quantised. At equal bits the bar is the codebook at their k-means: "
+            f"ae=pca_f{f} ae.network.c={c} ae/regulariser=vq_quick."
+        ]
     return [
-        f"below linear: it ends {-gain:.2f} dB below the {psnr:.2f} dB of a linear projection with the same f and c, "
-        f"which takes seconds (ae=pca_f{f} ae.network.c={c}): this stage is trained too little. Set more ae.fit.images, "
+        f"{below}, which takes seconds (ae=pca_f{f} ae.network.c={c}): this stage is trained too little. Set more ae.fit.images, "
         f"or choose ae=kl_f{f}_quick or vq_f{f}_quick, which start from the linear projection."
     ]

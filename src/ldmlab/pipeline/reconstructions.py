@@ -105,7 +105,8 @@ class ReconstructionsStage(Stage):
                 originals = {"value": limit.value, "low": limit.low, "high": limit.high}
         scores = self._scores(seen, distances, extractor)
         comparison = self._linear_comparison(ctx, seen, scores["psnr"]["value"])
-        below = linear_baseline.warnings(comparison, ctx.cfg.ae.fit is not None, seen.ae.f, seen.ae.c)
+        trained, quantises = ctx.cfg.ae.fit is not None, seen.ae.regulariser.quantises
+        below = linear_baseline.warnings(comparison, trained, seen.ae.f, seen.ae.c, quantises)
         for text in below:
             ctx.say(f" warning: {text}")
         write_json(folder / "scores.json", scores | {"warnings": [*scores["warnings"], *below]})

@@ -164,7 +164,7 @@ def millions(count: int) -> str:
     return f"{count / 1e6:.2f} M" if count >= 1e6 else f"{count / 1e3:.0f} k" if count >= 1e3 else str(count)
 
 
-CPU_TIME = "CPU time: of all processes together, which other work on the machine does not change."
+CPU_TIME = "CPU time: of the whole stage, all its processes and threads; other work on the machine does not change it."
 
 
 def seconds(value: float | None) -> str:
