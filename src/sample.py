@@ -19,6 +19,7 @@ from pathlib import Path
 from ldmlab.cli import Change, command
 from ldmlab.conditioning.asked import Asked, taken
 from ldmlab.config.compose import Composed, ComposedAndAsked, with_values
+from ldmlab.errors import ConfigError
 
 
 def only_samples(composed: Composed, asked: Asked | None = None, n: int | None = None) -> Composed:
@@ -40,9 +41,11 @@ def sample(composed: Composed, words: str) -> None:
     from ldmlab.pipeline.run import execute
     from ldmlab.reports.publish import export_samples, on_main
 
+    out = Path(composed.cfg.out) if composed.cfg.out else None
+    if out is not None and any(place.is_file() for place in (out, *out.parents)):
+        raise ConfigError(f"out={out} is a file, or lies in one, and pictures need a folder. Name another.")
     folder = execute(composed, words, may_train=False)
     if folder is not None and on_main():
-        out = Path(composed.cfg.out) if composed.cfg.out else None
         print(export_samples(folder, out))
 
 

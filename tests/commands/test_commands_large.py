@@ -1,5 +1,6 @@
 """Whole commands of pictures larger than trained, and of two models in a row; the commands of docs/guide/large.md."""
 
+import csv
 import json
 import re
 import shlex
@@ -7,14 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.linalg
+import torch
 from conditioning.outside_models import save
 from PIL import Image
 
 from ldmlab.config.compose import load
 from ldmlab.errors import ConfigError
 from ldmlab.metrics.window_borders import border_ratio
+from ldmlab.pipeline.context import Context
+from ldmlab.pipeline.launch import make_accelerator
 from ldmlab.pipeline.run import execute, prepare
-from ldmlab.reports.publish import make_page
+from ldmlab.reports.publish import headline, make_page
 from sample import own_words, sample
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -82,6 +87,52 @@ def test_every_guidance_stands_beside_windows(store: Path, tmp_path: Path) -> No
         for kind, own in kinds.items():
             found = pictures(made(store, *large, *mode, f"guidance={kind}", *own)[0])
             assert found.shape == plain.shape and (found != plain).any(), (kind, mode)
+
+
+@pytest.mark.parametrize("kind", ["text", "superres", "inpaint", "class_label"])
+def test_every_guidance_stands_beside_what_a_person_gives(kind: str, store: Path, tmp_path: Path) -> None:
+    """A text with its comma, a small picture, a hole, a picture to begin from: three guides at once; beside the text each one matters."""
+    pixels, hole = np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8), np.zeros((16, 16), np.uint8)
+    hole[4:10, 6:14] = 255
+    photo, low, mask = (tmp_path / f"{name}.png" for name in ("photo", "low", "mask"))
+    for file, array in ((photo, pixels), (low, pixels[::2, ::2]), (mask, hole)):
+        Image.fromarray(array).save(file)
+    given = {
+        "text": ["prompt=a red disc, on a navy background"], "superres": ["cond.conditioner.factor=2", f"image={low}"],
+        "inpaint": [f"image={photo}", f"mask={mask}"], "class_label": ["cond.label=star", f"image={photo}", "strength=0.7"],
+    }  # fmt: skip
+    guides = {
+        "image": [f"guidance.image.file={photo}", "guidance.image.scale=0.05"],
+        "clip": [f"guidance.clip.model={save(tmp_path / 'clip', 'clip', seed=3)}", "guidance.clip.prompt=a red star"],
+        "classifier": ["guidance.classifier.fit.images=32", "cond.label=star"],
+    }
+
+    def drawn(*kinds: str) -> np.ndarray:
+        asked = [
+            *given[kind],
+            f"guidance=[{','.join(kinds)}]",
+            *(word for each in kinds for word in guides.get(each, ())),
+        ]
+        tiny = [
+            "eval=none",
+            "data.fields=[label,caption]",
+            f"cond={kind}",
+            f"store={store}",
+            "until=samples",
+            "seeds=1",
+        ]
+        change, rest = own_words(merged(*TINY, *tiny, *asked))
+        folder = execute(change(load(rest)), "")
+        assert folder is not None
+        stages = json.loads((folder / "run.json").read_text())["stages"]
+        return pictures((folder / [stage for stage in stages if stage["stage"] == "samples"][-1]["folder"]).resolve())
+
+    plain, all_three = drawn("none"), drawn(*guides)
+    assert all_three.shape == plain.shape and (all_three != plain).any()
+    for left_out in guides if kind == "text" else ():
+        assert (drawn(*(name for name in guides if name != left_out)) != all_three).any(), left_out
+    if kind == "inpaint":
+        assert np.array_equal(all_three[0][hole == 0], pixels[hole == 0])
 
 
 def test_borders_are_a_score_and_parts_are_what_features_see(store: Path) -> None:
@@ -192,6 +243,51 @@ def test_two_models_in_a_row_are_scored_as_one(store: Path) -> None:
     other = next(record["id"] for record in records if record["choices"]["cond"] == "semantic")
     with pytest.raises(ConfigError, match="is no super-resolution model"):
         prepare(load(merged(*TINY, f"store={store}", *small, f"then={other}")))
+
+
+def test_two_models_in_a_row_stand_beside_a_bicubic_enlargement(store: Path) -> None:
+    """By hand: the first model's samples by Pillow's bicubic filter, the Fréchet distance by SciPy's square root of a matrix."""
+    words = merged(
+        *TINY,
+        "cond=class_label",
+        *SCORED,
+        "eval.metrics=[fid,label_agreement]",
+        f"store={store}",
+        f"then={enlarger(store)}",
+    )
+    folder, record = made(store, *words, until="scores")
+    scores, card = (json.loads((folder / "scores.json").read_text())[part] for part in ("scores", "card"))
+    (first,) = store.glob(f"samples/*-{card['first']['samples']}")
+    enlarged = [Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC) for image in pictures(first)]
+    large_NHWC = np.stack([np.array(image) for image in enlarged])
+
+    plan = prepare(load(words))
+    ctx = Context(plan.resolved.cfg, plan, make_accelerator("cpu", 60)).of(plan.second)
+    with torch.no_grad():
+        features_ND, logits_NK = plan.second.named("extractor").load(ctx)(
+            torch.from_numpy(large_NHWC).permute(0, 3, 1, 2)
+        )
+    (reference,) = store.glob(f"reference/*-{card['reference']}")
+    sets = [features_ND.double().numpy(), np.load(reference / "features.npz")["features"].astype(float)]
+    (one_D, other_D), (one_DD, other_DD) = [each.mean(axis=0) for each in sets], [np.cov(each.T) for each in sets]
+    root_DD = scipy.linalg.sqrtm(one_DD @ other_DD).real
+    distance = ((one_D - other_D) ** 2).sum() + np.trace(one_DD + other_DD - 2 * root_DD)
+    row, own = (scores[name]["value"] for name in ("fid_bicubic", "fid"))
+    assert abs(row - distance) < 0.2 * abs(row - own)  # Pillow rounds twice, which moves it by less
+    labels = json.loads((first / "conditions.json").read_text())["label"]
+    agreed = (logits_NK.argmax(dim=1).numpy() == np.array(labels)).mean()
+    assert scores["label_agreement_bicubic"]["value"] == pytest.approx(agreed)
+
+    shown = np.load(folder / "sets.npz")
+    assert np.abs(shown["bicubic"].astype(int) - large_NHWC[:10]).max() <= 1
+    final = [stage for stage in record["stages"] if stage["stage"] == "samples"][-1]
+    assert np.array_equal(shown["samples"], pictures(store / "samples" / Path(final["folder"]).name)[:10])
+    run = store / "runs" / f"{record['name']}-{record['id']}"
+    assert re.search(r"FID \S+ \[.*   bicubic \S+ \[", headline(run))
+    page = make_page(run)
+    (listed,) = [line for line in csv.DictReader((page.parent / "table.csv").open()) if line["stage"] == "scores"]
+    assert float(listed["fid_bicubic"]) == row and float(listed["fid"]) == own
+    assert "bicubic" in page.read_text()
 
 
 def test_a_persons_seeds_draw_both_of_two_models(store: Path, tmp_path: Path) -> None:

@@ -186,3 +186,6 @@ def test_a_word_that_was_never_met_is_refused(lab: Path) -> None:
     done = run_here("sample", words)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
     assert "'elephant' stands in no caption" in done.stderr
+    done = run_here("sample", small(["experiment=task_text", f"prompt={'a red star ' * 30}"], lab))
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "has more tokens than this denoiser reads, cond.conditioner.length=" in done.stderr

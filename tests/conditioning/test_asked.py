@@ -21,7 +21,10 @@ def test_nothing_is_asked() -> None:
 
 
 def test_prompts_of_a_file(tmp_path: Path) -> None:
-    (tmp_path / "p.txt").write_text("# texts\na red disc, small\n\n  a blue ring \n", encoding="utf-8")
+    text = "# texts\na red disc, small\n\n  a blue ring \n  # more\n"
+    (tmp_path / "p.txt").write_text(text, encoding="utf-8")
+    (tmp_path / "marked.txt").write_text(text[8:], encoding="utf-8-sig")  # as some editors write it
+    assert taken([f"prompts={tmp_path / 'marked.txt'}"])[0].prompt == ("a red disc, small", "a blue ring")
     assert taken([f"prompts={tmp_path / 'p.txt'}"])[0].prompt == ("a red disc, small", "a blue ring")
 
 
@@ -62,6 +65,7 @@ def test_how_many_images() -> None:
         ("layout=", "layout= has no value"),
         ("cond.label=[rose,]", "empty class"),
         ("prompts=nowhere.txt", "No such file"),
+        ("prompts=~nobody/p.txt", "No such file"),
         ("prompt=a prompts=b", "both given"),
     ],
 )

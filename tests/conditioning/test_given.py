@@ -13,7 +13,7 @@ from ldmlab.conditioning.asked import Asked
 from ldmlab.conditioning.class_label import ClassLabel
 from ldmlab.conditioning.compose import Compose
 from ldmlab.conditioning.concat_map import ConcatMap
-from ldmlab.conditioning.given import given_conditions
+from ldmlab.conditioning.given import given_conditions, photograph, small_picture
 from ldmlab.conditioning.inpaint import Inpaint
 from ldmlab.conditioning.layout import Layout
 from ldmlab.conditioning.low_resolution import LowResolution
@@ -61,6 +61,13 @@ def test_a_map_is_read_by_number_and_by_colour(tmp_path: Path, rng: np.random.Ge
     indexed.putpalette(palette(11).tobytes())
     indexed.save(tmp_path / "p.png")
     files = [save(tmp_path / "l.png", map_HW), tmp_path / "p.png", save(tmp_path / "rgb.png", palette(11)[map_HW])]
+    opaque = np.full_like(map_HW, 255)
+    files += [save(tmp_path / "la.png", np.stack([map_HW, opaque], axis=2))]
+    files += [save(tmp_path / "rgba.png", np.dstack([palette(11)[map_HW], opaque]))]
+    smaller = Image.fromarray(10 - map_HW, "P")  # the same colours, in another order
+    smaller.putpalette(palette(11)[::-1].tobytes())
+    smaller.save(tmp_path / "smaller.png")
+    files += [tmp_path / "smaller.png"]
     for file in files:
         (condition,) = given("semantic", semantic=file)
         assert (
@@ -103,11 +110,22 @@ def test_depths_of_8_and_16_bits(tmp_path: Path) -> None:
     assert np.allclose(eight, ramp_HW / 255)
 
 
+def test_pictures_have_the_channels_of_the_data(tmp_path: Path, rng: np.random.Generator) -> None:
+    """A photograph, to begin from or to fill, and a small picture, for data of grey and of four-channel pictures."""
+    pixels_HW4 = rng.integers(0, 256, (32, 32, 4)).astype(np.uint8)
+    file = str(save(tmp_path / "a.png", pixels_HW4))
+    assert np.array_equal(photograph(file, (32, 32), 4), pixels_HW4)
+    white = Image.alpha_composite(Image.new("RGBA", (32, 32), "white"), Image.fromarray(pixels_HW4)).convert("RGB")
+    assert np.array_equal(photograph(file, (32, 32), 3), np.array(white))
+    assert np.array_equal(photograph(file, (32, 32), 1)[..., 0], np.array(white.convert("L")))
+    assert np.array_equal(small_picture(file, (128, 128), 4, 1), photograph(file, (32, 32), 1))
+
+
 def test_boxes_as_fractions_and_pixels(tmp_path: Path) -> None:
     objects = [{"class": "star", "box": [0.25, 0.5, 0.75, 1]}]
     (tmp_path / "a.json").write_text(json.dumps(objects))
     inside = {"width": 640, "height": 480, "objects": [{"class": 4, "box": [160, 240, 480, 480]}]}
-    (tmp_path / "b.json").write_text(json.dumps(inside))
+    (tmp_path / "b.json").write_text(json.dumps(inside), encoding="utf-8-sig")  # as some editors write it
     for name in ("a", "b"):
         boxes_K5 = given("layout", layout=tmp_path / f"{name}.json")[0].sample["boxes"]
         assert boxes_K5.tolist() == [[4, 0.25, 0.5, 0.75, 1], [-1] * 5]
@@ -167,14 +185,18 @@ def wrong(tmp_path: Path, name: str) -> str:
     pixels = {
         "size": np.zeros((16, 32), np.uint8), "ids": np.full((32, 32), 11, np.uint8), "colour": np.full((32, 32, 3), 7, np.uint8),
         "tiny": np.zeros((20, 20, 3), np.uint8), "photo": np.zeros((32, 40, 3), np.uint8), "black": np.zeros((32, 40), np.uint8),
+        "clear": np.stack([np.full((32, 40), 255, np.uint8), np.eye(32, 40, dtype=np.uint8)], axis=2),
     }  # fmt: skip
     pixels["colour"][0, 0, 0] = 9
     texts = {
         "nojson": "{", "empty": "[]", "noclass": '[{"box": [0, 0, 1, 1]}]', "dog": '[{"class": "dog", "box": [0, 0, 1, 1]}]',
         "outside": '[{"class": "star", "box": [0, 0, 2, 1]}]', "nosize": '{"objects": [{"class": "star", "box": [0, 0, 2, 1]}]}',
         "many": json.dumps([{"class": "star", "box": [0, 0, 1, 1]}] * 3), "nan": '[{"class": "star", "box": [NaN, 0, 1, 1]}]',
-        "broken": "no picture",
+        "broken": "no picture", "nothing": "", "deep": "[" * 10_000, "huge": f'[{{"class": "star", "box": [1{"0" * 400}, 0, 1, 1]}}]',
     }  # fmt: skip
+    if name == "metres":
+        Image.fromarray(np.ones((32, 32), np.float32)).save(tmp_path / "metres.tiff")
+        return str(tmp_path / "metres.tiff")
     path = tmp_path / f"{name}{'.png' if name in pixels else '.json'}"
     if name in pixels:
         save(path, pixels[name])
@@ -197,6 +219,12 @@ def wrong(tmp_path: Path, name: str) -> str:
         ("label", {"label": "dog"}, "'dog' is not a class"),
         ("both", {"label": "star"}, "also takes semantic=map.png"),
         ("depth", {"depth": "colour"}, "is a colour picture"),
+        ("depth", {"depth": "metres"}, "floating point numbers, which have no largest value"),
+        ("semantic", {"semantic": "nothing"}, "is not a picture that can be read"),
+        ("semantic", {"semantic": "x" * 300}, "no such file"),
+        ("inpaint", {"image": "photo", "mask": "clear"}, "is transparent in places"),
+        ("layout", {"layout": "deep"}, "is no JSON file"),
+        ("layout", {"layout": "huge"}, "is not four numbers"),
         ("superres", {"image": "tiny"}, "has 20x20 pixels (width x height), and this denoiser takes 8x8"),
         ("inpaint", {"image": "photo"}, "no mask says where it is"),
         ("inpaint", {"image": "photo", "mask": "black"}, "has no white pixel"),

@@ -40,6 +40,7 @@ def test_a_tokenizer_is_a_function_of_the_texts_and_takes_any_text(folder: Path)
     assert not torch.equal(id_BL[0], id_BL[1])  # two spaces are two
     assert id_BL[2].tolist() == [1, 2] + [0] * 46 and seen_BL.sum(dim=1).tolist()[1:] == [6, 2]
     short = Trained(folder, 4)(["a large red star"]).id_BL[0].tolist()
+    assert Trained(folder, 4).cuts("a large red star") and not Trained(folder, 6).cuts("a large red star")
     assert short[0] == 1 and short[-1] == 2 and short[1:3] == id_BL[1, 1:3].tolist()  # cut, and still ended
     with pytest.raises(DataError, match=r"tokenizer\.json: no tokenizer"):
         Trained(folder.parent, 4)

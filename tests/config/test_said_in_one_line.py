@@ -2,7 +2,7 @@
 
 import pytest
 
-from ldmlab.config.compose import load
+from ldmlab.config.compose import group_options, load
 from ldmlab.errors import ConfigError
 
 KL = "ae=kl_f8"
@@ -142,6 +142,11 @@ def test_ordinary_paths_are_taken_as_they_are(path: str) -> None:
 def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     assert load(["data=folder", "data.root=~/pictures (1)"]).cfg.data.root == "/home/me/pictures (1)"
+
+
+@pytest.mark.parametrize("name", [name for name in group_options("experiment") if name.startswith(("task_", "large_"))])
+def test_pictures_of_an_experiment_need_no_extractor(name: str) -> None:
+    assert load([f"experiment={name}", "eval=none", "until=samples"]).cfg.eval.extractor is None
 
 
 @pytest.mark.parametrize("ae", ["identity", "vq_f4", "kl_f32"])

@@ -18,7 +18,7 @@ from ldmlab.data.shards import Shards
 from ldmlab.errors import ConfigError
 from ldmlab.metrics.reconstruction import highest_psnr
 from ldmlab.pipeline.run import prepare
-from sample import only_samples
+from sample import only_samples, own_words
 from sample import sample as draw
 from train import train
 
@@ -120,6 +120,13 @@ def test_a_whole_run(pictures, tmp_path, channels, bits, more, capsys):
     )
     draw(drawn, "python src/sample.py")
     assert {Image.open(file).mode for file in (tmp_path / "out").glob("0*.png")} == {{1: "L", 4: "RGBA"}[channels]}
+    colours = next(path for path in pictures.rglob("*.png") if Image.open(path).mode == "RGB")
+    guided = ["guidance=image", f"guidance.image.file={colours}", "guidance.image.scale=0.05"]
+    begun = [f"image={colours}", "strength=0.5", "seeds=1", f"out={tmp_path / 'begun'}"]
+    change, rest = own_words(words(pictures, tmp_path / "store", channels, f"data.bits={bits}", *more, *guided, *begun))
+    draw(change(load(rest)), "python src/sample.py")
+    (file,) = (tmp_path / "begun").glob("0*.png")
+    assert Image.open(file).mode == {1: "L", 4: "RGBA"}[channels]
 
 
 @pytest.mark.parametrize("ae", ["pca_f4", "kl_f4_quick", "kl_f4_small"])
@@ -145,6 +152,12 @@ def test_what_needs_rgb_says_so_before_anything_starts(pictures, tmp_path):
     )
     refused(
         r"eval=shapes takes its features from pictures with 3 channels", "ae=pca_f4", "ae.network.c=3", "eval=shapes"
+    )
+    refused(
+        r"guidance=clip looks at pictures with 3 channels, and data.channels=1",
+        "ae=pca_f4",
+        "ae.network.c=3",
+        "guidance=clip",
     )
     refused(r"ae.network.c=3: .*so c is 1. Set ae.network.c=1", "ae=identity")
     refused(r"a 4x4 patch has 16 values", "ae=pca_f4", "ae.network.c=17")

@@ -20,7 +20,7 @@ SCHEDULE = Cosine()
 class Run:
     """Latents are pictures at a quarter of the size, by repetition."""
 
-    resolution, size, device = 24, (24, 40), torch.device("cpu")
+    resolution, size, channels, device = 24, (24, 40), 3, torch.device("cpu")
 
     def stage(self, name: str) -> Any:
         raise AssertionError(name)

@@ -76,7 +76,7 @@ def of_class(z: Tensor, t_B: Tensor, cond: Any) -> Prediction:
 class OneClassifier:
     """Where guidance finds the exact classifier in the place of a trained one."""
 
-    resolution, device = 3, torch.device("cpu")
+    resolution, channels, device = 3, 3, torch.device("cpu")
 
     def stage(self, name: str) -> Any:
         assert name == "noisy_classifier"

@@ -1,15 +1,19 @@
 """Between two noises and two conditions, and which seed each sample has."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
 from ldmlab.conditioning.asked import Asked
 from ldmlab.conditioning.base import Cond
+from ldmlab.config.compose import load
+from ldmlab.errors import ConfigError
 from ldmlab.pipeline.asked import Request, spherical
 from ldmlab.pipeline.sampling import image_seed
 from ldmlab.randomness import ImageNoise
+from sample import sample
 
 
 def test_the_great_circle_through_two_draws() -> None:
@@ -51,6 +55,14 @@ def test_between_two_conditions() -> None:
     assert mixed.tokens_BLD is not None and mixed.seen_BL is not None
     assert mixed.tokens_BLD[0].unique().tolist() == [0] and mixed.tokens_BLD[1].unique().tolist() == [0.25]
     assert mixed.seen_BL.all() and torch.equal(mixed.vector_BD, a.vector_BD)  # type: ignore[arg-type]
+
+
+def test_a_file_in_the_place_of_the_pictures_folder_is_said_first(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "pictures"):
+        with pytest.raises(ConfigError, match="is a file, or lies in one, and pictures need a folder"):
+            sample(load(["debug=tiny", f"out={out}", f"store={tmp_path / 'store'}"]), "")
+    assert not (tmp_path / "store").exists()
 
 
 def test_options_hold_contents_and_no_paths() -> None:

@@ -14,7 +14,7 @@ def record(**scores: tuple[float, float, float]) -> StageRecord:
         "sr_psnr": {"label": "PSNR", "unit": "dB", "better": "higher"}, "sr_fid": {"label": "FID", "better": "lower"},
         "kid": {"label": "KID", "unit": "×10³", "better": "lower"},
     }  # fmt: skip
-    for measure in ("sr_psnr", "sr_fid"):
+    for measure in ("sr_psnr", "sr_fid", "kid"):
         declared |= {
             f"{measure}_{row}": declared[measure] | {"beside": said, "measure": measure} for row, said in names.items()
         }
@@ -42,6 +42,10 @@ def test_tables_of_scores_have_the_samples_alone() -> None:
 
 
 def test_each_measure_is_a_line_and_a_column() -> None:
+    with_kid = record(kid=(0.01, 0.009, 0.011), kid_bicubic=(0.02, 0.019, 0.021))
+    assert lines(with_kid) == [
+        "KID 0.0100 [0.0090, 0.0110]   bicubic 0.0200 [0.0190, 0.0210]"
+    ]  # as stored, like the line above it
     first, second = lines(SCORES)
     assert first.startswith("PSNR 20.0 [19.0, 21.0] dB   null condition 9.00 [8.00, 10.00]   bicubic 24.0")
     assert second.startswith("FID 5.00 [4.00, 6.00]   null condition 6.50")

@@ -4,6 +4,7 @@ A comma, an apostrophe or ${ in such a word is text.
 """
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,12 +139,12 @@ def taken(words: Sequence[str]) -> tuple[Asked, list[str]]:
 def _lines(path: str) -> list[str]:
     """The prompts of a file, one a line; empty lines and those that begin with # are left out."""
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = Path(os.path.expanduser(path)).read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"prompts={path}: no text file that can be read ({_why(error)}). {_EXAMPLES['prompts']}"
         ) from None
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    lines = [line for line in map(str.strip, text.splitlines()) if line and not line.startswith("#")]
     if not lines:
         raise ConfigError(f"prompts={path} has no line of text. {_EXAMPLES['prompts']}")
     return lines

@@ -4,7 +4,9 @@ Letters: H W pixels, K boxes.
 """
 
 import json
+import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from ldmlab.conditioning.class_label import class_index
 from ldmlab.conditioning.compose import parts_of
 from ldmlab.conditioning.pictures import palette
 from ldmlab.conditioning.source import POSITION, GivenCondition
-from ldmlab.data.base import ImageDataset, Sample
+from ldmlab.data.base import ImageDataset, Sample, channels_of
 from ldmlab.data.fields import Field
 from ldmlab.errors import ConfigError
 
@@ -64,14 +66,15 @@ def _condition(
             field = _field(word, value, needs, data, shown)
             sample[field.name] = _READERS[word](value, field, side, data, conditioner)
         elif word == "image" and "small_image" in shown:
-            sample["small_image"] = small_picture(value, side, shown["small_image"].factor)
+            sample["small_image"] = small_picture(value, side, shown["small_image"].factor, channels_of(data))
         elif word == "image" and "hole" in shown:
             if "mask" not in words:
                 raise ConfigError(
                     f"image={value}: this denoiser fills a hole in a picture, and no mask says where it is. Give "
                     "mask=mask.png, of the picture's size and white in the hole."
                 )
-            sample["image"], sample["hole"] = photograph(value, side), mask(words["mask"], value, side)
+            sample["image"] = photograph(value, side, channels_of(data))
+            sample["hole"] = mask(words["mask"], value, side)
         elif word == "image":
             raise ConfigError(
                 f"image={value}: this denoiser takes no picture as its condition{_instead(needs, data, shown)}. To start from the "
@@ -127,11 +130,17 @@ _SHORT = {
 # ---- pictures ------------------------------------------------------------------------------------------------------------
 
 
+def _file(option: str, value: str) -> Path:
+    """ConfigError where there is none, for names that no file can have too."""
+    path = os.path.expanduser(value)
+    if not os.path.isfile(path):
+        raise ConfigError(f"{option}={value}: no such file. Give the path of one that is there.")
+    return Path(path)
+
+
 def _opened(option: str, value: str, read: Callable[[Path], Any]) -> Any:
     """What `read` makes of a picture file. ConfigError, naming the option, where there is none."""
-    path = Path(value).expanduser()
-    if not path.is_file():
-        raise ConfigError(f"{option}={value}: no such file. Give the path of one that is there.")
+    path = _file(option, value)
     try:
         return read(path)
     except ConfigError:
@@ -140,26 +149,32 @@ def _opened(option: str, value: str, read: Callable[[Path], Any]) -> Any:
         raise ConfigError(f"{option}={value} is not a picture that can be read ({error}).") from None
 
 
-def photograph(value: str, side: Side, option: str = "image") -> np.ndarray:
-    """uint8 [H, W, 3]: the centre of a picture at the model's size, cut out and made smaller as the training images are.
+def photograph(value: str, side: Side, channels: int) -> np.ndarray:
+    """uint8 [H, W, C]: the centre of a picture at the model's size, cut out and made smaller as the training images are.
 
-    Raises ConfigError for a picture that is smaller than the model's.
+    channels: of the training images. Raises ConfigError for a picture that is smaller than the model's.
     """
-    from ldmlab.data.transforms import fitted, read_rgb  # Pillow: an eighth of a second of every start
+    from ldmlab.data.transforms import fitted, read_picture  # Pillow: an eighth of a second of every start
 
-    picture = _opened(option, value, read_rgb)
+    picture = _opened("image", value, partial(read_picture, channels=channels))
     if picture.height < side[0] or picture.width < side[1]:
         raise ConfigError(
-            f"{option}={value} has {picture.width}x{picture.height} pixels (width x height), and this denoiser makes pictures of "
+            f"image={value} has {picture.width}x{picture.height} pixels (width x height), and this denoiser makes pictures of "
             f"{side[1]}x{side[0]}. Give one of at least that size."
         )
     return fitted(picture, *side)
 
 
 def mask(value: str, image: str, side: Side) -> np.ndarray:
-    """uint8 [H, W], 1 in the hole (white), cut out as its picture is. ConfigError for another size, and for no hole."""
-    from ldmlab.data.transforms import fitted, read_rgb
+    """uint8 [H, W], 1 in the hole (white), cut out as its picture is. ConfigError for another size, for one that is transparent
+    anywhere, and for no hole."""
+    from ldmlab.data.transforms import fitted, read_picture, read_rgb
 
+    if np.array(_opened("mask", value, partial(read_picture, channels=4)))[..., 3].min() < 255:
+        raise ConfigError(
+            f"mask={value} is transparent in places, which may mean the hole or what stays. Save it without transparency, white in the "
+            "hole and black elsewhere."
+        )
     picture, of = _opened("mask", value, read_rgb), _opened("image", image, read_rgb)
     if picture.size != of.size:
         raise ConfigError(
@@ -172,16 +187,16 @@ def mask(value: str, image: str, side: Side) -> np.ndarray:
     return hole_HW
 
 
-def small_picture(value: str, side: Side, factor: int) -> np.ndarray:
-    """uint8 [H/factor, W/factor, 3]: a picture to enlarge, which has this size already."""
-    from ldmlab.data.transforms import read_rgb
+def small_picture(value: str, side: Side, factor: int, channels: int) -> np.ndarray:
+    """uint8 [H/factor, W/factor, C]: a picture to enlarge, which has this size already."""
+    from ldmlab.data.transforms import read_picture
 
-    picture = _opened("image", value, read_rgb)
+    picture = _opened("image", value, partial(read_picture, channels=channels))
     _check_size(
         "image", value, picture.size, (side[0] // factor, side[1] // factor), "Make it that size, or cut a part out."
     )
-    pixels_HW3: np.ndarray = np.array(picture)
-    return pixels_HW3
+    pixels: np.ndarray = np.array(picture)
+    return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
 def _check_size(option: str, value: str, size: tuple[int, int], side: Side, way: str) -> None:
@@ -209,6 +224,8 @@ def _depth(value: str, field: Field, side: Side, data: ImageDataset, conditioner
     def read(path: Path) -> Any:
         with Image.open(path) as opened:
             opened.load()
+            if opened.mode == "F":
+                raise ValueError("floating point numbers, which have no largest value; save it with 8 or 16 bits")
             return opened.copy()
 
     picture = _opened("depth", value, read)
@@ -224,14 +241,19 @@ def _depth(value: str, field: Field, side: Side, data: ImageDataset, conditioner
 
 
 def _semantic(value: str, field: Field, side: Side, data: ImageDataset, conditioner: Conditioner) -> np.ndarray:
-    """uint8 or int64 [H, W]: the numbers of a grey or palette picture, or of a colour picture whose colours are those of `palette`."""
+    """uint8 or int64 [H, W]: the numbers of a grey or palette picture, or of a colour picture whose colours are those of `palette`.
+
+    A palette picture in these colours is read by them: programs that make files smaller put colours into a palette in any order.
+    """
     from PIL import Image
 
     def read(path: Path) -> np.ndarray:
         with Image.open(path) as opened:
             opened.load()
+            painted = opened.mode == "P" and _painted(np.array(opened.convert("RGB")), field.values or 0)
             indexed = opened.mode in ("L", "P", "1") or opened.mode.startswith("I")
-            return np.array(opened if indexed else opened.convert("RGB"))
+            grey = opened.getchannel("L") if opened.mode == "LA" else opened
+            return np.array(grey if (indexed or opened.mode == "LA") and not painted else opened.convert("RGB"))
 
     pixels: np.ndarray = _opened("semantic", value, read)
     _check_size(
@@ -254,6 +276,12 @@ def _by_number(value: str, map_HW: np.ndarray, classes: int) -> np.ndarray:
             f"{classes - 1}. Change it in the map."
         )
     return map_HW.astype(np.uint8 if classes <= 256 else np.int64)
+
+
+def _painted(pixels_HW3: np.ndarray, classes: int) -> bool:
+    """Whether each colour is one of `palette`."""
+    used = np.unique(pixels_HW3.reshape(-1, 3), axis=0)
+    return bool((used[:, None] == palette(classes)[None]).all(axis=2).any(axis=1).all())
 
 
 def _by_colour(value: str, pixels_HW3: np.ndarray, classes: int) -> np.ndarray:
@@ -282,12 +310,10 @@ def _boxes(value: str, field: Field, side: Side, data: ImageDataset, conditioner
     """float32 [K, 5] from JSON: a list of {"class": name or number, "box": [x0, y0, x1, y1]} in fractions of the side, or
     {"width", "height", "objects"} with boxes in pixels. K is the number of objects that the conditioner reads; unused rows are -1.
     """
-    path = Path(value).expanduser()
-    if not path.is_file():
-        raise ConfigError(f"layout={value}: no such file. Give the path of one that is there.")
+    path = _file("layout", value)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"layout={value} is no JSON file that can be read ({error}). {_LAYOUT}") from None
     width: Any = 1.0
     height: Any = 1.0
@@ -331,7 +357,8 @@ def _box(where: str, each: Any, sides: tuple[float, float], names: tuple[str, ..
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
+    """A number of a size that a picture can have: neither NaN nor infinite."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e9 < value < 1e9
 
 
 _LAYOUT = (

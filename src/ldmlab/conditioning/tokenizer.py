@@ -113,6 +113,10 @@ class Trained:
         strange = [word for word in words if word not in known and any(sign.isalnum() for sign in word)]
         return [self._tokenizer.decoder.decode([word]).strip() for word in strange]
 
+    def cuts(self, text: str) -> bool:
+        """Whether a text has more tokens than are read."""
+        return bool(self._tokenizer.encode(text).overflowing)
+
     def __call__(self, texts: Sequence[str]) -> Ids:
         rows = self._tokenizer.encode_batch(list(texts))
         seen_BL = torch.tensor([row.attention_mask for row in rows]).bool()

@@ -67,6 +67,8 @@ class Results(Protocol):
     @property
     def size(self) -> tuple[int, int]: ...  # of the samples, height and width in pixels
     @property
+    def channels(self) -> int: ...  # of the images
+    @property
     def device(self) -> torch.device: ...
     def stage(self, name: str) -> Any: ...  # the finished result of a stage of this run, on the device
     def decode_with_slope(self, z_BCHW: Tensor) -> Tensor: ...  # standardised latent → image in [-1, 1], differentiable

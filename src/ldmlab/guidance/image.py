@@ -3,6 +3,7 @@
 Shape letters: B batch, C channels, H W space.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,7 @@ class ImageGuidance(Guidance):
         from ldmlab.data.transforms import read_rgb
 
         path = Path(self.file)
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise ConfigError(f"guidance.image.file={path}: no such file. Give the path of a picture.")
         try:
             read_rgb(path)
@@ -70,9 +71,9 @@ class ImageGuidance(Guidance):
     def load(self, results: Results) -> "ImageGuidance":
         from ldmlab.data.batches import to_float
         from ldmlab.data.parcel import on_device
-        from ldmlab.data.transforms import fitted, read_rgb  # Pillow: an eighth of a second of every start
+        from ldmlab.data.transforms import fitted, read_picture  # Pillow: an eighth of a second of every start
 
-        pixels = fitted(read_rgb(Path(self.file)), *results.size)
+        pixels = fitted(read_picture(Path(self.file), results.channels), *results.size)
         target_1CHW = to_float(on_device(torch.from_numpy(pixels)[None], results.device))
         seen = target_1CHW if self.transform is None else self.transform(target_1CHW)
         return self.with_values(log_p=resembles(seen, results.decode_with_slope, self.transform))

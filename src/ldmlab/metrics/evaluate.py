@@ -30,6 +30,21 @@ class Scores:
         }
 
 
+def with_set(samples: Scores, other: Scores, key: str, title: str) -> Scores:
+    """The samples' scores with those of another set as a row beside them (`metrics.beside`): <score>_<key>, called `title`.
+
+    Rows that a metric has beside the other set are left out.
+    """
+    own = [name for name, said in other.metrics.items() if name in other.values and not said.get("beside")]
+    declared = {f"{name}_{key}": other.metrics[name] | {"beside": title, "measure": name} for name in own}
+    return replace(
+        samples,
+        values=samples.values | {f"{name}_{key}": other.values[name] for name in own},
+        warnings=[*samples.warnings, *(f"{title}: {text}" for text in other.warnings if text not in samples.warnings)],
+        metrics=samples.metrics | declared,
+    )
+
+
 def evaluate(metrics: Sequence[Metric], inputs: Inputs) -> Scores:
     """Every metric of one pass, in order. A score's name is its metric's, or begins with it.
 

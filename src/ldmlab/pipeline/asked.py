@@ -15,6 +15,7 @@ from ldmlab.autoencoders.autoencoder import Autoencoder
 from ldmlab.conditioning.asked import Asked
 from ldmlab.conditioning.given import given_conditions, photograph
 from ldmlab.conditioning.source import ConditionSource, GivenCondition, InTurn, OneOf, content_of
+from ldmlab.data.base import channels_of
 from ldmlab.data.batches import to_float, to_uint8
 from ldmlab.errors import ConfigError
 from ldmlab.pipeline.sampling import image_seed
@@ -202,7 +203,7 @@ def request_of(asked: Asked | None, found: "Resolved") -> Request | None:
             raise ConfigError(
                 f"strength={asked.strength:g} starts from a picture, and this denoiser reads image=… as its condition. Leave strength out."
             )
-        pictures = tuple(photograph(path, found.size) for path in asked.image)
+        pictures = tuple(photograph(path, found.size, channels_of(found.data)) for path in asked.image)
     if found.denoiser.closed_form and (asked.strength is not None or asked.variations is not None):
         raise ConfigError(
             "ldm=gaussian draws samples in closed form and starts from nothing. Leave strength=… and variations=… out."

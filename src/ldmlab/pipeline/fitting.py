@@ -59,6 +59,10 @@ def check_channels(found: "Resolved") -> None:
     cfg, channels = found.cfg, channels_of(found.data)
     if channels == 3:
         return
+    if any(kind.name == "clip" for kind in found.guidance):
+        raise ConfigError(
+            f"guidance=clip looks at pictures with 3 channels, and data.channels={channels}. Use guidance=image, or data.channels=3."
+        )
     perceptual = cfg.ae.loss.perceptual if cfg.ae.loss is not None else None
     if perceptual is not None and not build.needs_classifier(cfg):
         seen = getattr(build.class_of(perceptual), "image_channels", 3)

@@ -79,17 +79,17 @@ def at_once(found: "Resolved") -> int:
     return max(1, min(fitting, found.cfg.eval.samples))
 
 
-def of_training_size(found: "Resolved", images_NHWC: np.ndarray, rows: list[int]) -> Tensor:
-    """The images at these rows as features see them, uint8 [B, R, R, C]: of a larger one a part of the size of training, the next
+def of_training_size(found: "Resolved", image_BHWC: np.ndarray, rows: list[int]) -> Tensor:
+    """The images of these rows as features see them, uint8 [B, R, R, C]: of a larger one a part of the size of training, the next
     with each row. Parts lie where examples lie in a canvas of conditions, so that each shows what one image of training does."""
     if not found.larger:
-        return torch.from_numpy(np.asarray(images_NHWC[rows]))
+        return torch.from_numpy(np.asarray(image_BHWC))
     side, (height, width) = found.resolution, found.size
     down, across = max(1, height // side), max(1, width // side)
     places = [divmod(row % (down * across), across) for row in rows]
     parts = [
-        images_NHWC[r, y * side : (y + 1) * side, x * side : (x + 1) * side]
-        for r, (y, x) in zip(rows, places, strict=True)
+        image_HWC[y * side : (y + 1) * side, x * side : (x + 1) * side]
+        for image_HWC, (y, x) in zip(image_BHWC, places, strict=True)
     ]
     return torch.from_numpy(np.stack(parts))
 

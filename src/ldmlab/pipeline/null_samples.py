@@ -65,9 +65,9 @@ class NullSamplesStage(SamplesStage):
 
     def work(self, ctx: Context, folder: Path) -> None:
         super().work(ctx, folder)
-        images = read_array(folder / "images.npy")
+        images, found = read_array(folder / "images.npy"), self.plan.resolved
         extract_all(
-            lambda rows: large.of_training_size(self.plan.resolved, images, rows), len(images), load_extractor(self.plan, ctx), folder,
+            lambda rows: large.of_training_size(found, images[rows], rows), len(images), load_extractor(self.plan, ctx), folder,
             ctx.cfg.eval.batch_size, ctx.device, ctx.ranks, title="null features",
         )  # fmt: skip
 

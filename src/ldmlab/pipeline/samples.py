@@ -11,6 +11,7 @@ from ldmlab.autoencoders.autoencoder import Autoencoder
 from ldmlab.conditioning.asked import Asked
 from ldmlab.conditioning.compose import completed, fit_to, pictured
 from ldmlab.conditioning.source import ConditionSource
+from ldmlab.data.base import channels_of
 from ldmlab.data.parcel import batch_on_device
 from ldmlab.guidance.base import Model, SampleCost
 from ldmlab.guidance.stack import Bound, Guided, Towards
@@ -233,6 +234,7 @@ class RunResults:
     def __init__(self, plan: "Plan", ctx: Context, ae: Autoencoder):
         self._plan, self._ctx, self._ae = plan, ctx, ae
         self.resolution, self.size, self.device = plan.resolved.resolution, plan.resolved.size, ctx.device
+        self.channels = channels_of(plan.resolved.data)
 
     def stage(self, name: str) -> Any:
         return self._plan.named(name).load(self._ctx)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ldmlab import build
 from ldmlab.conditioning.source import ConditionSource, HeldOut
 from ldmlab.metrics.beside import SETS
-from ldmlab.metrics.evaluate import evaluate
+from ldmlab.metrics.evaluate import Scores, evaluate
 from ldmlab.metrics.extraction import extract_all
 from ldmlab.metrics.features import FeatureSet, extract
 from ldmlab.metrics.metric import Inputs
@@ -70,14 +70,13 @@ class ScoresStage(SnapshotStage):
         cfg, extractor = ctx.cfg, load_extractor(self.plan, ctx)
         reference, samples = self.plan.stage(ReferenceStage).load(ctx), self.samples.make(ctx)
         stages = {name: stage.make(ctx) for name, stage in self._needed().items()}  # on all ranks
-        images = read_array(samples / "images.npy")
+        images, resolved = read_array(samples / "images.npy"), self.plan.resolved
         found = extract_all(
-            lambda rows: large.of_training_size(self.plan.resolved, images, rows), len(images), extractor, folder, cfg.eval.batch_size,
+            lambda rows: large.of_training_size(resolved, images[rows], rows), len(images), extractor, folder, cfg.eval.batch_size,
             ctx.device, ctx.ranks, "features", "scores",
         )  # fmt: skip
         if ctx.main:
-            metrics = self.plan.resolved.metrics
-            scores = evaluate(metrics, self._inputs(ctx, found, reference, images, stages, extractor))
+            scores = self.evaluated(self._inputs(ctx, found, reference, images, stages, extractor))
             card = self.card(extractor, len(reference))
             result = {"snapshot_images": images_behind(self.plan, self.images) or None, **scores.to_dict()}
             result["warnings"] = [*scores.warnings, *card.warnings()]
@@ -86,6 +85,10 @@ class ScoresStage(SnapshotStage):
                     np.savez(file, allow_pickle=False, **scores.pictures)
             write_json(folder / "scores.json", {**result, "card": card.to_dict(), "card_short": card.short()})
         ctx.barrier()
+
+    def evaluated(self, inputs: Inputs) -> Scores:
+        """Every metric of the run."""
+        return evaluate(self.plan.resolved.metrics, inputs)
 
     def _inputs(
         self,

@@ -5,7 +5,7 @@ whose first stage and denoiser these stages stand on; the evaluation is this com
 """
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -14,12 +14,16 @@ from torch import Tensor
 
 from ldmlab import build
 from ldmlab.conditioning.compose import parts_of
-from ldmlab.conditioning.low_resolution import LowResolution
+from ldmlab.conditioning.low_resolution import LowResolution, resized
 from ldmlab.conditioning.source import POSITION, ConditionSource
 from ldmlab.config.schema import RunConfig
-from ldmlab.data.batches import to_float
+from ldmlab.data.batches import to_float, to_uint8
 from ldmlab.errors import ConfigError
+from ldmlab.metrics.beside import SHOWN, features_of, size
+from ldmlab.metrics.evaluate import Scores, evaluate, with_set
+from ldmlab.metrics.metric import Inputs
 from ldmlab.metrics.protocol import ProtocolCard
+from ldmlab.pipeline import large
 from ldmlab.pipeline.denoiser import DenoiserStage
 from ldmlab.pipeline.resolved import Resolved, resolve
 from ldmlab.pipeline.samples import SamplesStage
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
 
 GIVEN = ("image", POSITION)  # fields of super-resolution that the first model's samples take the place of
 OF_THE_COMMAND = ("metric", "runtime", "store", "dry_run", "verify", "tracking", "large")
+BICUBIC = "bicubic"  # the row beside the scores: the first model's samples, enlarged so
 OF_THE_OTHER = ("weights", "ema_width")  # of eval: which weights are sampled
 
 
@@ -45,14 +50,15 @@ def resolved_of(plan: "Plan") -> Resolved:
     cfg = plan.resolved.cfg
     run = find_run(plan.store.root, str(cfg.then), "then")
     record, caches = read_json(run / "run.json"), plan.store.root / "data" / "cache"
+    choices = record["choices"] | {"eval": plan.resolved.choices["eval"]}
     other = configured(cfg, record["config"])
     data, val = build.dataset(other, "train", caches), build.dataset(other, "val", caches)
-    found = resolve(other, record["choices"], data, val, caches, scored=False)
+    found = resolve(other, choices, data, val, caches, scored=False)
     size = [side * factor_of(found, plan.resolved) for side in plan.resolved.size]
     if size != [found.resolution] * 2:
         other.size = "x".join(map(str, size))
     OmegaConf.set_readonly(other, True)
-    return replace(resolve(other, record["choices"], data, val, caches, scored=False), metrics=plan.resolved.metrics)
+    return replace(resolve(other, choices, data, val, caches, scored=False), metrics=plan.resolved.metrics)
 
 
 def configured(cfg: DictConfig, recorded: Any) -> DictConfig:
@@ -160,7 +166,12 @@ class EnlargedSamples(OfTwo, SamplesStage):
 
 
 class ScoresOfBoth(OfTwo, ScoresStage):
-    """What `ScoresStage` leaves, of the second model's samples: against the reference at their size, for the first model's conditions."""
+    """What `ScoresStage` leaves, of the second model's samples: against the reference at their size, for the first model's conditions.
+
+    Each score also of the first model's samples enlarged bicubically, which the second model has to beat.
+    """
+
+    version: ClassVar[int] = 3
 
     @property
     def samples(self) -> SamplesStage:
@@ -172,6 +183,23 @@ class ScoresOfBoth(OfTwo, ScoresStage):
                 raise ConfigError(
                     f"eval.metrics: '{metric.name}' compares with other samples of one model, and then= makes two. Leave it out."
                 )
+
+    def evaluated(self, inputs: Inputs) -> Scores:
+        small_NHWC = read_array(self.plan.store.folder(self.first.address) / "images.npy")
+        found = self.plan.resolved
+
+        def enlarged(rows: list[int]) -> Tensor:
+            return to_uint8(resized(to_float(torch.from_numpy(np.asarray(small_NHWC[rows]))), found.size))
+
+        def seen(rows: list[int]) -> Tensor:
+            return large.of_training_size(found, enlarged(rows).numpy(), rows)
+
+        trivial = replace(inputs, samples=features_of(inputs, seen, BICUBIC), read_samples=enlarged, shared={})
+        both = with_set(super().evaluated(inputs), evaluate(found.metrics, trivial), BICUBIC, BICUBIC)
+        shown = list(range(min(SHOWN, size(inputs))))
+        assert inputs.read_samples is not None
+        sets = {"samples": inputs.read_samples(shown).numpy(), BICUBIC: enlarged(shown).numpy()}
+        return replace(both, pictures=both.pictures | sets)
 
     def _conditions(self) -> ConditionSource | None:
         first = self.first.plan.resolved

@@ -76,7 +76,10 @@ class TokenizerStage(Stage):
 
 
 def check_words(plan: "Plan", texts: Sequence[str]) -> None:
-    """ConfigError for a text with a word that stands in no caption; silent where the tokenizer cannot tell, or is not trained yet."""
+    """ConfigError for a text that is too long, or has a word that stands in no caption.
+
+    Silent where the tokenizer cannot tell, or is not trained yet.
+    """
     for stage in TokenizerStage.of(plan) if texts else ():
         trained = plan.store.done(stage.address) is not None
         for part in _learning(plan) if trained else ():
@@ -88,6 +91,10 @@ def check_words(plan: "Plan", texts: Sequence[str]) -> None:
                     raise ConfigError(
                         f"prompt={text!r}: '{unknown[0]}' stands in no caption that this denoiser learnt from.{hint} "
                         f"Use words of the captions: {', '.join(tokenizer.words[:8])} …"
+                    )
+                if tokenizer.cuts(text):
+                    raise ConfigError(
+                        f"prompt={text!r} has more tokens than this denoiser reads, cond.conditioner.length={part.length}. Shorten it."
                     )
 
 

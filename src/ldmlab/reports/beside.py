@@ -44,10 +44,10 @@ def compared(record: StageRecord) -> list[MeasuredSets]:
 
 
 def lines(record: StageRecord) -> list[str]:
-    """ "mIoU 0.41 [0.40, 0.42]   null condition 0.07 [0.06, 0.08] …" for each measure."""
+    """ "mIoU 0.41 [0.40, 0.42]   null condition 0.07 [0.06, 0.08] …" for each measure, as it is stored."""
     return [
-        "   ".join([f"{c.metric.label} {numbers.said(c.score, c.metric)}{c.metric.raw_unit}"]
-                   + [f"{name} {numbers.said(other, c.metric)}" for name, other in c.others.items()])
+        "   ".join([f"{c.metric.label} {numbers.plain_said(c.score)}{c.metric.raw_unit}"]
+                   + [f"{name} {numbers.plain_said(other)}" for name, other in c.others.items()])
         for c in compared(record)
     ]  # fmt: skip
 

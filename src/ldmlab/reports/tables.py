@@ -241,7 +241,8 @@ def interval_heads(table: ScoreTable, first: str) -> dict[str, tuple[str, str]]:
 
 
 def csv_rows(tables: list[ScoreTable]) -> list[dict[str, Any]]:
-    """Every number in full precision: a record per row, columns <metric>, <metric>_low, <metric>_high."""
+    """Every number in full precision: a record per row, columns <metric>, <metric>_low, <metric>_high; then those of the sets beside the
+    samples (`reports.beside`)."""
     records = []
     for table in tables:
         for row in table.rows:
@@ -257,6 +258,9 @@ def csv_rows(tables: list[ScoreTable]) -> list[dict[str, Any]]:
                 record |= {"protocol": source.card_short, "card_differs_in": "; ".join(said)}
             for metric, cell in zip(table.metrics, row.cells, strict=True):
                 record |= score_columns(metric.key, cell.score)
+            declared = source.declared if source else {}
+            for key in [name for name, said in declared.items() if said.get("beside")]:
+                record |= score_columns(key, source.scores.get(key) if source else None)
             records.append(record)
     return records
 
