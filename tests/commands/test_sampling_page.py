@@ -80,6 +80,9 @@ def small(words: list[str], root: Path) -> list[str]:
 
 
 def test_each_command_has_its_picture_below() -> None:
+    fenced = re.findall(r"^```[^\n]*\n(.*?)^```", PAGE, re.M | re.S)
+    lines = [line for block in fenced for line in block.replace("\\\n", " ").splitlines()]
+    assert len(lines) == len(commands())  # nothing in a box but commands, and each one is run below
     shown = re.findall(r"^!\[[^\]]+\]\((pictures/[\w.]+)\)$", PAGE, re.M)
     assert (
         len(shown)

@@ -1,6 +1,7 @@
 """Between two noises and two conditions, and which seed each sample has."""
 
 import math
+import shlex
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,11 @@ import torch
 from ldmlab.conditioning.asked import Asked
 from ldmlab.conditioning.base import Cond
 from ldmlab.config.compose import load
-from ldmlab.errors import ConfigError
+from ldmlab.errors import ConfigError, UserError
 from ldmlab.pipeline.asked import Request, spherical
 from ldmlab.pipeline.sampling import image_seed
 from ldmlab.randomness import ImageNoise
-from sample import sample
+from sample import own_words, sample
 
 
 def test_the_great_circle_through_two_draws() -> None:
@@ -63,6 +64,16 @@ def test_a_file_in_the_place_of_the_pictures_folder_is_said_first(tmp_path: Path
         with pytest.raises(ConfigError, match="is a file, or lies in one, and pictures need a folder"):
             sample(load(["debug=tiny", f"out={out}", f"store={tmp_path / 'store'}"]), "")
     assert not (tmp_path / "store").exists()
+
+
+def test_the_training_that_is_named_has_words_that_train_takes(tmp_path: Path) -> None:
+    own = ["debug=tiny", "eval=none", f"store={tmp_path}"]
+    words = [*own, "prompt=", "prompt=it's red, and round", "cond=text", "data.fields=[label,caption]", "seeds=1"]
+    change, rest = own_words(words)
+    with pytest.raises(UserError, match="Train it first: ") as error:
+        sample(change(load(rest)), f"python src/sample.py {shlex.join(words)}")
+    named = shlex.split(str(error.value).partition("Train it first: ")[2])
+    assert named == ["python", "src/train.py", *own, "cond=text", "data.fields=[label,caption]"]
 
 
 def test_options_hold_contents_and_no_paths() -> None:

@@ -146,7 +146,9 @@ def _opened(option: str, value: str, read: Callable[[Path], Any]) -> Any:
     except ConfigError:
         raise
     except Exception as error:  # Pillow raises many kinds
-        raise ConfigError(f"{option}={value} is not a picture that can be read ({error}).") from None
+        raise ConfigError(
+            f"{option}={value} is not a picture that can be read ({error}). Give a PNG or a JPEG."
+        ) from None
 
 
 def photograph(value: str, side: Side, channels: int) -> np.ndarray:

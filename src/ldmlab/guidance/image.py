@@ -64,7 +64,9 @@ class ImageGuidance(Guidance):
         try:
             read_rgb(path)
         except Exception as error:  # Pillow raises many kinds
-            raise ConfigError(f"guidance.image.file={path} is not a picture that can be read ({error}).") from None
+            raise ConfigError(
+                f"guidance.image.file={path} is not a picture that can be read ({error}). Give a PNG or a JPEG."
+            ) from None
         if self.transform is not None:
             self.transform.check(resolution)
 

@@ -4,6 +4,7 @@ data ─▶ (extractor) ─▶ autoencoder ─▶ latents ─▶ denoiser ─▶
 """
 
 import os
+import shlex
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -147,12 +148,15 @@ def make_all(ctx: Context, stages: Sequence[Stage] | None = None) -> None:
 
 
 def refuse_training(plan: Plan, command: str) -> None:
-    """UserError when a stage that learns on this data is not in the store."""
+    """UserError when a stage that learns on this data is not in the store; its command is without what sample.py alone reads."""
+    request = plan.resolved.request
+    asked = request.asked.typed if request is not None else ()
+    words = shlex.join(word for word in shlex.split(command) if word not in asked)
     for stage in plan.order:
         if stage.trains and plan.store.done(stage.address) is None:
             raise UserError(
                 f"the {stage.name} {stage.address.id} is not trained yet, and this command trains nothing. "
-                f"Train it first: {command.replace('score.py', 'train.py').replace('sample.py', 'train.py')}"
+                f"Train it first: {words.replace('score.py', 'train.py').replace('sample.py', 'train.py')}"
             )
 
 
