@@ -45,7 +45,10 @@ def test_ssim_against_torchmetrics_and_limits():
 
     a, b = rounded(images(3, 32)), rounded(images(3, 32) * 0.8)
     oracle = StructuralSimilarityIndexMeasure(data_range=255.0, reduction="none")
-    np.testing.assert_allclose(ssim(a, b), oracle(b.float(), a.float()), rtol=1e-6)
+    assert torch.equal(ssim(a, b), oracle(b.float(), a.float()))  # the same operations in the same order
+    deep = rounded(images(2, 40), 16), rounded(images(2, 40) * 0.8, 16)
+    oracle = StructuralSimilarityIndexMeasure(data_range=65535.0, reduction="none")
+    assert torch.equal(ssim(*deep, bits=16), oracle(deep[1].float(), deep[0].float()))
     np.testing.assert_allclose(ssim(a, a), 1, atol=1e-6)
     assert ssim(a[:1, :, :16, :16], b[:1, :, :16, :16]).shape == (1,)
     with pytest.raises(ConfigError, match=r"data\.resolution=12"):

@@ -8,6 +8,7 @@ Shape letters: B batch, C channels, H W space.
 """
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Protocol, cast
 from urllib.error import URLError
@@ -101,13 +102,14 @@ class LPIPS(_Distance):
 
     def __init__(self, weights: File | None = None):
         super().__init__()
-        import torchmetrics
         from torchvision.models import vgg16
 
         backbone = vgg16(weights=None).features
         load(backbone, features_of(vgg16_state(weights)), "ae.loss.perceptual.weights", "torchvision's VGG16")
         self.features = backbone[: VGG16_TAPS[-1] + 1]
-        heads = read(Path(torchmetrics.__file__).parent / "functional/image/lpips_models/vgg.pth", "LPIPS's heads")
+        torchmetrics = find_spec("torchmetrics")  # to import it takes 3 s
+        assert torchmetrics is not None and torchmetrics.origin is not None
+        heads = read(Path(torchmetrics.origin).parent / "functional/image/lpips_models/vgg.pth", "LPIPS's heads")
         self.heads = nn.ParameterList([heads[f"lin{n}.model.1.weight"] for n in range(len(VGG16_TAPS))])
         self.normalise = Normalise(LPIPS_SHIFT, LPIPS_SCALE)
         self.freeze()
