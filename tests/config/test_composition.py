@@ -4,6 +4,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hydra._internal import defaults_list
+from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from ldmlab.config import composition, search
@@ -32,6 +34,20 @@ def test_it_is_hydra_s_own_composition(words: str) -> None:
         assert ours == theirs and OmegaConf.to_yaml(ours) == OmegaConf.to_yaml(theirs)
         assert our_hydra.runtime.choices == hydra.runtime.choices
         assert our_hydra.sweeper.get("params") == hydra.sweeper.get("params")
+
+
+def test_what_hydra_leaves_out_here_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside Hydra as it was installed; one yaml's list of defaults refers to another choice."""
+    (tmp_path / "sampler").mkdir()
+    (tmp_path / "sampler" / "follows.yaml").write_text("defaults: ['of_${ldm}', _self_]\n_partial_: true\n")
+    (tmp_path / "sampler" / "of_unet_base.yaml").write_text("_target_: ldmlab.samplers.ddim.ddim\nsteps: 17\n")
+    words = read(f"{GROUPS} sampler=follows hydra.searchpath=[file://{tmp_path}]".split())
+    ours, our_hydra = whole(words)
+    assert ours.sampler.steps == 17
+    monkeypatch.setattr(defaults_list, "_create_interpolation_map", composition._table_of_choices)
+    monkeypatch.delattr(ConfigStore, "__deepcopy__")
+    theirs, hydra = whole(words)
+    assert OmegaConf.to_yaml(ours) == OmegaConf.to_yaml(theirs) and our_hydra.runtime.choices == hydra.runtime.choices
 
 
 @pytest.mark.parametrize("words", ["ldm.fit.image=3", "seed=a", "ae=kl_f7", "ae.fit=null ae.fit.lr=1", "ae/los=pixel"])
