@@ -8,7 +8,6 @@ Shape letters: B batch, C channels, H W space.
 """
 
 import contextlib
-import gc
 import time
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -121,8 +120,6 @@ def _described(timed: Timed, data: Any) -> dict[str, Any]:
 def _measure(cell: Timed, reference: Timed, data: Any, device: torch.device) -> dict[str, Any]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    gc.collect()
-    gc.freeze()  # else each of the collections between rounds walks through all of torch
     try:
         with torch.random.fork_rng(devices=[]):
             works = {"cell": Step(cell, data, device), "reference": Step(reference, data, device)}
@@ -130,7 +127,6 @@ def _measure(cell: Timed, reference: Timed, data: Any, device: torch.device) -> 
             clock = clock_for(device)
             spent = interleave(calls, ROUNDS, clock)
     finally:
-        gc.unfreeze()
         torch.set_num_threads(threads)
     seconds = {
         name: [

@@ -31,15 +31,23 @@ def clock_for(device: torch.device) -> Clock:
 
 
 def interleave(works: Mapping[str, Callable[[], object]], rounds: int, clock: Clock) -> dict[str, list[float]]:
-    """Seconds of each work in each round; within a round they take turns, in alternating order. A first round warms up."""
+    """Seconds of each work in each round; within a round they take turns, in alternating order. A first round warms up.
+
+    What one leaves to the garbage collector is collected before the next begins.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in works}
-    for turn in range(-1, rounds):
-        for name in list(works)[:: 1 if turn % 2 else -1]:
-            gc.collect()
-            began = clock.now()
-            works[name]()
-            if turn >= 0:
-                seconds[name].append(clock.now() - began)
+    gc.collect()
+    gc.freeze()  # else each of the collections below walks through all of torch
+    try:
+        for turn in range(-1, rounds):
+            for name in list(works)[:: 1 if turn % 2 else -1]:
+                gc.collect()
+                began = clock.now()
+                works[name]()
+                if turn >= 0:
+                    seconds[name].append(clock.now() - began)
+    finally:
+        gc.unfreeze()
     return seconds
 
 
