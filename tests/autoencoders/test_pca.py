@@ -132,3 +132,6 @@ def test_what_it_refuses():
         LinearPath(2, 2).fit([])
     with pytest.raises(TrainingError, match=r"vary in 0 directions"):
         LinearPath(2, 2).fit([torch.zeros(2, 3, 8, 8)])
+    with pytest.raises(TrainingError, match=r"c=4: the training images' 4x4 patches vary in 3 directions"):
+        LinearPath(4, 4).fit([torch.rand(1, 3, 8, 8)])  # four patches
+    LinearPath(4, 3).fit([torch.rand(1, 3, 8, 8)])

@@ -191,11 +191,14 @@ class LinearPath(LinearMap):
         Raises TrainingError when there is no image or a component does not vary.
         """
         moments = patch_moments(self.f, images)
-        variance_P, basis_PP = principal_components(moments.covariance())
-        if not variance_P[self.c - 1] > 1e-10:
+        directions = moments.count - 1  # so few patches vary in no more: found without the decomposition, 5 s at f = 32
+        if directions >= self.c:
+            variance_P, basis_PP = principal_components(moments.covariance())
+            directions = int((variance_P > 1e-10).sum())
+        if directions < self.c:
             raise TrainingError(
                 f"ae.network.c={self.c}: the training images' {self.f}x{self.f} patches vary in "
-                f"{int((variance_P > 1e-10).sum())} directions only. Take a smaller ae.network.c."
+                f"{directions} directions only. Take a smaller ae.network.c."
             )
         std_C = level(variance_P[: self.c], self.whiten).sqrt()
         self._positions = moments.count
