@@ -16,6 +16,26 @@ torch.set_num_threads(1)
 gc.set_threshold(20_000)  # configurations are many small objects: looking through them every 700 costs a twentieth
 
 
+@pytest.hookimpl(trylast=True)  # when -m has chosen
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, in each worker's share: xdist deals the list out in equal pieces, and who is done takes from the
+    end of another's piece, where short tests then are, of files that are cheap to begin twice.
+    """
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    slow = [tests for tests in files.values() if any(test.get_closest_marker("slow") for test in tests)]
+    rest = [test for tests in files.values() if tests not in slow for test in tests]
+    shares = [[test for tests in slow[n::workers] for test in tests] for n in range(workers)]
+    size = -(-len(items) // workers)
+    for share in shares:
+        more = max(0, size - len(share))
+        share += rest[:more]
+        del rest[:more]
+    items[:] = [test for share in shares for test in share] + rest
+
+
 @pytest.fixture
 def shared_data() -> Path:
     """The folder with real photographs that lies beside the checkout; tests that need it are skipped without it."""

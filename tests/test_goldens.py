@@ -7,8 +7,6 @@ A change that is meant to move them is recorded anew: `python tests/test_goldens
 
 import hashlib
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,11 +14,11 @@ from typing import Any
 
 import pytest
 import torch
+from whole_commands import run_here
 
 from ldmlab.store.card import machine
 from ldmlab.store.checkpoint import load_tensors
 
-ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = Path(__file__).parent / "golden"
 COMMON = [
     "debug=tiny", "data=shapes", "data.resolution=32", "seed=3", "runtime.threads=1", "runtime.channels_last=false",
@@ -73,10 +71,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     root = tmp_path_factory.mktemp("goldens")
     found = [root / "a", root / "b"]
     for store, words in zip(found, RUNS, strict=True):
-        done = subprocess.run(
-            [sys.executable, "src/train.py", *COMMON, *words, f"store={store}"], cwd=ROOT, capture_output=True, text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
-        )  # fmt: skip
+        done = run_here("train", [*COMMON, *words, f"store={store}"])
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return found
 

@@ -30,7 +30,8 @@ SMALL = [
 ]  # fmt: skip
 
 
-FEW = ["data.train_images=4"]  # of f = 32: fewer patches than c have no linear comparison, whose decomposition takes 5 s
+# of f = 32: fewer patches than c, so there is no linear comparison, whose decomposition takes 5 s
+FEW = ["data.train_images=4"]
 
 
 @pytest.fixture(scope="module")
