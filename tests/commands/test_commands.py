@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from option_words import replacing
+from ranks import killed
 from whole_commands import run_here
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -172,21 +173,9 @@ def test_report_joins_runs(whole: Path) -> None:
 def kill_when(store: Path, stage: str, seen: str, delay: float, number: int = signal.SIGKILL, *words: str) -> int:
     """Start the command and send a signal some time after a *new* `seen` appears in the stage's folder; its exit code."""
     before = set(store.glob(f"{stage}/*/{seen}"))
-    process = subprocess.Popen(
-        command("train", store, *words),
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 240
-    while process.poll() is None and time.monotonic() < deadline:
-        if set(store.glob(f"{stage}/*/{seen}")) - before:
-            time.sleep(delay)
-            process.send_signal(number)
-            break
-        time.sleep(0.002)
-    return process.wait(timeout=240)
+    store.mkdir(exist_ok=True)
+    new = lambda: set(store.glob(f"{stage}/*/{seen}")) - before  # noqa: E731
+    return killed(new, delay, number, store / "command.log", command("train", store, *words)[2:])
 
 
 EVERY_STEP = "runtime.checkpoint_seconds=1e-9"  # a checkpoint at every step

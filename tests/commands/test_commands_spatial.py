@@ -2,17 +2,14 @@
 condition: killed and resumed, and by two processes."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from option_words import replacing
+from ranks import finished, killed, started, train
 from safetensors.torch import load_file
 
 from ldmlab.config.compose import load
@@ -22,7 +19,6 @@ from ldmlab.pipeline.plan import Plan
 from ldmlab.pipeline.run import execute, prepare
 from ldmlab.reports.publish import headline, make_page
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 TINY = [
@@ -97,55 +93,40 @@ ALL = ["cond=[depth,inpaint,semantic,superres]", "until=samples", "eval=none", "
 
 
 def command(store: Path, *words: str) -> list[str]:
-    own = [
+    return [
         word
         for word in words_of(store, *ALL, *words)
         if not word.startswith(("eval.extractor", "eval.reference", "eval.recon"))
     ]
-    return [sys.executable, "src/train.py", *own]
-
-
-def start(store: Path, *words: str) -> "subprocess.Popen[str]":
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    return subprocess.Popen(
-        command(store, *words), cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def finish(process: "subprocess.Popen[str]") -> None:
-    said, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, said
 
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("straight")
-    execute(load(command(root)[2:]), "python src/train.py …")
+    execute(load(command(root)), "python src/train.py …")
     return root
 
 
 def test_killed_and_resumed_it_is_bit_for_bit_the_same(straight: Path, tmp_path: Path) -> None:
-    words = ["runtime.checkpoint_seconds=1e-9"]  # a checkpoint at every step
-    process = start(tmp_path, *words)
-    while process.poll() is None and not list(tmp_path.glob("denoiser/*/checkpoints/0*")):
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL and not list(tmp_path.glob("denoiser/*/done.json"))
-    execute(load([*command(tmp_path)[2:], *words]), "python src/train.py …")
+    store, words = tmp_path / "store", ["runtime.checkpoint_seconds=1e-9"]  # a checkpoint at every step
+    seen = lambda: list(store.glob("denoiser/*/checkpoints/0*"))  # noqa: E731
+    code = killed(seen, 0.0, signal.SIGKILL, tmp_path / "log", command(store, *words))
+    assert code == -signal.SIGKILL and not list(store.glob("denoiser/*/done.json"))
+    execute(load([*command(store), *words]), "python src/train.py …")
     for name in ("denoiser/*/weights.safetensors", "denoiser/*/ema.safetensors", "samples/*/images.npy"):
-        assert one(straight, name).read_bytes() == one(tmp_path, name).read_bytes()
+        assert one(straight, name).read_bytes() == one(store, name).read_bytes()
 
 
 def test_two_processes_are_one_run(straight: Path, tmp_path: Path) -> None:
     """Losses equal to float rounding, samples to one 8-bit level or so: masks and dropping follow the image, not the rank."""
-    finish(start(tmp_path, "runtime.processes=2"))
-    logs = [one(root, "denoiser/*/metrics.jsonl").read_text().splitlines() for root in (straight, tmp_path)]
+    store, log = tmp_path / "store", tmp_path / "log"
+    assert finished(started(2, train, command(store, "runtime.processes=2"), log)) == [0, 0], log.read_text()
+    logs = [one(root, "denoiser/*/metrics.jsonl").read_text().splitlines() for root in (straight, store)]
     first, other = ([row["loss"] for row in map(json.loads, log) if row["split"] == "train"] for log in logs)
     assert len(first) == 4 and np.allclose(first, other, rtol=2e-4)
-    images = [np.load(one(root, "samples/*/images.npy")).astype(int) for root in (straight, tmp_path)]
+    images = [np.load(one(root, "samples/*/images.npy")).astype(int) for root in (straight, store)]
     assert np.abs(images[0] - images[1]).max() <= 3
-    assert one(straight, "denoiser/*/").name == one(tmp_path, "denoiser/*/").name
+    assert one(straight, "denoiser/*/").name == one(store, "denoiser/*/").name
 
 
 def test_it_is_one_network_of_all_conditions(straight: Path) -> None:

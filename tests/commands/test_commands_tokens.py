@@ -4,24 +4,21 @@ One run reads all four kinds of tokens together, so that each command is paid fo
 """
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conditioning.outside_models import save
 from option_words import replacing
+from ranks import finished, killed, started
+from ranks import train as train_words
 
 from ldmlab.config.compose import load
 from sample import only_samples, sample
 from score import score
 from train import train
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 TINY = [
@@ -95,25 +92,19 @@ def test_scores_beside_their_baselines_on_a_page(straight: Path, words: list[str
     assert len(list(straight.glob("null_samples/*/done.json"))) == 1  # guidance is nothing to them
 
 
-def started(words: list[str], store: Path, *more: str) -> subprocess.Popen[bytes]:
-    said = [*words, "eval=none", "until=denoiser", f"store={store}", *more]
-    quiet = {**os.environ, "PYTHONWARNINGS": "ignore"}
-    return subprocess.Popen([sys.executable, "src/train.py", *said], cwd=ROOT, env=quiet, stdout=subprocess.DEVNULL)
+def unscored(words: list[str], store: Path, *more: str) -> list[str]:
+    return [*words, "eval=none", "until=denoiser", f"store={store}", *more]
 
 
 def test_killed_and_resumed_it_is_bit_identical(straight: Path, words: list[str], tmp_path: Path) -> None:
     """The tokenizer of this store is trained by another process."""
-    process = started(words, tmp_path, "runtime.checkpoint_seconds=1e-9")
-    deadline = time.monotonic() + 240
-    while (
-        process.poll() is None and not list(tmp_path.glob("denoiser/*/checkpoints/0*")) and time.monotonic() < deadline
-    ):
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait(60) == -signal.SIGKILL
-    train(load([*words, "eval=none", "until=denoiser", f"store={tmp_path}"]), "python src/train.py …")
+    store, log = tmp_path / "store", tmp_path / "log"
+    first = unscored(words, store, "runtime.checkpoint_seconds=1e-9")
+    seen = lambda: list(store.glob("denoiser/*/checkpoints/0*"))  # noqa: E731
+    assert killed(seen, 0.0, signal.SIGKILL, log, first) == -signal.SIGKILL
+    train(load(unscored(words, store)), "python src/train.py …")
     for name in ("weights", "ema"):
-        (one,), (two,) = (list(store.glob(f"denoiser/*/{name}.safetensors")) for store in (straight, tmp_path))
+        (one,), (two,) = (list(each.glob(f"denoiser/*/{name}.safetensors")) for each in (straight, store))
         assert one.parent.name == two.parent.name and one.read_bytes() == two.read_bytes()
     cards = [json.loads((file.parent / "card.json").read_text()) for file in (one, two)]
     cpu_of_killed_process = cards[1]["cpu_seconds"]
@@ -121,11 +112,13 @@ def test_killed_and_resumed_it_is_bit_identical(straight: Path, words: list[str]
 
 
 def test_two_processes_are_one_run(straight: Path, words: list[str], tmp_path: Path) -> None:
-    assert started(words, tmp_path, "runtime.processes=2").wait(300) == 0
+    store, log = tmp_path / "store", tmp_path / "log"
+    ranks = started(2, train_words, unscored(words, store, "runtime.processes=2"), log)
+    assert finished(ranks) == [0, 0], log.read_text()
     found = []
-    for root in (straight, tmp_path):
-        (log,) = root.glob("denoiser/*/metrics.jsonl")
-        rows = map(json.loads, log.read_text().splitlines())
+    for root in (straight, store):
+        (rows_of,) = root.glob("denoiser/*/metrics.jsonl")
+        rows = map(json.loads, rows_of.read_text().splitlines())
         found.append(np.array([row["loss"] for row in rows if row["split"] == "train"]))
     assert len(found[0]) > 0 and np.abs(found[1] / found[0] - 1).max() < 2e-4
 

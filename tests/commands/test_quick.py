@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_commands import run, sealed
+from ranks import finished, started, train
+from test_commands import command, run, sealed
 
 from ldmlab import build
 from ldmlab.config.compose import load
@@ -59,10 +60,11 @@ def test_made_scored_against_linear_and_loaded(words: list[str], store: Path, tm
 
 def test_two_processes_fit_the_same_linear_path(tmp_path: Path) -> None:
     words = ["until=autoencoder", "ae=kl_f4_quick", "ae.fit.precision=fp32", "ae.fit.cooldown=0"]
-    tensors = []
-    for name, more in (("one", []), ("two", ["runtime.processes=2"])):
-        run("train", tmp_path / name, *words, *more)
-        tensors.append(load_tensors(sealed(tmp_path / name, "autoencoder") / "autoencoder.safetensors"))
+    one, two, log = tmp_path / "one", tmp_path / "two", tmp_path / "log"
+    run("train", one, *words)
+    typed = command("train", two, *words, "runtime.processes=2")[2:]
+    assert finished(started(2, train, typed, log)) == [0, 0], log.read_text()
+    tensors = [load_tensors(sealed(store, "autoencoder") / "autoencoder.safetensors") for store in (one, two)]
     for name, value in tensors[0].items():
         if ".linear." in name:
             assert torch.equal(value, tensors[1][name]), name

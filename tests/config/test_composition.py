@@ -38,9 +38,11 @@ def test_it_is_hydra_s_own_composition(words: str) -> None:
 
 def test_what_hydra_leaves_out_here_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside Hydra as it was installed; one yaml's list of defaults refers to another choice."""
-    (tmp_path / "sampler").mkdir()
-    (tmp_path / "sampler" / "follows.yaml").write_text("defaults: ['of_${ldm}', _self_]\n_partial_: true\n")
-    (tmp_path / "sampler" / "of_unet_base.yaml").write_text("_target_: ldmlab.samplers.ddim.ddim\nsteps: 17\n")
+    (tmp_path / "sampler" / "kind").mkdir(parents=True)
+    (tmp_path / "sampler" / "follows.yaml").write_text(
+        "defaults: [{kind@_here_: '${debug}'}, _self_]\n_partial_: true\n"
+    )
+    (tmp_path / "sampler" / "kind" / "tiny.yaml").write_text("_target_: ldmlab.samplers.ddim.ddim\nsteps: 17\n")
     words = read(f"{GROUPS} sampler=follows hydra.searchpath=[file://{tmp_path}]".split())
     ours, our_hydra = whole(words)
     assert ours.sampler.steps == 17

@@ -1,11 +1,8 @@
 import contextlib
+import functools
 import hashlib
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
 import tarfile
 import time
 from pathlib import Path
@@ -14,6 +11,7 @@ import numpy as np
 import pytest
 import webdataset
 from PIL import Image
+from ranks import finished, silently, started
 
 import ldmlab.data.prepare as prepare_module
 from ldmlab.data.folder import Folder
@@ -143,23 +141,7 @@ def test_equal_pictures_in_two_splits_are_recorded(tmp_path, caplog):
     assert manifest.fields == [] and manifest.class_names == []
 
 
-SCRIPT = """
-import sys
-from ldmlab.data.prepare import prepare
-prepare(sys.argv[1], sys.argv[2], 24, val_fraction=0.2, images_per_shard=4)
-print("finished")
-"""
-
-
-def command(source: Path, out: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(source), str(out)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        text=True,
-        bufsize=1,
-    )
+WORDS = {"val_fraction": 0.2, "images_per_shard": 4}
 
 
 def progress_of(out: Path) -> int:
@@ -173,26 +155,26 @@ def progress_of(out: Path) -> int:
 
 @pytest.mark.slow
 def test_kill_9_at_any_moment_changes_no_byte(source, tmp_path):
-    prepare(source, tmp_path / "whole", 24, val_fraction=0.2, images_per_shard=4)
+    prepare(source, tmp_path / "whole", 24, **WORDS)
     whole = contents(tmp_path / "whole")
+    work = functools.partial(prepare, source, tmp_path / "out", 24, **WORDS)
     out, rng, kills = tmp_path / "out", random.Random(0), 0
-    finished: dict[Path, tuple[int, int]] = {}
+    written: dict[Path, tuple[int, int]] = {}
     for _ in range(60):
-        run = command(source, out)
+        (run,) = started(1, silently, work)
         start = progress_of(out)
         goal = start + rng.choice([1, 2_000, 20_000, 60_000])
-        while run.poll() is None and progress_of(out) < goal:
+        while run.is_alive() and progress_of(out) < goal:
             time.sleep(0.0005)
-        run.send_signal(signal.SIGKILL)
-        said = run.communicate()[0]
-        if "finished" in said:
+        run.kill()
+        if finished([run]) == [0]:
             break
         kills += 1
         now = {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in out.glob("*.tar") if noted(out, p)}
-        assert all(now.get(p, stat) == stat for p, stat in finished.items()), "a finished shard was written again"
-        finished |= now
+        assert all(now.get(p, stat) == stat for p, stat in written.items()), "a finished shard was written again"
+        written |= now
     else:
-        assert command(source, out).wait() == 0
+        assert finished(started(1, silently, work)) == [0]
     assert kills >= 3
     assert contents(out) == whole
 

@@ -1,18 +1,16 @@
 """A longer training goes on where a finished one ended, and nobody can tell: every file is that of one made at once."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from option_words import replacing
+from ranks import killed
 
-from ldmlab.config.compose import ROOT, load
+from ldmlab.config.compose import load
 from ldmlab.errors import ConfigError
 from ldmlab.pipeline.context import Context
 from ldmlab.pipeline.cooldown import CooldownStage
@@ -211,14 +209,8 @@ def test_killed_before_its_first_checkpoint(
 def test_kill_9_on_the_way(short: Path, at_once: Path, tmp_path: Path) -> None:
     root = copied(short, tmp_path / "store")
     words = [*DENOISER, f"store={root}", "runtime.checkpoint_seconds=1e-9"]
-    process = subprocess.Popen(
-        [sys.executable, "src/train.py", *words], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONWARNINGS": "ignore"},
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not (found := list(root.glob("denoiser/*/checkpoints/000000000016"))) and time.monotonic() < deadline:
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait(60) == -signal.SIGKILL and found
-    assert int(Checkpoints(found[0].parents[1]).generations()[-1].name) >= 16
+    seen = lambda: list(root.glob("denoiser/*/checkpoints/000000000016"))  # noqa: E731
+    assert killed(seen, 0.0, signal.SIGKILL, tmp_path / "log", words) == -signal.SIGKILL
+    (folder,) = root.glob("denoiser/*/checkpoints")
+    assert int(Checkpoints(folder).generations()[-1].name) >= 16
     assert result(made(root)) == result(at_once)

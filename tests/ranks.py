@@ -1,6 +1,6 @@
-"""Starts the ranks of a command by forking one process that has imported everything: that takes a fraction of a second a rank.
+"""Starts a command, or its ranks, by forking one process that has imported everything: that takes a fraction of a second each.
 
-Each rank is a process of its own with the environment that torchrun gives it, and runs what `python src/train.py …` runs.
+Each is a process of its own, a rank with the environment that torchrun gives it, and runs what `python src/train.py …` runs.
 """
 
 import contextlib
@@ -18,9 +18,10 @@ from typing import Any
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["ldmlab.pipeline.run", "ldmlab.reports.publish", "hydra", "tokenizers", "torchmetrics", "accelerate",
+    ["ldmlab.pipeline.run", "ldmlab.reports.publish", "hydra", "tokenizers", "accelerate", "torch._dynamo",
      "torch.distributed.fsdp", "torch.distributed.checkpoint"]
 )  # fmt: skip
+ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 300.0
 
 
@@ -49,13 +50,36 @@ def finished(processes: list[Any]) -> list[int]:
     return [process.exitcode for process in processes]
 
 
+def killed(seen: Callable[[], object], delay: float, number: int, log: Path, words: list[str]) -> int:
+    """Exit code of one process of the command that gets a signal some seconds after `seen()` is true for the first time."""
+    (process,) = started(1, train, words, log)
+    deadline = time.monotonic() + SECONDS
+    while process.is_alive() and not seen():
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.002)
+    time.sleep(delay)
+    with contextlib.suppress(ProcessLookupError):  # it has ended
+        os.kill(process.pid, number)
+    (code,) = finished([process])
+    return code
+
+
 def _rank(environment: dict[str, str], work: Callable[..., None], *args: Any) -> None:
     import torch
 
     gc.freeze()  # what the fork shares is neither walked nor copied
     os.environ.update(environment)
+    os.chdir(ROOT)
     torch.set_num_threads(1)
     work(*args)
+
+
+def silently(work: Callable[[], object]) -> None:
+    """`work()`, and what it prints nowhere."""
+    with open(os.devnull, "w") as nowhere:
+        for descriptor in (1, 2):
+            os.dup2(nowhere.fileno(), descriptor)
+    work()
 
 
 def train(words: list[str], log: Path, killed_in_save: int | None = None, measured: Path | None = None) -> None:
@@ -69,6 +93,8 @@ def train(words: list[str], log: Path, killed_in_save: int | None = None, measur
 
     file = log.open("a", buffering=1)
     sys.stdout = sys.stderr = file
+    for descriptor in (1, 2):  # of the ranks that it may start
+        os.dup2(file.fileno(), descriptor)
     if killed_in_save is not None and os.environ.get("RANK", "1") == "1":
         _kill_in_save(killed_in_save)
     if measured is not None and os.environ["RANK"] == "0":
