@@ -1,6 +1,6 @@
 """Whole commands of a script in this process: the same lines from typed words to exit code, without the seconds of a start.
 
-What is about the process itself (signals, ranks, sweeps, what a start costs) is started as one.
+What is about the process itself (sweeps, what a start costs) is started as one; what is killed, and ranks, are forked (`ranks.py`).
 """
 
 import contextlib
