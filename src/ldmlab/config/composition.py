@@ -30,7 +30,9 @@ if yaml.__with_libyaml__:  # OmegaConf reads with this loader; the one in C read
 # names in its list of defaults that refer to them (`- ${ae}`); and a copy of every schema, though a schema is copied when it is read.
 _table_of_choices = defaults_list._create_interpolation_map
 defaults_list._create_interpolation_map = lambda overrides, defaults, self_added: (  # type: ignore[assignment]
-    _table_of_choices(overrides, defaults, self_added) if any(each.is_interpolation() for each in defaults) else None
+    _table_of_choices(overrides, defaults, self_added)
+    if any(each.is_interpolation() for each in defaults)
+    else DictConfig({})
 )
 ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
 
