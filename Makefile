@@ -31,7 +31,7 @@ else
 endif
 	@touch $@
 
-demo: setup      ## the whole method on generated shapes, with a page of results (11 CPU minutes)
+demo: setup      ## the whole method on generated shapes, with a page of results (10 CPU minutes)
 	$(BIN)/python src/train.py experiment=demo $(if $(tracking),tracking=$(tracking))
 
 test: setup      ## every test; the same as CI
