@@ -102,7 +102,7 @@ def test_conditions_are_classes_or_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "words,message",
     [
-        ("sampler.guidance=2", r"sampler\.guidance=2 acts on the steps of a sampler, and ldm=gaussian takes .* Set sampler\.guidance=1"),
+        ("sampler.guidance=2", r"sampler\.guidance=2\.0 acts on the steps of a sampler, and ldm=gaussian takes .* Set sampler\.guidance=1"),
         ("guidance=classifier", r"guidance=classifier acts on the steps .* Set guidance=none"),
         ("eval.at=[0.5,1.0]", r"eval\.at=\[0\.5, 1\.0\]: ldm=gaussian has no snapshots\. Set eval\.at=\[1\.0\]"),
         ("ldm.budget.parameters=1000", r"ldm\.budget\.parameters chooses a width"),

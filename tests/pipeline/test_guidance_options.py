@@ -36,8 +36,8 @@ def picture(tmp_path: Path) -> str:
     [
         ("sampler=ddim", "48c760628240", "4fdf6b71cfc1", "e57bb85b2811", "9d13cbb60a00"),
         ("sampler=heun", "48c760628240", "c6a12994b904", "1a5d2d23047d", "308d71b20b21"),
-        ("sampler=heun sampler.guidance=2 sampler.guidance_interval=[0.3,5]", "48c760628240", "6aaa0cc1acdf", "2307dc026dda",
-         "3db1ac4d197d"),
+        ("sampler=heun sampler.guidance=2 sampler.guidance_interval=[0.3,5]", "48c760628240", "2844a1e09449", "aab36d028949",
+         "2b4f233aa9b5"),
         ("cond=none ae=identity", "b477d53979d5", "e883b215010c", "0b01f3a4a1e6", "eb65a1528dc7"),
         ("ldm=dit_s_2 cond=class_vector ae=vq_f4 until=samples", "8d8e37345714", "2e8b32afbda1", "28066f8d163b",
          "c2c933bb1e9d"),

@@ -165,7 +165,7 @@ def test_options_of_guidance_enter_an_id_only_where_they_act(tmp_path: Path) -> 
 
 def test_an_interval_beside_all_times_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"guidance_interval=\[1000, 2000\] holds none of the 50 times.*from 0\.\d+ to"
+        ConfigError, match=r"guidance_interval=\[1000\.0, 2000\.0\] holds none of the 50 times.*from 0\.\d+ to"
     ):
         plan_of("sampler.guidance=2", "sampler.guidance_interval=[1000,2000]", root=tmp_path)
 

@@ -41,11 +41,12 @@ class Lock:
         """Take it if it is free, or its holder is dead; whether it is ours now. Raises OSError where no file can be made."""
         if (dead := self._dead()) is not None:
             self._clear(dead)
+        text = f"{json.dumps(_me())}\n".encode()  # before the file, which says nothing until it is written
         try:
             self._file = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
         except FileExistsError:
             return False
-        os.write(self._file, f"{json.dumps(_me())}\n".encode())
+        os.write(self._file, text)
         self._ended.clear()
         self._thread = threading.Thread(
             target=self._count, args=(self._file, os.lseek(self._file, 0, os.SEEK_CUR)), daemon=True
