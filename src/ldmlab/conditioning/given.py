@@ -252,10 +252,10 @@ def _semantic(value: str, field: Field, side: Side, data: ImageDataset, conditio
     def read(path: Path) -> np.ndarray:
         with Image.open(path) as opened:
             opened.load()
-            painted = opened.mode == "P" and _painted(np.array(opened.convert("RGB")), field.values or 0)
-            indexed = opened.mode in ("L", "P", "1") or opened.mode.startswith("I")
-            grey = opened.getchannel("L") if opened.mode == "LA" else opened
-            return np.array(grey if (indexed or opened.mode == "LA") and not painted else opened.convert("RGB"))
+            picture = opened.getchannel("L") if opened.mode == "LA" else opened
+            painted = picture.mode == "P" and _painted(np.array(picture.convert("RGB")), field.values or 0)
+            numbered = (picture.mode in ("L", "P", "1") or picture.mode.startswith("I")) and not painted
+            return np.array(picture if numbered else picture.convert("RGB"))
 
     pixels: np.ndarray = _opened("semantic", value, read)
     _check_size(

@@ -51,7 +51,7 @@ def misfit(value: Any, hint: Any) -> str | None:
         return _list_misfit(value, args)
     if hint is float and isinstance(value, (int, float)) and not math.isfinite(value):
         return "finite"
-    if hint is int and isinstance(value, int) and not isinstance(value, bool):
+    if hint is int and _whole(value):
         return PLAIN.refuse(value)
     if hint is str and isinstance(value, str) and (len(value) > LONGEST or "\0" in value):
         return f"text of at most {LONGEST:,} characters"
@@ -63,7 +63,7 @@ def _bare(value: Any, hint: Any) -> str | None:
     if hint is bool:
         return None if isinstance(value, bool) else "true or false"
     if hint is int:
-        return None if isinstance(value, int) and not isinstance(value, bool) else "a whole number"
+        return None if _whole(value) else "a whole number"
     if hint is float:
         return None if isinstance(value, (int, float)) and not isinstance(value, bool) else "a number"
     if hint is str:

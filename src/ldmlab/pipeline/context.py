@@ -88,8 +88,7 @@ class Context:
         flag = torch.tensor([float(value and self.main)], device=self.device)
         return bool(self.accelerator.reduce(flag, "sum").item())
 
-    def _all_ranks(self, seconds: float) -> float:
-        """The sum over ranks."""
+    def _sum_over_ranks(self, seconds: float) -> float:
         if self.accelerator.num_processes == 1:
             return seconds
         spent = torch.tensor([seconds], device=self.device)
@@ -127,7 +126,7 @@ class Context:
                         beside.write_text(OmegaConf.to_yaml(self.cfg, sort_keys=True))
                 seconds = work(folder) or time.time() - began
                 whole = not resumed and seconds < time.time() - began + 1.0 and self.device.type == "cpu"
-                spent = self._all_ranks(time.process_time() - cpu)
+                spent = self._sum_over_ranks(time.process_time() - cpu)
                 self.barrier()
                 if self.main:
                     altered = self.store.altered_upstream(address)
