@@ -132,6 +132,21 @@ def test_curves_over_images_operations_and_time(fake_store: FakeStore) -> None:
     assert all(low < value < high for low, value, high in zip(line.low, line.values, line.high, strict=True))
 
 
+def test_twice_the_training_is_predicted_of_each_f(fake_store: FakeStore, tmp_path: Path) -> None:
+    """FID halves from half to the end, so it halves again: f = 4 is at 7.5, and alone with f = 8."""
+    page = make_report(study(fake_store), tmp_path / "page", fake_store.root, "compression")
+    said = " ".join((page.parent / "report.md").read_text().split()).replace("\\", "")
+    assert (
+        "Prediction for twice the training (8 000 images), by a power law through its half and its end: FID is lowest at f = 4"
+        in said
+    )
+    assert "| first stage | FID after 2 000 | FID after 4 000 | predicted after 8 000 | lowest in |" in said
+    found = re.search(r"\| f = 4 \| (\S+) \[[^|]*\| (\S+) \[[^|]*\| (\S+) \[(\S+), (\S+)\] \|", said)
+    assert found is not None
+    half, end, twice, low, high = map(float, found.groups())
+    assert half == pytest.approx(2 * end, rel=0.02) and twice == pytest.approx(end / 2, rel=0.02) and low < twice < high
+
+
 def test_a_gaussian_has_a_row_and_no_part_in_the_verdicts(fake_store: FakeStore, tmp_path: Path) -> None:
     folders = study(fake_store)
     without = advice(folders)

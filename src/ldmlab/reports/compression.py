@@ -16,6 +16,7 @@ from ldmlab.studies.best import best
 from ldmlab.studies.cells import Arm, CellTable
 from ldmlab.studies.claims import Verdict, judge
 from ldmlab.studies.components import Interval, Nested
+from ldmlab.studies.prediction import predict
 
 FEW_SEEDS = (
     "Nothing was trained twice, so no interval says how another training would end: which f is best is undecided. "
@@ -67,6 +68,8 @@ def advice_lines(table: CellTable) -> list[str]:
     lines = [_choice(found, table)]
     lines += [_deciding(found.take, arm, price, table) for arm, price in found.tied]
     lines += [text for name in ("first", "half") if (text := _minimum(table, name)) is not None]
+    if (text := _at_twice(table)) is not None:
+        lines.append(text)
     nested = table.nested({"last": 1.0})
     if nested is not None and not nested.df_K[0] and any(cell.trained for cell in table.cells):
         lines.append(FIRST_STAGES)
@@ -117,6 +120,19 @@ def _minimum(table: CellTable, name: str) -> str | None:
     kept = [called(arm, table) for arm in table.curve if arm.name in found.kept]
     lowest = next(arm for arm in table.curve if arm.name == found.lowest)
     return f"After {share:.0%} of training FID is lowest at {called(lowest, table)}; not ruled out: {listed(kept)}."
+
+
+def _at_twice(table: CellTable) -> str | None:
+    """Where the lowest FID would be after twice the images; None where nothing can be said."""
+    found = predict(table)
+    if found is None:
+        return None
+    lowest = next(called(arm, table) for arm, _ in found.arms if arm.name == found.best.lowest)
+    kept = listed([called(arm, table) for arm, _ in found.arms if arm.name in found.best.kept])
+    return (
+        f"Prediction for twice the training ({numbers.count(found.images)} images), by a power law through its half and its end: FID is "
+        f"lowest at {lowest}; not ruled out: {kept}."
+    )
 
 
 # ---- the U ----------------------------------------------------------------------------------------------------------

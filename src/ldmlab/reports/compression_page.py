@@ -2,7 +2,15 @@
 
 from dataclasses import replace
 
-from ldmlab.reports import compression, fid_sources, latent_ranks, paper_figures, sampling_speed, training_curves
+from ldmlab.reports import (
+    compression,
+    fid_sources,
+    latent_ranks,
+    paper_figures,
+    predicted,
+    sampling_speed,
+    training_curves,
+)
 from ldmlab.reports import document as doc
 from ldmlab.reports.chain_figures import chain_figures
 from ldmlab.reports.compression_cells import KEY, TrainingWork, read_table
@@ -33,6 +41,7 @@ def sections(study: Study, runs: list[Run], work: TrainingWork, name: str) -> Of
         *judged[:1],
         doc.Section("FID and IS over training", [doc.Figures(curves)] if curves else [], "budgets"),
         doc.Section("Training until a FID is reached", training_curves.reach_blocks(table), "reach"),
+        doc.Section("At twice the training", predicted.blocks(table), "twice"),
         doc.Section(
             "FID over the speed of sampling", sampling_speed.blocks(study, table, paper_figures.over_speed()), "speed"
         ),
