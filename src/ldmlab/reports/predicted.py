@@ -11,8 +11,8 @@ from ldmlab.studies.prediction import predict
 
 LAW = (
     f"Predicted: each f's own power law in the number of images, through half and the end of its training; {COMBINED}. Whether FID follows "
-    "such a law is in no interval. Where the rate of learning falls before the end but not before the half (eval.cooldown=null), all f "
-    "are predicted too low, and their order says more than their values. Lowest in: share of the draws of cells like these."
+    "such a law is in no interval. Where the learning rate falls before the end but not before the half (eval.cooldown=null), what that "
+    "fall brought is continued too. Lowest in: share of the draws of cells like these."
 )
 
 
