@@ -12,6 +12,7 @@ from ldmlab.data.base import to_batch
 from ldmlab.data.batches import to_float
 from ldmlab.diffusion.linear_gaussian import Stationary, loss_floor
 from ldmlab.errors import ConfigError
+from ldmlab.pipeline.floor import floor_check
 from ldmlab.pipeline.run import execute, prepare
 from ldmlab.reports.collect import read_run
 from ldmlab.reports.figures import logged
@@ -77,3 +78,34 @@ def test_more_steps_than_times_are_refused(tmp_path: Path) -> None:
         ConfigError, match=r"metric\.rate_distortion\.steps=2000: the schedule has 1000 times .*steps=1000 or fewer"
     ):
         prepare(load(words))
+
+
+def test_a_training_that_ends_above_the_floor_is_warned_of(tmp_path: Path) -> None:
+    words = [word for word in WORDS if not word.startswith(("eval.metrics", "metric."))]
+    broken = [
+        "eval.metrics=[fid]",
+        "until=denoiser",
+        "ldm.fit.images=400",
+        "ldm.fit.batch_size=2",
+        "ldm.fit.lr=0.3",
+        "ldm.fit.snapshots=[]",
+    ]
+    folder = execute(load(replacing(words, [*broken, "eval.at=[1.0]", f"store={tmp_path}"])), "")
+    assert folder is not None
+    record = read_run(folder).stage("denoiser")
+    assert record is not None
+    ((images, text),) = record.alarms
+    assert images == 400 and "of the best linear denoiser of these latents" in text and "Lower ldm.fit.lr" in text
+
+
+def test_only_the_end_of_a_training_of_some_length_is_held_to_the_floor(tmp_path: Path) -> None:
+    check = floor_check(tmp_path, steps=200)
+    assert check({"loss": 9.0}, 1.0) == []  # no floor is known
+    (tmp_path / "floor.json").write_text(json.dumps({"loss": 0.8}))
+    assert (
+        check({"loss": 9.0}, 0.99) == []
+        and check({"loss": 0.83}, 1.0) == []
+        and floor_check(tmp_path, 199)({"loss": 9.0}, 1.0) == []
+    )
+    (text,) = check({"loss": 0.9}, 1.0)
+    assert "ends at 0.9, above the 0.8" in text

@@ -22,7 +22,7 @@ from ldmlab.pipeline.context import Context, frozen
 from ldmlab.pipeline.continuation import Continuation, find
 from ldmlab.pipeline.costs import millions, parameters_of
 from ldmlab.pipeline.first_stage import FirstStage
-from ldmlab.pipeline.floor import write_floor
+from ldmlab.pipeline.floor import floor_check, write_floor
 from ldmlab.pipeline.latents import LatentsStage, learnt_from, load_learnt_from
 from ldmlab.pipeline.learning_rate import LearningRateStage
 from ldmlab.pipeline.stage import Row, Stage, conditioning, deciding, plain, trained
@@ -218,7 +218,7 @@ def train_denoiser(
     data = load_learnt_from(plan, ctx)
     write_floor(ctx, folder, data, ae, objective)
     return ctx.train(
-        stage.address, folder, loss, data, fit, validate,
+        stage.address, folder, loss, data, fit, validate, health_check=floor_check(folder, -(-fit.images // fit.batch_size)),
         power_ema=widths, seed=cfg.ldm.seed, keep_state=keep_state, start=start,
         positions=None if execution.recomputes(cfg) else math.prod(plan.resolved.latent_shape[1:]),
     )  # fmt: skip

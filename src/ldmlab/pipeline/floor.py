@@ -1,5 +1,9 @@
-"""The floor of the denoising loss: what the best linear denoiser of the training latents reaches, for the plot of a run's loss."""
+"""The floor of the denoising loss: what the best linear denoiser of the training latents reaches, for the plot of a run's loss
+and a warning about a training that ends above it.
+"""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,8 @@ FILE = "floor.json"
 LARGEST = 4096  # numbers of a latent whose full covariance is taken: half a minute for its directions
 PER_NUMBER = 10  # latents for each of its numbers that a full covariance needs: from fewer, its small variances come out too small
 FEWEST, PER_CHANNEL = 2048, 100  # latents behind a spectrum
+ABOVE = 1.05  # times the floor, where a training must not end
+BRIEF = 200  # steps of a training that nobody expects to be below it
 
 
 def write_floor(ctx: Context, folder: Path, data: Any, ae: Autoencoder, objective: Objective) -> None:
@@ -32,6 +38,24 @@ def write_floor(ctx: Context, folder: Path, data: Any, ae: Autoencoder, objectiv
         loss, parts = over_training(loss_floor(directions, objective), objective, BINS)
         quarters = {f"loss_t{i}": value for i, value in enumerate(parts)}
         write_json(folder / FILE, {"loss": loss, **quarters, "directions": directions.words, "images": images})
+
+
+def floor_check(folder: Path, steps: int) -> Callable[[dict[str, float], float], list[str]]:
+    """A health check (`training.loop.Events`) of a training of so many steps: at its end the loss is compared with floor.json."""
+
+    def check(row: dict[str, float], share: float) -> list[str]:
+        if share < 1 or steps < BRIEF or not (folder / FILE).exists():
+            return []
+        floor = json.loads((folder / FILE).read_text(encoding="utf-8"))["loss"]
+        if row["loss"] <= ABOVE * floor:
+            return []
+        return [
+            f"the loss ends at {row['loss']:.3g}, above the {floor:.3g} of the best linear denoiser of these latents, so the network knows "
+            "less than their mean and covariance. Lower ldm.fit.lr where the loss stood still (tune=lr compares rates), else train longer: "
+            "ldm.fit.images."
+        ]
+
+    return check
 
 
 @torch.no_grad()
