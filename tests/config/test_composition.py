@@ -13,6 +13,7 @@ from ldmlab.config.compose import CONF, load
 from ldmlab.config.composition import remembered, whole
 from ldmlab.config.conditions import spread
 from ldmlab.config.words import read
+from ldmlab.errors import ConfigError
 
 GROUPS = "ae=kl_f8 ldm=unet_base debug=tiny"
 
@@ -80,3 +81,23 @@ def test_a_changed_yaml_is_read_again(tmp_path: Path, monkeypatch: pytest.Monkey
     assert load(["seed=1"]).cfg.sampler.steps == before + 7
     made = composition._of_groups.cache_info().misses
     assert load(["seed=2"]).cfg.sampler.steps == before + 7 and composition._of_groups.cache_info().misses == made
+
+
+def test_a_yaml_that_overrides_what_is_not_there_is_said_in_one_line(tmp_path: Path) -> None:
+    """Composing again without the word that failed cannot help where a file asked for it."""
+    (tmp_path / "experiment").mkdir()
+    for name in ("nonsense", "arm"):  # no group; a group that the menu has after experiments
+        (tmp_path / "experiment" / "odd.yaml").write_text(
+            f"# @package _global_\ndefaults: [{{override /{name}: lr}}]\n"
+        )
+        with pytest.raises(ConfigError, match=rf"experiment/odd.*'{name}'"):
+            load([f"hydra.searchpath=[file://{tmp_path}]", "experiment=odd"])
+
+
+def test_an_experiment_may_ask_for_the_search_of_a_rate(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "rates.yaml").write_text(
+        "# @package _global_\ntune: {factors: [0.5, 1.0], share: 0.1, val_images: 8, seed: 1}\n"
+    )
+    words = [f"hydra.searchpath=[file://{tmp_path}]", "experiment=rates"]
+    assert list(load(words).cfg.tune.factors) == [0.5, 1.0] and load([*words, "tune=none"]).cfg.tune is None
