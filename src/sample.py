@@ -1,7 +1,7 @@
 """Draw images from a trained run: a sheet, one PNG each, and the seeds.
 
     python src/sample.py ae=kl_f8 ldm=unet_base n=64 cond.label=3 sampler.steps=50 sampler.guidance=2
-    python src/sample.py experiment=task_text prompt="a large red star, on a navy background"
+    python src/sample.py experiment=task_text prompt="a large red star on a navy background"
 
 Say the same words as for training. `n` images; cond.label is a number or a class name; `out` a folder for the pictures. What else
 can be asked (docs/guide/sampling.md), each word read as it is typed:

@@ -192,3 +192,16 @@ def test_a_word_that_was_never_met_is_refused(lab: Path) -> None:
     done = run_here("sample", small(["experiment=task_text", f"prompt={'a red star ' * 30}"], lab))
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert "has more tokens than this denoiser reads, cond.conditioner.length=" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_sign_that_was_never_met_is_drawn_and_noted(lab: Path, tmp_path: Path) -> None:
+    for prompt, noted in (
+        ("a large red star, on a navy background", True),
+        ("a large red star on a navy background", False),
+    ):
+        done = run_here(
+            "sample", [*small(["experiment=task_text", f"prompt={prompt}"], lab), f"out={tmp_path / str(noted)}"]
+        )
+        assert done.returncode == 0, done.stderr
+        assert (", stands in no caption that this denoiser learnt from" in " ".join(done.stdout.split())) == noted

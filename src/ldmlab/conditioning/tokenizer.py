@@ -107,11 +107,18 @@ class Trained:
         """
         if self.size >= vocab_size:
             return []
-        normalised = self._tokenizer.normalizer.normalize_str(text)
-        words = [word for word, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(normalised)]
         known = self._tokenizer.get_vocab()
-        strange = [word for word in words if word not in known and any(sign.isalnum() for sign in word)]
+        strange = [word for word in self._split(text) if word not in known and any(sign.isalnum() for sign in word)]
         return [self._tokenizer.decoder.decode([word]).strip() for word in strange]
+
+    def signs(self, text: str) -> list[str]:
+        """What stands in a text and is no word: commas, apostrophes. Each is a token, learnt or not."""
+        found = [self._tokenizer.decoder.decode([word]).strip() for word in self._split(text)]
+        return sorted({word for word in found if word and not any(sign.isalnum() for sign in word)})
+
+    def _split(self, text: str) -> list[str]:
+        normalised = self._tokenizer.normalizer.normalize_str(text)
+        return [word for word, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(normalised)]
 
     def cuts(self, text: str) -> bool:
         """Whether a text has more tokens than are read."""

@@ -53,7 +53,9 @@ def translate(error: Exception, words: Sequence[Word]) -> ConfigError:
         return missing
     if found := re.search(r"Could not (?:find|load) '([\w./-]+)'", text):
         return no_such_option(found[1], words)
-    if named and (set("/@") & set(named[1]) or any(word.path == named[1] for word in words)):  # else a yaml asked for it
+    if named and (
+        set("/@") & set(named[1]) or any(word.path == named[1] for word in words)
+    ):  # else a yaml asked for it
         return _unknown_key(named[1], words)
     if found := re.search(r"full_key: ([\w.\[\]]+)", text):
         return _wrong_value(found[1], text, words)

@@ -1,6 +1,7 @@
 """The tokenizer of the data's captions, for a conditioning that reads texts and has none from elsewhere."""
 
 import difflib
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
     from ldmlab.pipeline.plan import Plan
 
 READ = 1024  # images whose captions are read at once
+TOKENS = "tokens.json"
 MOST = 200_000  # training images whose captions are read; a tokenizer of so many is not much different with more
 
 
 class TokenizerStage(Stage):
-    """tokenizer.json, as the library `tokenizers` has it; tokens.json with how long the captions are."""
+    """tokenizer.json, as the library `tokenizers` has it; tokens.json with how long the captions are and which signs stand in them."""
 
     name: ClassVar[str] = "tokenizer"
 
@@ -64,9 +66,12 @@ class TokenizerStage(Stage):
         with atomic(folder / FILE) as beside:
             made.save(str(beside))
         lengths = [len(row.ids) for part in _parts(ctx.data, self._text.field) for row in made.encode_batch(part)]
+        trained = Trained(folder, self._text.length)
+        signs = sorted({sign for text in _texts(ctx.data, self._text.field) for sign in trained.signs(text)})
         cut = sum(length > self._text.length for length in lengths) / len(lengths)
         write_json(
-            folder / "tokens.json", {"tokens": made.get_vocab_size(), "captions": len(lengths), "longest": max(lengths)}
+            folder / TOKENS,
+            {"tokens": made.get_vocab_size(), "captions": len(lengths), "longest": max(lengths), "signs": signs},
         )
         ctx.say(f" tokenizer: {made.get_vocab_size()} tokens; the longest caption has {max(lengths)}")
         if cut:
@@ -76,7 +81,7 @@ class TokenizerStage(Stage):
 
 
 def check_words(plan: "Plan", texts: Sequence[str]) -> None:
-    """ConfigError for a text that is too long, or has a word that stands in no caption.
+    """ConfigError for a text that is too long, or has a word that stands in no caption; a note about such a sign.
 
     Silent where the tokenizer cannot tell, or is not trained yet.
     """
@@ -91,6 +96,12 @@ def check_words(plan: "Plan", texts: Sequence[str]) -> None:
                     raise ConfigError(
                         f"prompt={text!r}: '{unknown[0]}' stands in no caption that this denoiser learnt from.{hint} "
                         f"Use words of the captions: {', '.join(tokenizer.words[:8])} …"
+                    )
+                met = json.loads((plan.store.folder(stage.address) / TOKENS).read_text(encoding="utf-8")).get("signs")
+                if met is not None and (new := [sign for sign in tokenizer.signs(text) if sign not in met]):
+                    plan.notes.append(
+                        f"note: prompt={text!r}: {' '.join(new)} stands in no caption that this denoiser learnt from. It is read, "
+                        "as a token that has learnt nothing, and changes the picture; leave it out to see how much."
                     )
                 if tokenizer.cuts(text):
                     raise ConfigError(
