@@ -95,7 +95,7 @@ class Text(nn.Module):
         if self.tokenizer is None:
             raise ConfigError(
                 "cond: a run trains this tokenizer on the captions, and this command runs the network without a run. Give "
-                "cond.conditioner.tokenizer=<folder of a tokenizer>; in the place of fair=time, fair=flops."
+                "cond.conditioner.tokenizer=<folder of a tokenizer>. Or, if it was fair=time that had to measure, use fair=flops."
             )
         return self.tokenizer(texts)
 
