@@ -54,8 +54,8 @@ def translate(error: Exception, words: Sequence[Word]) -> ConfigError:
     if found := re.search(r"Could not (?:find|load) '([\w./-]+)'", text):
         return no_such_option(found[1], words)
     if named and (
-        set("/@") & set(named[1]) or any(word.path == named[1] for word in words)
-    ):  # else a yaml asked for it
+        re.search("[/@]", named[1]) or any(word.path == named[1] for word in words)
+    ):  # typed; a yaml's own is said below
         return _unknown_key(named[1], words)
     if found := re.search(r"full_key: ([\w.\[\]]+)", text):
         return _wrong_value(found[1], text, words)

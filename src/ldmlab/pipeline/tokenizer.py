@@ -97,8 +97,7 @@ def check_words(plan: "Plan", texts: Sequence[str]) -> None:
                         f"prompt={text!r}: '{unknown[0]}' stands in no caption that this denoiser learnt from.{hint} "
                         f"Use words of the captions: {', '.join(tokenizer.words[:8])} …"
                     )
-                met = json.loads((plan.store.folder(stage.address) / TOKENS).read_text(encoding="utf-8")).get("signs")
-                if met is not None and (new := [sign for sign in tokenizer.signs(text) if sign not in met]):
+                if new := _new_signs(tokenizer, text, plan.store.folder(stage.address)):
                     plan.notes.append(
                         f"note: prompt={text!r}: {' '.join(new)} stands in no caption that this denoiser learnt from. It is read, "
                         "as a token that has learnt nothing, and changes the picture; leave it out to see how much."
@@ -107,6 +106,12 @@ def check_words(plan: "Plan", texts: Sequence[str]) -> None:
                     raise ConfigError(
                         f"prompt={text!r} has more tokens than this denoiser reads, cond.conditioner.length={part.length}. Shorten it."
                     )
+
+
+def _new_signs(tokenizer: Trained, text: str, folder: Path) -> list[str]:
+    """The signs of a text that stood in no caption; none for a tokenizer from before captions' signs were kept."""
+    met = json.loads((folder / TOKENS).read_text(encoding="utf-8")).get("signs")
+    return [] if met is None else [sign for sign in tokenizer.signs(text) if sign not in met]
 
 
 def trained_tokenizer(plan: "Plan", ctx: Context) -> Path | None:

@@ -7,7 +7,7 @@ from ldmlab.reports import numbers
 from ldmlab.reports.compression import COMBINED, arm_interval, called
 from ldmlab.studies.cells import CellTable
 from ldmlab.studies.components import Interval
-from ldmlab.studies.prediction import predict
+from ldmlab.studies.prediction import TWICE, predict
 
 LAW = (
     f"Predicted: each f's own power law in the number of images, through half and the end of its training; {COMBINED}. Whether FID follows "
@@ -30,7 +30,7 @@ def blocks(table: CellTable) -> list[doc.Block]:
         ]
         for arm, interval in found.arms
     ]
-    after = [f"FID after {numbers.count(round(found.images * share / 2 / last))}" for share in (half, last)]
+    after = [f"FID after {numbers.count(round(found.images / TWICE * share / last))}" for share in (half, last)]
     heads = ["first stage", *after, f"predicted after {numbers.count(found.images)}", "lowest in"]
     return [doc.Table(heads, doc.entries(rows)), doc.Paragraph(LAW, "small")]
 
