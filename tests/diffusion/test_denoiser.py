@@ -14,6 +14,7 @@ from ldmlab.diffusion.objectives import Objective, Prediction
 from ldmlab.diffusion.schedules import LinearSqrtBeta
 from ldmlab.errors import ConfigError
 from ldmlab.guidance.classifier_free import guided
+from ldmlab.networks.dit import DiT
 from ldmlab.networks.unet import UNet
 
 
@@ -86,3 +87,22 @@ def test_scale_one_is_the_callable_itself_and_nonsense_is_refused() -> None:
         guided(plain, 2.0, Compose([]).null(4, (8, 8), "cpu"))
     with pytest.raises(ConfigError, match=r"sampler\.guidance must be at least 0"):
         guided(plain, -1.0, Cond(tokens_BLD=torch.zeros(4, 1, 8)))
+
+
+@pytest.mark.parametrize("name", ["unet", "dit"])
+def test_bf16_multiplies_coarsely_and_answers_in_float32(name: str) -> None:
+    """Tokens read once included. What the sampler computes is exact: z_t is alpha z_0 + sigma eps to float32's rounding."""
+    model = denoiser().float().eval().requires_grad_(False)
+    if name == "dit":
+        model.network = DiT(4, 4, width=32, blocks=2, heads=2, context_dim=8)
+        for parameter in model.network.parameters():
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.1)
+    objective, z = Objective("v", LinearSqrtBeta()), Z.float()
+    times = torch.tensor([0, 10, 500, 900])
+    exact = model.denoise(objective)(z, times, model.prepared(model.condition(BATCH)))
+    model.use_bf16()
+    coarse = model.denoise(objective)(z, times, model.prepared(model.condition(BATCH)))
+    error = ((coarse.eps - exact.eps).square().mean() / exact.eps.square().mean()).sqrt()
+    assert coarse.eps.dtype == coarse.z0.dtype == torch.float32 and 1e-4 < error < 0.03
+    torch.testing.assert_close(objective.schedule.zt(coarse.z0, coarse.eps, times), z, rtol=1e-5, atol=1e-5)

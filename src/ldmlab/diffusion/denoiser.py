@@ -4,6 +4,7 @@ Shape letters: B batch, C channels, H W space.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ class Denoiser(nn.Module):
         self.network = network
         self.conditioner = conditioner
         self.replayed: Replayed | None = None  # what `denoise` asks in the place of the network (`record`)
+        self.autocast = False  # `use_bf16`
 
     def forward(self, zt_BCHW: Tensor, t_B: Tensor, batch: dict[str, Any], drop_B: Tensor | None = None) -> Tensor:
         """The network's answer for z_t under the batch's condition; the null one where `drop_B` (bool) is true, as guidance
@@ -58,11 +60,20 @@ class Denoiser(nn.Module):
 
     def prepared(self, cond: Any) -> Any:
         """A condition for many calls: its tokens are read by the network once. For weights that stay."""
-        return self.network.prepared(cond)  # type: ignore[operator]
+        device = next(self.network.parameters()).device
+        with self._precision(device):
+            return self.network.prepared(cond)  # type: ignore[operator]
 
     def record(self) -> None:
         """From now on `denoise` replays the network as CUDA graphs; for weights that stay."""
         self.replayed = Replayed(self.network)
+
+    def use_bf16(self) -> None:
+        """From now on `denoise` multiplies in bfloat16 (autocast). Its answer is float32: what samplers compute with it stays exact."""
+        self.autocast = True
+
+    def _precision(self, device: torch.device) -> AbstractContextManager[object]:
+        return torch.autocast(device.type, torch.bfloat16) if self.autocast else nullcontext()
 
     def denoise(self, objective: Objective) -> Denoise:
         """The callable that every sampler and guidance takes: `denoise(z_t, t_B, cond) -> Prediction(z0, eps)`.
@@ -74,7 +85,9 @@ class Denoiser(nn.Module):
 
         def denoise(zt_BCHW: Tensor, t_B: Tensor, cond: Any) -> Prediction:
             shown_BCHW, time_B = objective.inputs(zt_BCHW, t_B)
-            return objective.prediction(answer(shown_BCHW, time_B, cond), zt_BCHW, t_B)
+            with self._precision(zt_BCHW.device):
+                out_BCHW = answer(shown_BCHW, time_B, cond)
+            return objective.prediction(out_BCHW.float() if self.autocast else out_BCHW, zt_BCHW, t_B)
 
         return denoise
 

@@ -55,6 +55,7 @@ class ProtocolCard:
     noise: str | None = (
         None  # pixels: drawn there and projected, so that latents of other sizes share it; None: drawn in the latent
     )
+    precision: str | None = None  # bf16: how denoisers multiplied while sampling; None: fp32
     size: str | None = None  # of samples that have another than `resolution`, and their windows
     first: dict[str, Any] | None = None  # of two models in a row: how the first one's samples were drawn
     versions: dict[str, str] = field(default_factory=versions)

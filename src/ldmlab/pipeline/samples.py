@@ -71,6 +71,7 @@ class SamplesStage(SnapshotStage):
         return found | {
             "snapshot": self.images, "weights": cfg.eval.weights, "ema_width": cfg.eval.ema_width,
             "sampler": sampler_options(plain(cfg.sampler)), "guidance": guidance,
+            **({} if cfg.eval.precision == "fp32" else {"precision": cfg.eval.precision}),
         }  # fmt: skip
 
     def upstream(self) -> dict[str, Stage | str]:
@@ -92,7 +93,7 @@ class SamplesStage(SnapshotStage):
         asked = "" if request is None else f" · {request.words(sampler, resolved.objective.schedule)}"
         said = large.words(resolved)
         what = (
-            f"{number(n)} samples{said and f' of {said}'}{asked} · {self.label} {sampler.steps}{counted} · guidance {sampler.guidance:g}"
+            f"{number(n)} samples{said and f' of {said}'}{asked} · {self.label} {sampler.steps}{counted}{self._in_bf16} · guidance {sampler.guidance:g}"
             f"{''.join(f' · {text}' for text in self._guided_by())}{after}"
         )
         if said and self.cfg.dry_run:
@@ -143,6 +144,8 @@ class SamplesStage(SnapshotStage):
         n, shape = cfg.eval.samples, resolved.sampled_shape
         for each in (own, *(other for kind in kinds for other in kind.models)):
             fit_to(each.denoiser.conditioner, shape[1:])
+            if cfg.eval.precision == "bf16":
+                each.denoiser.use_bf16()
         source = self._source()
         request = resolved.request or Request(Asked())
         seeds = self.seeds()
@@ -210,6 +213,10 @@ class SamplesStage(SnapshotStage):
         classes = len(record["class_names"]) if "class_names" in record and self.cfg.cond.label is None else 8
         columns = min(max(classes, 4), 16)
         save_sheet(folder / "grid.png", np.asarray(read_array(folder / "images.npy")[: columns * 8]), columns)
+
+    @property
+    def _in_bf16(self) -> str:
+        return "" if self.cfg.eval.precision == "fp32" else " in bf16"
 
     @property
     def _share(self) -> str:

@@ -152,6 +152,7 @@ class ScoresStage(SnapshotStage):
             "steps": sampler.steps, "eta": getattr(sampler, "eta", None), "weights": weights,
             "grid": getattr(sampler, "grid", None), "evaluations": evaluations if evaluations != sampler.steps else None,
             "sampler_options": _other_options(cfg), "guidance": self._guidance(),
+            "precision": None if cfg.eval.precision == "fp32" else cfg.eval.precision,
         }  # fmt: skip
 
     def _guidance(self) -> dict[str, dict[str, Any]]:
