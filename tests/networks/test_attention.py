@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from ldmlab.networks import attention
 from ldmlab.networks.attention import CrossAttention, SelfAttention, SpatialTransformer, attend
 from ldmlab.networks.embeddings import sinusoidal
 
@@ -17,6 +18,23 @@ def test_both_kernels_compute_the_formula(dtype: torch.dtype) -> None:
     torch.testing.assert_close(
         attend(q.to(dtype), k.to(dtype), v.to(dtype)).float(), expected, rtol=tolerance, atol=tolerance
     )
+
+
+@pytest.mark.parametrize("amx", [True, False])
+def test_every_kernel_chosen_in_low_precision_computes_the_formula(amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More positions than `FEW`: with AMX the fused kernel, without it two products; in training their weights made again."""
+    q, k, v = torch.randn(3, 2, 2, 2 * attention.FEW, 8, generator=torch.Generator().manual_seed(0)).unbind()
+    expected = (q @ k.transpose(-1, -2) / math.sqrt(8)).softmax(-1) @ v
+    monkeypatch.setattr(attention, "has_amx", lambda: amx)
+    used: list[str] = []
+    for name in ("two_products", "recomputed"):
+        kernel = getattr(attention, name)
+        monkeypatch.setattr(attention, name, lambda *x, name=name, kernel=kernel: (used.append(name), kernel(*x))[1])
+    for trained, kernels in ((False, [] if amx else ["two_products"]), (True, ["recomputed", "two_products"])):
+        used.clear()
+        found = attend(*(x.bfloat16().requires_grad_(trained) for x in (q, k, v)))
+        assert used[: len(kernels)] == kernels and bool(used) == bool(kernels)
+        torch.testing.assert_close(found.float(), expected, rtol=0.03, atol=0.03)
 
 
 def test_self_attention_orders_qkv_head_by_head() -> None:

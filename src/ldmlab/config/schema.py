@@ -223,7 +223,9 @@ class Eval:
     noise: Annotated[str, Choices(("latent", "pixels"))] = "latent"
     batch_size: Batch = 64
     weights: Annotated[str, Choices(("ema", "raw"))] = "ema"
-    precision: Precision = "fp32"  # of denoisers while samples are drawn; bf16: autocast. Samplers and decoders stay fp32
+    precision: Precision = (
+        "fp32"  # of denoisers while samples are drawn; bf16: autocast. Samplers and decoders stay fp32
+    )
     # an average of this relative width, made from ldm.power_ema; null: ldm.fit.ema's
     ema_width: Power | None = None
     # fractions of the training, or counts of images, whose snapshots are scored
