@@ -26,12 +26,13 @@ def attend(q_BNLD: Tensor, k_BNLD: Tensor, v_BNLD: Tensor, seen_BL: Tensor | Non
 
     seen_BL: bool, the keys that count, at least one an example; None: all.
 
-    PyTorch's fused kernel everywhere except for low precision on a CPU and more than a few positions, where two matrix
-    products are up to 3.7 times as fast, 2.5 in training (`bench.py compare=attention`; where there are far more positions
-    than features, training is equally fast and the fused kernel lighter). A CPU that multiplies tiles of bfloat16 (AMX) has the
-    fused kernel 1.0 to 1.7 times as fast where nothing is trained; in training the same kernels win there as elsewhere. In float32 at head sizes from 384 up, training
-    on a CPU would gain 4 to 14 % by two products too and pay with L² numbers a head: not taken. Neither way keeps the L²
-    weights for the backward pass; both sum the softmax in float32 or wider.
+    PyTorch's fused kernel everywhere except for low precision on a CPU and more than a few positions, where two
+    matrix products are up to 3.7 times as fast, 2.5 in training (`bench.py compare=attention`; where there are far
+    more positions than features, training is equally fast and the fused kernel lighter). A CPU that multiplies tiles
+    of bfloat16 (AMX) has the fused kernel 1.0 to 1.7 times as fast where nothing is trained; in training the same
+    kernels win there as elsewhere. In float32 at head sizes from 384 up, training on a CPU would gain 4 to 14 % by
+    two products too and pay with L² numbers a head: not taken. Neither way keeps the L² weights for the backward
+    pass; both sum the softmax in float32 or wider.
     """
     if seen_BL is not None:
         return F.scaled_dot_product_attention(q_BNLD, k_BNLD, v_BNLD, attn_mask=seen_BL[:, None, None, :])

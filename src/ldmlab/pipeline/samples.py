@@ -88,12 +88,13 @@ class SamplesStage(SnapshotStage):
             what = f"{number(n)} samples · drawn in closed form, no sampler"
             return Row(what, n, resolved.costs.decode, megabytes)
         counted = "" if self.evaluations == sampler.steps else f" ({number(self.evaluations)} evaluations)"
+        counted += "" if self.cfg.eval.precision == "fp32" else " in bf16"
         after = f" · after {number(images_behind(self.plan, self.images))} img" if self.images else ""
         request = resolved.request
         asked = "" if request is None else f" · {request.words(sampler, resolved.objective.schedule)}"
         said = large.words(resolved)
         what = (
-            f"{number(n)} samples{said and f' of {said}'}{asked} · {self.label} {sampler.steps}{counted}{self._in_bf16} · guidance {sampler.guidance:g}"
+            f"{number(n)} samples{said and f' of {said}'}{asked} · {self.label} {sampler.steps}{counted} · guidance {sampler.guidance:g}"
             f"{''.join(f' · {text}' for text in self._guided_by())}{after}"
         )
         if said and self.cfg.dry_run:
@@ -213,10 +214,6 @@ class SamplesStage(SnapshotStage):
         classes = len(record["class_names"]) if "class_names" in record and self.cfg.cond.label is None else 8
         columns = min(max(classes, 4), 16)
         save_sheet(folder / "grid.png", np.asarray(read_array(folder / "images.npy")[: columns * 8]), columns)
-
-    @property
-    def _in_bf16(self) -> str:
-        return "" if self.cfg.eval.precision == "fp32" else " in bf16"
 
     @property
     def _share(self) -> str:
