@@ -100,6 +100,26 @@ def test_a_shorter_one_is_cut_out_of_a_longer_one(at_once: Path, short: Path, tm
     assert result(made(root, *words)) == result(alone)
 
 
+def test_a_rate_that_a_search_found_is_a_rate_that_was_given(tmp_path: Path) -> None:
+    """A tuned training is continued by one with its rate typed, and by a tuned one once its own search has found the same."""
+    one = [
+        "tune=lr",
+        "tune.factors=[1.0,1e-9]",
+        "tune.share=0.5",
+    ]  # the second learns nothing: every search finds the first
+    (shorter,) = {made(tmp_path, *one, "ldm.fit.images=12", "ldm.fit.snapshots=[]")}
+    typed = plan_of(tmp_path).stage(DenoiserStage).continuation
+    assert (
+        typed is not None and typed.start is not None and typed.start.origin == {"id": shorter.name[-12:], "images": 12}
+    )
+    assert plan_of(tmp_path, "ldm.fit.lr=0.01").stage(DenoiserStage).continuation.start is None  # type: ignore[union-attr]
+    searching = plan_of(tmp_path, *one).stage(DenoiserStage).continuation
+    assert searching is not None and searching.start is None  # nobody knows yet
+    again = made(tmp_path, *one)
+    assert json.loads((again / "continued.json").read_text()) == {"id": shorter.name[-12:], "images": 12}
+    assert result(again) == result(made(tmp_path)) and again != made(tmp_path)
+
+
 @pytest.mark.parametrize("ae", ["ae=kl_f4", "ae=vq_f4", "ae=kl_f4 ae.fit.optimizer=muon"])
 def test_a_first_stage_continued_is_the_one_made_at_once(ae: str, tmp_path: Path) -> None:
     """The discriminator, which begins after 4 images, and its optimiser go on too."""

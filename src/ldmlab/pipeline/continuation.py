@@ -3,14 +3,16 @@
 Order of the data, noise, warm-up and averages are functions of the images seen. So two trainings that differ in `fit.images`,
 `fit.cooldown`, `fit.snapshots` and `ldm.power_ema` alone are one training up to the first of their cool-downs, bit for bit at
 equal threads, and a point that one has kept with its optimiser's state serves the other. The id of the longer one says nothing
-of it, for its result is the same.
+of it, for its result is the same. A learning rate that a search found (tune=lr) counts as one that was given: which search found
+it does not matter.
 """
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ldmlab.errors import DataError
 from ldmlab.store.files import read_json
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from ldmlab.pipeline.stage import Stage
 
 LENGTH = ("images", "cooldown", "snapshots")  # of a budget; all else of it must be equal
+SEARCH = "learning_rate"  # the role of the stage that finds the learning rate, among what a training stands on
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,12 @@ class Training:
     rest: str
 
     @classmethod
-    def of(cls, group: str, options: dict[str, Any]) -> "Training":
-        """group: where the budget stands, `ae` or `ldm`."""
+    def of(cls, group: str, options: dict[str, Any], rate: float | None = None) -> "Training":
+        """group: where the budget stands, `ae` or `ldm`. rate: the learning rate, where a search found it."""
         rest = copy.deepcopy(options)
         fit, widths = SimpleNamespace(**rest[group]["fit"]), frozenset(rest[group].pop("power_ema", ()))
-        rest[group]["fit"] = {name: value for name, value in rest[group]["fit"].items() if name not in LENGTH}
+        found = {} if rate is None else {"lr": rate}
+        rest[group]["fit"] = {name: value for name, value in rest[group]["fit"].items() if name not in LENGTH} | found
         return cls(fit, widths, canonical(rest))
 
     def points(self, folder: Path) -> dict[int, Path]:
@@ -63,21 +67,24 @@ class Continuation:
         return f"continues {self.start.origin['id']} from {number(self.start.images)} images" if self.start else ""
 
 
-def find(stage: "Stage", group: str, keep_state: bool) -> Continuation:
+def find(stage: "Stage", group: str, keep_state: bool, rate: float | None = None) -> Continuation:
     """The furthest kept point of the store from which the training of `stage` can begin.
 
     Args:
         stage: whose address has the training's options.
         group: where in them its budget stands, `ae` or `ldm`.
         keep_state: whether it is asked to keep the optimisers' state, then at the earlier points too.
+        rate: the learning rate that a search found for it. Where its search has not ended, nothing can be said yet.
     """
     store, mine = stage.plan.store, stage.address
-    wanted, starts, refused = Training.of(group, mine.options), [], []
+    if SEARCH in mine.upstream and rate is None:
+        return Continuation(None)
+    wanted, starts, refused = Training.of(group, mine.options, rate), [], []
     for seal in sorted((store.root / stage.name).glob("*/done.json")):
-        folder, options = seal.parent, _options(seal.parent, mine)
-        if options is None or options == mine.options or (options.get(group) or {}).get("fit") is None:
+        folder, kept = seal.parent, _kept(seal.parent, mine)
+        if kept is None or _id(folder) == mine.id or (kept.options.get(group) or {}).get("fit") is None:
             continue
-        theirs = Training.of(group, options)
+        theirs = Training.of(group, kept.options, kept.rate)
         if theirs.rest != wanted.rest:
             continue
         found = _start(wanted, theirs, folder, keep_state) if _whole(store, folder) else "it was altered"
@@ -116,18 +123,30 @@ def _id(folder: Path) -> str:
     return folder.name.rpartition("-")[2]
 
 
-def _options(folder: Path, mine: Address) -> dict[str, Any] | None:
-    """The options on a finished stage's card, where they make its id together with what `mine` stands on and its version.
+class Kept(NamedTuple):
+    """What a finished training's card says of it: its options, and the learning rate where a search found it."""
+
+    options: dict[str, Any]
+    rate: float | None
+
+
+def _kept(folder: Path, mine: Address) -> Kept | None:
+    """Of a finished stage that stands on what `mine` stands on, the search aside.
 
     None for a stage on other data or of another version, and for a card that is older, altered or cannot be read.
     """
     try:
         card = read_json(folder / "card.json")
-        options = card.get("options") if isinstance(card, dict) else None
-        known = isinstance(options, dict) and make_id(mine.stage, mine.version, options, mine.upstream) == _id(folder)
-    except (DataError, ValueError):  # damaged, or a number that no card has
+        options, upstream = card["options"], card["upstream"]
+        known = make_id(mine.stage, mine.version, options, upstream) == _id(folder)
+        rate = float(card[SEARCH]["rate"]) if SEARCH in upstream else None
+    except (DataError, ValueError, TypeError, KeyError):  # damaged, or a number that no card has
         return None
-    return options if known else None
+    return Kept(options, rate) if known and _stands_on(upstream) == _stands_on(mine.upstream) else None
+
+
+def _stands_on(upstream: Mapping[str, str]) -> dict[str, str]:
+    return {role: id_ for role, id_ in upstream.items() if role != SEARCH}
 
 
 def _whole(store: Store, folder: Path) -> bool:

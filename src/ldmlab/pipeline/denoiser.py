@@ -131,7 +131,10 @@ class DenoiserStage(Stage):
     @functools.cached_property
     def continuation(self) -> Continuation | None:
         fit = self.cfg.ldm.fit
-        return None if fit is None else find(self, "ldm", fit.keep_state)
+        rates = [
+            s.result()["rate"] for s in LearningRateStage.of(self.plan) if self.plan.store.done(s.address) is not None
+        ]
+        return None if fit is None else find(self, "ldm", fit.keep_state, *rates)
 
     def work(self, ctx: Context, folder: Path) -> float | None:
         if ctx.cfg.ldm.weights is not None:
@@ -140,7 +143,8 @@ class DenoiserStage(Stage):
             if ctx.main:
                 weights_denoiser.install(ctx.cfg, model, folder)
             return None
-        fit, found = self.tuned(ctx, ctx.cfg.ldm.fit), self.continuation
+        fit = self.tuned(ctx, ctx.cfg.ldm.fit)
+        found = find(self, "ldm", fit.keep_state, fit.lr) if LearningRateStage.of(self.plan) else self.continuation
         start = None if found is None else found.start
         return train_denoiser(self, ctx, folder, fit, start, list(ctx.cfg.ldm.power_ema), fit.keep_state).seconds
 
