@@ -13,7 +13,7 @@ from conftest import FakeStore
 from ldmlab.reports import drawing
 from ldmlab.reports.collect import read_runs
 from ldmlab.reports.drawing import DrawnFigure, smooth
-from ldmlab.reports.figures import Figure, data_csv, logged, over_training
+from ldmlab.reports.figures import Figure, data_csv, logged, over_training, round_ticks
 from ldmlab.reports.numbers import SAMPLE_METRICS
 from ldmlab.reports.records import Run
 
@@ -158,3 +158,19 @@ def test_matplotlib_is_left_as_it_was(runs: list[Run]) -> None:
     assert figure is not None
     assert "<svg" in DrawnFigure(figure).light
     assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (1, 1000, (1, 10, 100, 1000)),
+        (1, 50, (1, 2, 5, 10, 20, 50)),
+        (2990, 5820, (3000, 4000, 5000)),  # 5000 alone would say little
+        (0.2, 0.9, (0.2, 0.3, 0.4, 0.6, 0.8)),
+        (0.21, 0.24, (0.21, 0.24)),
+    ],
+)
+def test_a_logarithmic_axis_has_three_round_numbers_where_there_are_any(
+    low: float, high: float, ticks: tuple[float, ...]
+) -> None:
+    assert round_ticks(low, high) == ticks

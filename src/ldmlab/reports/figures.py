@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ldmlab.metrics.protocol import leaf_differences
-from ldmlab.reports.numbers import MetricDeclaration, common_card, csv_text, metrics_of
+from ldmlab.reports.numbers import MetricDeclaration, common_card, csv_text, metrics_of, plain
 from ldmlab.reports.records import Run, StageRecord
 
 WIDTH, HEIGHT = 374 / 72, 224 / 72  # inches
@@ -82,8 +82,8 @@ class Figure:
     @property
     def alt(self) -> str:
         if self.span == "rows":
-            return f"{self.title}. {'; '.join(f'{s.name}: {s.values[0]:.3g}' for s in self.series)}."
-        ends = (f"{s.caption or self.y}: {s.values[0]:.3g} to {s.values[-1]:.3g}" for s in self.series)
+            return f"{self.title}. {'; '.join(f'{s.name}: {plain(s.values[0])}' for s in self.series)}."
+        ends = (f"{s.caption or self.y}: {plain(s.values[0])} to {plain(s.values[-1])}" for s in self.series)
         return f"{self.title} over {self.x}. {'; '.join(ends)}."
 
 
@@ -99,13 +99,19 @@ def window(n: int) -> int:
 
 
 def round_ticks(low: float, high: float, most: int = 6) -> tuple[float, ...]:
-    """1, 2, 5, 10, … between two positive numbers, for a logarithmic axis; powers of ten alone when those are many."""
+    """1, 2, 5, 10, … between two positive numbers, for a logarithmic axis; powers of ten alone when those are many, and more
+    numbers of one digit where fewer than three would be left.
+    """
     decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
-    for steps in ((1, 2, 5), (1, 3), (1,)):
-        found = tuple(m * 10.0**d for d in decades for m in steps if low * 0.98 <= m * 10.0**d <= high * 1.02)
-        if 0 < len(found) <= most:
-            return found
-    return found or (low, high)
+
+    def of(steps: Sequence[int]) -> tuple[float, ...]:
+        return tuple(x for d in decades for m in steps if low * 0.98 <= (x := float(f"{m}e{d}")) <= high * 1.02)
+
+    def fewest(choices: Sequence[Sequence[int]]) -> tuple[float, ...]:
+        return next((ticks for steps in choices[:-1] if len(ticks := of(steps)) <= most), of(choices[-1]))
+
+    found = fewest(((1, 2, 5), (1, 3), (1,)))
+    return (found if len(found) > 2 else fewest((range(1, 10), (1, 2, 3, 4, 6, 8)))) or (low, high)
 
 
 def score_line(

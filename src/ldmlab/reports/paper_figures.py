@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ldmlab.reports import document as doc
+from ldmlab.reports import numbers
 from ldmlab.reports.compression import arm_interval, colour_of
 from ldmlab.reports.figures import Figure, Series, round_ticks
 from ldmlab.studies.cells import CellTable
@@ -79,7 +80,7 @@ def blocks(table: CellTable) -> list[doc.Block]:
     rows = []
     for f in sorted({f for column in columns for f in column}):
         texts = [
-            f"{column[f]:.3g} ({column[f] / low:.2f} ×)" if f in column else "–"
+            f"{_said(column[f])} ({column[f] / low:.2f} ×)" if f in column else "–"
             for column, low in zip(columns, lowest, strict=True)
         ]
         rows.append([str(f), *texts])
@@ -92,3 +93,8 @@ def blocks(table: CellTable) -> list[doc.Block]:
             f"{figure['source']}, {figure['tolerance']}. In brackets: over the column's lowest. {why}", "small"
         ),
     ]
+
+
+def _said(fid: float) -> str:
+    """As many digits as were read off the paper's figure, at most three."""
+    return f"{fid:.3g}" if fid < 1000 else numbers.plain(fid)

@@ -85,12 +85,16 @@ def advice(runs: list[Path]) -> list[str]:
 
 
 def missing_cells(store: Path, study: str) -> list[tuple[str, str]]:
-    """(words, why) of the jobs that failed or did not run when the study's sweep was last run; empty when none is known."""
+    """(words, why) of the jobs that failed or did not run when the study's sweep was last run; empty when none is known.
+
+    Words that all jobs of the sweep have are left out.
+    """
     path = store / "sweeps" / study / "jobs.json"
     jobs = read_json(path)["jobs"] if path.exists() else []
     whys = {n: "not run yet" if job["exit_code"] is None else f"exit code {job['exit_code']}, see {shown(path.parent / job['log'])}"
             for n, job in enumerate(jobs) if job["exit_code"] != 0}  # fmt: skip
-    return [(" ".join(jobs[n]["words"]), why) for n, why in whys.items()]
+    same = set.intersection(*(set(job["words"]) for job in jobs)) if len(jobs) > 1 else set()
+    return [(" ".join(word for word in jobs[n]["words"] if word not in same), why) for n, why in whys.items()]
 
 
 def shown(path: Path) -> Path:

@@ -38,6 +38,7 @@ OPERATIONS = (
     f"measurements of the machine. {numbers.CPU_TIME}"
 )
 SAME_NOISE = ". In each column all cells begin from the same noise, drawn in pixels and projected on the latent's principal components"
+LISTED = 6  # missing cells that are named one by one
 GOES_ON = "The same sweep makes what is missing and repeats nothing."
 
 
@@ -89,7 +90,10 @@ def scored_study(runs: list[Run], name: str, counted: Counted) -> tuple[Study, c
 
 
 def missing_notes(missing: list[tuple[str, str]], runs: list[Run]) -> list[doc.Note]:
-    return [*(doc.Note("missing", f"`{words}`, {why}") for words, why in missing), *unfinished(runs)]
+    notes = [doc.Note("missing", f"`{words}`, {why}") for words, why in missing[:LISTED]]
+    if len(missing) > LISTED:
+        notes.append(doc.Note("missing", f"{len(missing) - LISTED} more cells of the sweep, not run yet or failed"))
+    return [*notes, *unfinished(runs)]
 
 
 def document(
