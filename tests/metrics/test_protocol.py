@@ -39,6 +39,7 @@ def protocol(card, settings=SETTINGS):
 
 def test_short():
     assert CARD.short() == "5k·ddim50·eta0·w1.5·uniform·shapes-8c1d"
+    assert dataclasses.replace(CARD, precision="bf16").short() == "5k·ddim50·eta0·bf16·w1.5·uniform·shapes-8c1d"
     assert (
         dataclasses.replace(CARD, weights="raw", samples=50_000).short().startswith("50k·ddim50·eta0·w1.5·uniform·raw·")
     )

@@ -80,6 +80,7 @@ class ProtocolCard:
         else:
             parts.append(f"{self.sampler}{'' if self.steps is None else self.steps}")
             parts += [f"eta{self.eta:g}"] if self.eta is not None else []
+            parts += [self.precision] if self.precision is not None else []
             parts += [word for kind, own in self.guidance.items() for word in _short(kind, own)]
         parts += [] if self.size is None else [self.size]
         parts += [self.label_mode] if self.label_mode is not None else []
