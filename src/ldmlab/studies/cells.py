@@ -87,10 +87,10 @@ class CellTable:
 
     @cached_property
     def arms(self) -> tuple[Arm, ...]:
-        """By family in order of appearance, each by rising f and c."""
+        """Pixels, then by family in order of appearance, each by rising f and c."""
         families = list(dict.fromkeys(cell.arm.family for cell in self.cells))
         found = {cell.arm.name: cell.arm for cell in self.cells}.values()
-        return tuple(sorted(found, key=lambda arm: (families.index(arm.family), arm.f, arm.c)))
+        return tuple(sorted(found, key=lambda arm: (arm.f > 1, families.index(arm.family), arm.f, arm.c)))
 
     @cached_property
     def shares(self) -> tuple[float, ...]:
