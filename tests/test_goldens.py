@@ -34,6 +34,7 @@ FILES = {
 }
 PASSING = ("time", "images_per_second")  # of the machine's mood
 TOLERANCE = 1e-2  # relative, of losses on another kind of machine
+PLAYED = 0.1  # the same where a discriminator plays along: its weight is a ratio of two gradients, and rounding grows with each step
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -94,7 +95,8 @@ def test_twenty_steps_are_as_recorded(name: str, stores: list[Path]) -> None:
         if not theirs.startswith("sha256"):
             a, b = numbers(ours), numbers(theirs)
             assert a.keys() == b.keys()
-            assert all(a[k] == pytest.approx(b[k], rel=TOLERANCE) for k in b if "loss" in k or k in ("rec", "nll")), (
+            tolerance = PLAYED if "adaptive_weight" in b else TOLERANCE
+            assert all(a[k] == pytest.approx(b[k], rel=tolerance) for k in b if "loss" in k or k in ("rec", "nll")), (
                 ours,
                 theirs,
             )

@@ -60,10 +60,12 @@ def test_uniform_stays_below_one() -> None:
 
 
 def test_golden_numbers_of_every_kind_of_draw() -> None:
-    """Fixed to the last bit: on another device or with another release of torch these are the same numbers."""
+    """On another device or with another release of torch these are the same numbers; normal ones to the rounding of log and cos, which
+    differs by a last bit between kinds of CPU (AMD EPYC, Intel Xeon).
+    """
     position = torch.arange(2**33, 2**33 + 2)
     assert Draws(5).rand("t", position, (), "cpu").tolist() == GOLDEN["rand"]
-    assert Draws(5).randn("eps", position, (3,), "cpu").flatten().tolist() == GOLDEN["randn"]
+    assert Draws(5).randn("eps", position, (3,), "cpu").flatten().tolist() == pytest.approx(GOLDEN["randn"], rel=3e-7)
     noise = ImageNoise([7, 2**63 - 1], (2,))
     assert [noise().flatten().tolist(), noise().flatten().tolist()] == GOLDEN["image"]
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from ldmlab.bench import attention
 from ldmlab.bench.command import run
 from ldmlab.config.compose import load
+from ldmlab.networks import attention as networks
 from ldmlab.networks.attention import recomputed, two_products
 
 
@@ -17,14 +18,16 @@ def test_both_kernels_are_softmax_qk_v() -> None:
     assert torch.allclose(F.scaled_dot_product_attention(q, k, v), expected, atol=1e-12)
 
 
-def test_the_table_names_the_kernel_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("amx", [True, False])
+def test_the_table_names_the_kernel_in_use(amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(networks, "has_amx", lambda: amx)
     monkeypatch.setattr(attention, "SHAPES", [attention.AttentionShape(2, 128, 16, "small")])
     words = ["compare=attention", "bench.rounds=2", "runtime.threads=1"]
     rows = run(load(words).cfg, "python src/bench.py " + " ".join(words)).rows
     assert [(row["dtype"], row["what"]) for row in rows] == [
         ("float32", "forward"), ("float32", "training"), ("bfloat16", "forward"), ("bfloat16", "training")
     ]  # fmt: skip
-    assert [row["chosen"] for row in rows] == ["fused", "fused", "two products", "two products"]
+    assert [row["chosen"] for row in rows] == ["fused", "fused", "fused" if amx else "two products", "two products"]
     assert all(row["fused_seconds"] > 0 and row["plain_seconds"] > 0 for row in rows)
 
 

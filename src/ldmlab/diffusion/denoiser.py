@@ -60,8 +60,9 @@ class Denoiser(nn.Module):
 
     def prepared(self, cond: Any) -> Any:
         """A condition for many calls: its tokens are read by the network once. For weights that stay."""
-        device = next(self.network.parameters()).device
-        with self._precision(device):
+        if not self.autocast:
+            return self.network.prepared(cond)  # type: ignore[operator]
+        with self._precision(next(self.network.parameters()).device):
             return self.network.prepared(cond)  # type: ignore[operator]
 
     def record(self) -> None:
