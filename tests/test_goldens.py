@@ -1,6 +1,7 @@
 """Twenty steps of training are the numbers that were recorded: first stages (KL, VQ), UNet, DiT at debug=tiny.
 
-The files in golden/ were recorded at commit 1d61448. On a machine of the kind that recorded them (its first line) losses and
+The files in golden/ were recorded anew on 2026-11-22, when roots of random numbers became correctly rounded (`randomness.rounded_sqrt`);
+before that they were those of commit 1d61448, bit for bit. On a machine of the kind that recorded them (its first line) losses and
 weights are equal bit for bit; elsewhere sums are rounded in another order, and losses agree to TOLERANCE.
 A change that is meant to move them is recorded anew: `python tests/test_goldens.py STORE_A STORE_B`, after the two commands.
 """
