@@ -101,7 +101,7 @@ def test_bf16_multiplies_coarsely_and_answers_in_float32(name: str) -> None:
     objective, z = Objective("v", LinearSqrtBeta()), Z.float()
     times = torch.tensor([0, 10, 500, 900])
     exact = model.denoise(objective)(z, times, model.prepared(model.condition(BATCH)))
-    model.use_bf16()
+    model.use_bf16(torch.device("cpu"))
     coarse = model.denoise(objective)(z, times, model.prepared(model.condition(BATCH)))
     error = ((coarse.eps - exact.eps).square().mean() / exact.eps.square().mean()).sqrt()
     assert coarse.eps.dtype == coarse.z0.dtype == torch.float32 and 1e-4 < error < 0.03

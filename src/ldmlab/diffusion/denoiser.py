@@ -34,7 +34,7 @@ class Denoiser(nn.Module):
         self.network = network
         self.conditioner = conditioner
         self.replayed: Replayed | None = None  # what `denoise` asks in the place of the network (`record`)
-        self.autocast = False  # `use_bf16`
+        self.bf16_on: str | None = None  # the kind of device it multiplies in bfloat16 on (`use_bf16`)
 
     def forward(self, zt_BCHW: Tensor, t_B: Tensor, batch: dict[str, Any], drop_B: Tensor | None = None) -> Tensor:
         """The network's answer for z_t under the batch's condition; the null one where `drop_B` (bool) is true, as guidance
@@ -60,21 +60,19 @@ class Denoiser(nn.Module):
 
     def prepared(self, cond: Any) -> Any:
         """A condition for many calls: its tokens are read by the network once. For weights that stay."""
-        if not self.autocast:
-            return self.network.prepared(cond)  # type: ignore[operator]
-        with self._precision(next(self.network.parameters()).device):
+        with self._precision():
             return self.network.prepared(cond)  # type: ignore[operator]
 
     def record(self) -> None:
         """From now on `denoise` replays the network as CUDA graphs; for weights that stay."""
         self.replayed = Replayed(self.network)
 
-    def use_bf16(self) -> None:
+    def use_bf16(self, device: torch.device) -> None:
         """From now on `denoise` multiplies in bfloat16 (autocast). Its answer is float32: what samplers compute with it stays exact."""
-        self.autocast = True
+        self.bf16_on = device.type
 
-    def _precision(self, device: torch.device) -> AbstractContextManager[object]:
-        return torch.autocast(device.type, torch.bfloat16) if self.autocast else nullcontext()
+    def _precision(self) -> AbstractContextManager[object]:
+        return nullcontext() if self.bf16_on is None else torch.autocast(self.bf16_on, torch.bfloat16)
 
     def denoise(self, objective: Objective) -> Denoise:
         """The callable that every sampler and guidance takes: `denoise(z_t, t_B, cond) -> Prediction(z0, eps)`.
@@ -86,9 +84,9 @@ class Denoiser(nn.Module):
 
         def denoise(zt_BCHW: Tensor, t_B: Tensor, cond: Any) -> Prediction:
             shown_BCHW, time_B = objective.inputs(zt_BCHW, t_B)
-            with self._precision(zt_BCHW.device):
+            with self._precision():
                 out_BCHW = answer(shown_BCHW, time_B, cond)
-            return objective.prediction(out_BCHW.float() if self.autocast else out_BCHW, zt_BCHW, t_B)
+            return objective.prediction(out_BCHW if self.bf16_on is None else out_BCHW.float(), zt_BCHW, t_B)
 
         return denoise
 

@@ -146,7 +146,7 @@ class SamplesStage(SnapshotStage):
         for each in (own, *(other for kind in kinds for other in kind.models)):
             fit_to(each.denoiser.conditioner, shape[1:])
             if cfg.eval.precision == "bf16":
-                each.denoiser.use_bf16()
+                each.denoiser.use_bf16(ctx.device)
         source = self._source()
         request = resolved.request or Request(Asked())
         seeds = self.seeds()
