@@ -9,7 +9,18 @@ from scipy import stats
 from scipy.special import ndtri
 from torch import Tensor
 
-from ldmlab.randomness import WORD, Draws, ImageNoise, minus_log, normal, philox, rounded_sqrt, seed_of, stratified, uniform
+from ldmlab.randomness import (
+    WORD,
+    Draws,
+    ImageNoise,
+    minus_log,
+    normal,
+    philox,
+    rounded_sqrt,
+    seed_of,
+    stratified,
+    uniform,
+)
 
 
 def test_seed_of_tells_labels_apart() -> None:
