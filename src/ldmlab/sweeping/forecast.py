@@ -18,7 +18,7 @@ DONE = ("done", "ready")
 @dataclass(frozen=True)
 class StageForecast:
     """A stage of a cell. seconds: of this whole machine, by operations, as far as they are counted; megabytes: it leaves; upstream:
-    folders of all stages it stands on, however far up."""
+    folders of all stages it stands on, however far up; operations: counted ones, 0 where none are."""
 
     name: str
     folder: Path
@@ -26,6 +26,7 @@ class StageForecast:
     seconds: float
     megabytes: float
     upstream: frozenset[Path] = frozenset()
+    operations: float = 0.0
 
     @property
     def id(self) -> str:
@@ -75,7 +76,7 @@ def _cell(words: list[str], label: str, speed: float, besides: list[str]) -> Cel
     stages = [
         StageForecast(
             stage.name, plan.store.folder(stage.address), state_of(stage, row, plan.store),
-            row.images * row.flops / speed, row.megabytes, above[id(stage)],
+            row.images * row.flops / speed, row.megabytes, above[id(stage)], row.images * row.flops,
         )
         for stage, row in plan.rows
     ]  # fmt: skip

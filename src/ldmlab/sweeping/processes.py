@@ -17,6 +17,7 @@ from typing import Any
 from ldmlab.pipeline.launch import PARENT, STOPPED
 from ldmlab.sweeping.board import Board, State
 from ldmlab.sweeping.forecast import CellForecast
+from ldmlab.sweeping.measured import by_measurement
 from ldmlab.terminal import read_progress, tail
 
 POLL = 0.2  # seconds between looks at the processes
@@ -119,7 +120,7 @@ class Sweep:
         return Running(number, slot, process, self.logs[number])
 
     def _left(self, number: int, besides: frozenset[str] = frozenset()) -> float:
-        """Seconds that a cell needs on its share of the machine, by operations."""
+        """Seconds that a cell needs on its share of the machine."""
         share = 1 if self.slots.gpus else self.slots.count
         return self.cells[number].left(besides) * share
 
@@ -128,6 +129,8 @@ class Sweep:
         if code is None:
             seen = read_progress(tail(each.log))
             if seen is not None:
+                if seen.name != self.board.states[each.number].stage:  # one more has ended: its time is known
+                    self.cells = by_measurement(self.cells)
                 left = (
                     None
                     if seen.left is None

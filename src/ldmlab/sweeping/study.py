@@ -14,6 +14,7 @@ from ldmlab.errors import ConfigError, UserError
 from ldmlab.store.store import Store
 from ldmlab.sweeping.board import Board
 from ldmlab.sweeping.forecast import CellForecast, forecast, summary
+from ldmlab.sweeping.measured import by_measurement
 from ldmlab.sweeping.processes import STOPPED, Slots, Sweep, slots
 from ldmlab.sweeping.queue import Queue
 from ldmlab.sweeping.slurm import Cluster, cancel, ranks_per_node, status, submit
@@ -51,6 +52,8 @@ def _run(
         raise ConfigError(NO_CLUSTER)
     width = slots(parallel, first.runtime) if slurm is None else None
     cells = forecast([_without(job, QUEUE_WORDS) for job in jobs], elsewhere=width is None or bool(asked))
+    if width is not None:
+        cells = by_measurement(cells)
     queue = Queue(Store(first.store).root)
     if "cancel" in asked:
         print(cancel(cells, queue))
