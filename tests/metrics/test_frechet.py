@@ -1,5 +1,7 @@
 """Fréchet distance: closed forms, torch-fidelity as oracle, the interval against independent draws."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -93,3 +95,29 @@ def test_ranks_and_counts():
         fid_score(wide, reference[:1], 50, 0)
     with pytest.raises(ValueError, match="different networks"):
         frechet(gaussian(wide), gaussian(wide[:, :3]))
+
+
+@pytest.mark.parametrize("length", [1.0, 3.0, 12.0])
+def test_a_fid_that_few_images_carry_says_so_and_names_them(length):
+    """The further out eight of 2 000 images lie, the more of the FID is theirs: none of it, little, most."""
+    rng = np.random.default_rng(5)
+    reference, x = features(rng, 4000, 16), features(rng, 2000, 16, 1.0, 0.1)
+    strange = [17, 200, 341, 512, 999, 1200, 1500, 1999]
+    x[strange] *= length
+    score, warnings = fid_score(x, reference, 50, 0)
+    if length < 12:
+        assert warnings == []
+        return
+    (warning,) = warnings
+    kept, _ = fid_score(np.delete(x, strange, axis=0), reference, 50, 0)
+    without = float(re.search(r"without them it is ([\d.e+-]+)\.", warning)[1])
+    assert without == pytest.approx(kept.value, rel=0.1) and without < 0.5 * score.value
+    assert set(map(int, re.search(r"from 0: ([\d, ]+) …", warning)[1].split(","))) < set(strange)
+    assert fid_score(x[strange[0] : strange[0] + 150], reference, 50, 0)[1] == []  # an image of so few is not few
+
+
+@pytest.mark.parametrize("n", [500, 4000])
+def test_no_fid_of_gaussian_features_is_carried_by_few(n):
+    rng = np.random.default_rng(n)
+    for shift in (0.0, 0.3):
+        assert fid_score(features(rng, n, 32, 1.0, shift), features(rng, 8000, 32), 50, 0)[1] == []

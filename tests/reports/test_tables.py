@@ -61,6 +61,17 @@ def test_every_number_of_the_store_is_in_the_table(fake_store: FakeStore) -> Non
     assert not any(cell.best for row in table.rows for cell in row.cells)  # one run: nothing to rank
 
 
+def test_a_warning_of_some_rows_names_them(fake_store: FakeStore, edit: Callable[..., None]) -> None:
+    folder = fake_store.finished()
+    edit(fake_store.root / "scores/shapes-a25c/scores.json", lambda raw: raw["warnings"].append("one of many"))
+    table = samples_table(read_runs([folder]))
+    assert table is not None
+    label = table.rows[-1].label
+    assert {note.text for note in table.notes if note.kind == "warning"} == {
+        f"{WARNING}.", f"{label}, 40\u202f000 images: one of many.",
+    }  # fmt: skip
+
+
 def test_an_unknown_score_has_its_own_column(fake_store: FakeStore, edit: Callable[..., None]) -> None:
     folder = fake_store.finished()
     edit(fake_store.root / "scores/shapes-a25c/scores.json", lambda raw: raw["scores"].update(sfid=score(31.4, 0.5)))
