@@ -92,7 +92,7 @@ def minus_log(p: Tensor) -> Tensor:
 def rounded_sqrt(x: Tensor) -> Tensor:
     """The float32 nearest to the square root of float32 x.
 
-    On a CPU PyTorch's own float32 root (MKL's vector library) is off by a last bit in 0.7 % of numbers on Intel's, and in others on AMD's.
+    On a CPU PyTorch's own float32 root (MKL's vector library) is off by a last bit for some numbers, on Intel's for others than on AMD's.
     A root in float64, a last bit off or not, rounds to the right one: no root of a float32 lies so near to a midpoint. CUDA's float32
     root is rounded to nearest (its programming guide: 0 ulp), and double precision is slow there.
     """

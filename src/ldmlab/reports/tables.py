@@ -112,20 +112,21 @@ def join(title: str, rows: list[Scored], default: str) -> ScoreTable:
     )  # fmt: skip
     notes = [Note("comparability", f"Not comparable with the other rows. {gap}.", mark) for gap, mark in marks.items()]
     notes += bias_note(records)
-    notes += warning_notes([row for row in rows if row.record is not None and row.record.done])
+    notes += warning_notes(rows)
     short = next((r.card_short for r in records if not unlike(r, metrics[0].key, cards[metrics[0].key])), "")
     return rank(ScoreTable(title, tuple(metrics), made, short, tuple(notes)))
 
 
 def warning_notes(rows: list[Scored]) -> list[Note]:
-    """Each warning of the scores once, with the rows that it is of where others have it not."""
+    """Each warning of the scores once, with the rows that it is of where other scored rows have it not."""
+    scored = [(row, row.record) for row in rows if row.record is not None and row.record.done]
     found: dict[str, list[str]] = {}
-    for row in rows:
+    for row, record in scored:
         name = row.label if row.images is None else f"{row.label}, {numbers.count(row.images)} images"
-        for text in row.record.warnings if row.record is not None else ():
+        for text in record.warnings:
             found.setdefault(text if text.endswith(".") else f"{text}.", []).append(name)
     return [
-        Note("warning", text if len(names) == len(rows) else f"{'; '.join(names)}: {text}")
+        Note("warning", text if len(names) == len(scored) else f"{'; '.join(names)}: {text}")
         for text, names in found.items()
     ]
 
