@@ -12,6 +12,7 @@ from ldmlab.metrics import intervals
 from ldmlab.reports.collect import read_runs
 from ldmlab.reports.document import Note, markdown
 from ldmlab.reports.numbers import count, csv_text, distinguishable, number, paired, shown
+from ldmlab.reports.publish import interval
 from ldmlab.reports.records import Estimate, Run
 from ldmlab.reports.tables import csv_rows, first_stage_table, samples_table, shown_table
 
@@ -39,6 +40,18 @@ def study(store: FakeStore, fids: tuple[float, ...], **last: object) -> list[Run
 )
 def test_rounding(given: Estimate, expected: tuple[str, str]) -> None:
     assert shown(given) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (Estimate(12739.6, 12610.2, 12880.4), "12740 [12610, 12880]"),
+        (Estimate(7.5512, 6.1531, 9.3112), "7.551 [6.153, 9.311]"),
+        (Estimate(0.00012), "0.00012"),
+    ],
+)
+def test_numbers_of_the_terminal_have_no_powers_of_ten(given: Estimate, expected: str) -> None:
+    assert interval(given) == expected
 
 
 def test_percent_and_counts() -> None:

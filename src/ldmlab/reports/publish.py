@@ -154,8 +154,13 @@ def _inside(row: dict[str, object], samples: str, command: str) -> "PngInfo":
 
 def interval(score: Estimate) -> str:
     """`12.3 [11.9, 12.8]` as it is stored, or the value alone when it has no interval."""
-    bounds = "" if score.low is None or score.high is None else f" [{score.low:.4g}, {score.high:.4g}]"
-    return f"{score.value:.4g}{bounds}"
+    bounds = "" if score.low is None or score.high is None else f" [{_digits(score.low)}, {_digits(score.high)}]"
+    return f"{_digits(score.value)}{bounds}"
+
+
+def _digits(x: float) -> str:
+    """Four of them, or all before the point: 12740 and not 1.274e+04, as FID of photographs has it."""
+    return f"{x:.0f}" if 9999.5 <= abs(x) < 1e9 else f"{x:.4g}"
 
 
 def headline(folder: Path) -> str:
