@@ -4,6 +4,7 @@
     python src/bench.py ae=kl_f8 ldm=unet_base data.resolution=256 bench.batch_size=1
     python src/bench.py compare=unet                           our UNet beside diffusers' equal network (bench.shapes, bench.variants)
     python src/bench.py compare=attention                      fused attention beside two products, over dtypes and head sizes
+    python src/bench.py compare=convolution                    3×3 convolutions and linear maps of few positions, each in two ways
     python src/bench.py compare=kv_cache                       guided steps with the condition's keys kept, beside reading it each time
     python src/bench.py compare=codebook ae=vq_f8 data.resolution=256        block look-up beside the whole distance matrix
     python src/bench.py compare=autoencoder ae=kl_f8 data.resolution=256     memory of a training step beside the official training step

@@ -12,6 +12,7 @@ from ldmlab.bench.autoencoder import compare_autoencoder
 from ldmlab.bench.codebook import compare_codebook
 from ldmlab.bench.composed import measure_composed
 from ldmlab.bench.compression import compare_compression
+from ldmlab.bench.convolution import compare_convolution
 from ldmlab.bench.fair import compare_fair
 from ldmlab.bench.family import compare_family
 from ldmlab.bench.first_stage import compare_first_stage
@@ -36,6 +37,7 @@ MEASURES: dict[str | None, Measure] = {
     "tiles": compare_tiles,
     "compression": compare_compression,
     "attention": compare_attention,
+    "convolution": compare_convolution,
     "kv_cache": compare_kv_cache,
     "fair": compare_fair,
     "paper": compare_paper,

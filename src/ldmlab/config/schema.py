@@ -320,6 +320,7 @@ COMPARISONS = (
     "tiles",
     "compression",
     "attention",
+    "convolution",
     "kv_cache",
     "fair",
     "paper",

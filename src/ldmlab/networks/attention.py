@@ -6,7 +6,6 @@ openaimodel.py), so that importing an official checkpoint is renaming only.
 Shape letters: B batch, C channels, H W space, L positions or tokens, N heads, D features of a head or token.
 """
 
-from functools import cache
 from typing import ClassVar
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ldmlab.networks.blocks import OFFICIAL, Grouping, Norm, TokenNorm, zeroed
+from ldmlab.networks.convolution import has_amx, positions
 from ldmlab.networks.kv_cache import Condition, KVCache, MaskedTokens, Prepared, Tokens
 
 FEW = 64  # positions up to which the fused kernel is the faster one in any precision
@@ -45,12 +45,6 @@ def attend(q_BNLD: Tensor, k_BNLD: Tensor, v_BNLD: Tensor, seen_BL: Tensor | Non
     if k_BNLD.shape[2] >= MANY * q_BNLD.shape[3]:
         return F.scaled_dot_product_attention(q_BNLD, k_BNLD, v_BNLD)
     return recomputed(q_BNLD, k_BNLD, v_BNLD)
-
-
-@cache
-def has_amx() -> bool:
-    """Whether this CPU multiplies tiles of bfloat16."""
-    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 def two_products(q_BNLD: Tensor, k_BNLD: Tensor, v_BNLD: Tensor) -> Tensor:
@@ -85,7 +79,7 @@ class SelfAttention(nn.Module):
         """h + proj(attention(norm(h))); embedding and tokens are not used."""
         # The 1x1 convolutions as linear maps over positions: then the features of a head lie side by side, without which
         # PyTorch's fused attention falls back to writing out the L×L weights, and there is nothing to transpose.
-        x_BLC = self.norm(h_BCHW).flatten(2).transpose(1, 2)
+        x_BLC = positions(self.norm(h_BCHW))
         qkv_BLC = F.linear(x_BLC, self.qkv.weight.squeeze(-1), self.qkv.bias)
         q_BNLD, k_BNLD, v_BNLD = qkv_BLC.unflatten(-1, (self.heads, 3, -1)).transpose(1, 2).unbind(3)
         out_BLC = attend(q_BNLD, k_BNLD, v_BNLD).transpose(1, 2).flatten(2)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ldmlab.networks.convolution import Conv3x3
 from ldmlab.networks.kv_cache import Tokens
 
 GROUPS = 32  # of every GroupNorm, as in ADM
@@ -110,7 +111,7 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.op = Conv3x3(channels, channels, stride=2)
 
     def forward(self, h_BCHW: Tensor, emb_BD: Tensor, tokens_BLD: Tensor | None) -> Tensor:
         """[B, C, H, W] → [B, C, H/2, W/2]."""
@@ -124,7 +125,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv3x3(channels, channels)
 
     def forward(self, h_BCHW: Tensor, emb_BD: Tensor, tokens_BLD: Tensor | None) -> Tensor:
         """[B, C, H, W] → [B, C, 2H, 2W]."""
@@ -164,12 +165,10 @@ class ResBlock(nn.Module):
         super().__init__()
         self.scale_shift = scale_shift
         self.resample = {"none": None, "up": doubled, "down": halved}[resample]
-        self.in_layers = nn.Sequential(
-            Norm(channels, 1e-5, grouping), nn.SiLU(), nn.Conv2d(channels, out, 3, padding=1)
-        )
+        self.in_layers = nn.Sequential(Norm(channels, 1e-5, grouping), nn.SiLU(), Conv3x3(channels, out))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_dim, 2 * out if scale_shift else out))
         self.out_layers = nn.Sequential(
-            Norm(out, 1e-5, grouping), nn.SiLU(), nn.Dropout(dropout), zeroed(nn.Conv2d(out, out, 3, padding=1))
+            Norm(out, 1e-5, grouping), nn.SiLU(), nn.Dropout(dropout), zeroed(Conv3x3(out, out))
         )
         self.skip_connection = nn.Identity() if out == channels else nn.Conv2d(channels, out, 1)
 
