@@ -60,7 +60,7 @@ def test_complaints(tmp_path: Path) -> None:
 
 
 TINY = {
-    "composed": ["debug=tiny", "data.resolution=32", "eval.batch_size=4", "bench.batch_size=8"],
+    "composed": ["debug=tiny", "data.resolution=32", "eval.batch_size=4", "bench.batch_size=8", "eval.precision=bf16"],
     "unet": ["compare=unet", "bench.shapes=[tiny]", "bench.batch_size=1"],
     "codebook": ["compare=codebook", "ae=vq_f8", "data.resolution=64"],
     "autoencoder": ["compare=autoencoder", "ae=kl_f4", "ae.network.width=16", "bench.batch_size=1", "data.resolution=32",
@@ -85,4 +85,5 @@ def test_the_command_prints_a_table_and_records_it(name: str, tmp_path: Path) ->
         assert [row["what"].split(",")[0] for row in rows] == [
             "encode", "decode", "first stage's training step", "denoiser's training step", "sampler step",
         ]  # fmt: skip
+        assert rows[-1]["precision"] == "bf16"  # as samples are drawn
         assert all(row["images_per_second"] > 0 and 0 < row["utilisation"] < 2 for row in rows)

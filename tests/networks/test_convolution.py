@@ -59,7 +59,9 @@ def test_a_network_computes_the_same_either_way() -> None:
     """In float64, with every convolution taken as a product and then none."""
     torch.manual_seed(0)
     net = UNet(3, 3, 32, [1, 2], 1, attention_factors=[2], heads=2, scale_shift_norm=True).double()
-    assert sum(isinstance(module, Conv3x3) for module in net.modules()) == 18  # eight residual blocks and two changes of size
+    assert (
+        sum(isinstance(module, Conv3x3) for module in net.modules()) == 18
+    )  # eight residual blocks and two changes of size
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.normal_(0, 0.05)

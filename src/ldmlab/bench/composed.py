@@ -134,6 +134,9 @@ def _works(cfg: DictConfig, data: Any, device: torch.device) -> Iterator[Step]:
     shape = ae.latent_shape(data.resolution)
     guidance = build.sampler(cfg).guidance
     name = f"sampler step{f', guidance {guidance:g}' if guidance != 1 else ''}"
+    precision = "fp32" if cfg.eval is None else cfg.eval.precision  # as samples are drawn
+    if precision == "bf16":
+        denoiser.use_bf16(device)
     step = work.sampler_step(cfg, frozen(denoiser, device), many, shape)  # type: ignore[arg-type]
 
     def compiled() -> None:
@@ -141,7 +144,7 @@ def _works(cfg: DictConfig, data: Any, device: torch.device) -> Iterator[Step]:
         if execution.records(cfg, device):
             denoiser.record()
 
-    yield Step(name, "fp32", step, compiled)
+    yield Step(name, precision, step, compiled)
 
 
 def _laid_out(cfg: DictConfig, module: torch.nn.Module, device: torch.device, precision: str) -> None:
