@@ -37,6 +37,27 @@ def test_every_kernel_chosen_in_low_precision_computes_the_formula(amx: bool, mo
         torch.testing.assert_close(found.float(), expected, rtol=0.03, atol=0.03)
 
 
+@pytest.mark.parametrize("amx", [True, False])
+def test_few_positions_in_low_precision_keep_their_weights_in_training(
+    amx: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradients beside those of float32; and what is not trained, or not of low precision, has the fused kernel."""
+    q, k, v = torch.randn(3, 2, 2, attention.FEW, 8, generator=torch.Generator().manual_seed(0)).unbind()
+    monkeypatch.setattr(attention, "has_amx", lambda: amx)
+    used: list[str] = []
+    kernel = attention.two_products
+    monkeypatch.setattr(attention, "two_products", lambda *x: (used.append("two_products"), kernel(*x))[1])
+    attend(*(x.bfloat16() for x in (q, k, v)))
+    exact = [x.clone().requires_grad_() for x in (q, k, v)]
+    known = torch.autograd.grad(attend(*exact).square().sum(), exact)
+    assert not used
+    low = [x.bfloat16().requires_grad_() for x in (q, k, v)]
+    found = torch.autograd.grad(attend(*low).float().square().sum(), low)
+    assert used == ["two_products"]
+    for a, b in zip(found, known, strict=True):
+        torch.testing.assert_close(a.float(), b, rtol=0.05, atol=0.02)
+
+
 def test_self_attention_orders_qkv_head_by_head() -> None:
     # Official QKVAttentionLegacy: reshape [B, heads, 3 D, L], then split q, k, v; fourth root of D on q and k.
     torch.manual_seed(0)

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ldmlab.bench import record
-from ldmlab.networks.attention import attend, recomputed, two_products
+from ldmlab.networks.attention import FEW, attend, recomputed, two_products
 from ldmlab.pipeline.timing import clock_for, interleave, speed_ratio
 
 
@@ -28,6 +28,8 @@ class AttentionShape(NamedTuple):
 
 
 SHAPES = [
+    AttentionShape(8, 16, 30, "compression_shapes64, f=8, half size"),
+    AttentionShape(3, 64, 32, "compression_shapes64, f=4, half size"),
     AttentionShape(2, 256, 64, "32x32 pixels, width 64, at half size"),
     AttentionShape(4, 1024, 32, "LDM-8 at half its width, full size"),
     AttentionShape(12, 256, 32, "LDM-8 at half its width, half size"),
@@ -64,7 +66,7 @@ def compare_attention(cfg: DictConfig, words: list[str], device: torch.device) -
                 for _ in range(3)
             )
             for what in ("forward", "training"):
-                plain = recomputed if what == "training" else two_products
+                plain = recomputed if what == "training" and shape.positions > FEW else two_products
                 kernels: dict[str, Callable[..., Tensor]] = {"fused": F.scaled_dot_product_attention, "plain": plain}
                 asked = [x.requires_grad_(what == "training") for x in (q, k, v)]
                 chosen = "fused" if attend(*asked).equal(kernels["fused"](*asked)) else "two products"

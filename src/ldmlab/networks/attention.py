@@ -17,7 +17,7 @@ from ldmlab.networks.blocks import OFFICIAL, Grouping, Norm, TokenNorm, zeroed
 from ldmlab.networks.convolution import has_amx, positions
 from ldmlab.networks.kv_cache import Condition, KVCache, MaskedTokens, Prepared, Tokens
 
-FEW = 64  # positions up to which the fused kernel is the faster one in any precision
+FEW = 64  # positions up to which keeping the weights of all pairs costs little memory
 MANY = 32  # positions for each feature of a head, from which on the products cost less than writing their result
 
 
@@ -26,22 +26,28 @@ def attend(q_BNLD: Tensor, k_BNLD: Tensor, v_BNLD: Tensor, seen_BL: Tensor | Non
 
     seen_BL: bool, the keys that count, at least one an example; None: all.
 
-    PyTorch's fused kernel everywhere except for low precision on a CPU and more than a few positions, where two
-    matrix products are up to 3.7 times as fast, 2.5 in training (`bench.py compare=attention`; where there are far
-    more positions than features, training is equally fast and the fused kernel lighter). A CPU that multiplies tiles
-    of bfloat16 (AMX) has the fused kernel 1.0 to 1.7 times as fast where nothing is trained; in training the same
-    kernels win there as elsewhere. In float32 at head sizes from 384 up, training on a CPU would gain 4 to 14 % by
-    two products too and pay with L² numbers a head: not taken. Neither way keeps the L² weights for the backward
-    pass; both sum the softmax in float32 or wider.
+    PyTorch's fused kernel everywhere except for low precision on a CPU (`bench.py compare=attention`):
+
+    - training: its backward pass is slow there. Up to 64 positions two matrix products are 1.2 to 10 times as fast and
+      keep their L² weights; with more positions they are up to 2.5 times as fast and make the weights again, but not
+      where there are far more positions than features, where the fused kernel is as fast and lighter.
+    - nothing trained and more than 64 positions: two products are up to 3.7 times as fast. A CPU that multiplies tiles
+      of bfloat16 (AMX) has the fused kernel 1.0 to 1.7 times as fast.
+
+    In float32 at head sizes from 384 up, training on a CPU would gain 4 to 14 % by two products too and pay with L²
+    numbers a head: not taken. Every way sums the softmax in float32 or wider.
     """
     if seen_BL is not None:
         return F.scaled_dot_product_attention(q_BNLD, k_BNLD, v_BNLD, attn_mask=seen_BL[:, None, None, :])
     low = q_BNLD.device.type == "cpu" and q_BNLD.dtype in (torch.bfloat16, torch.float16)
-    if not low or k_BNLD.shape[2] <= FEW:
+    if not low:
         return F.scaled_dot_product_attention(q_BNLD, k_BNLD, v_BNLD)
+    few = k_BNLD.shape[2] <= FEW
     if not (torch.is_grad_enabled() and q_BNLD.requires_grad):
-        fused = q_BNLD.dtype == torch.bfloat16 and has_amx()
+        fused = few or (q_BNLD.dtype == torch.bfloat16 and has_amx())
         return (F.scaled_dot_product_attention if fused else two_products)(q_BNLD, k_BNLD, v_BNLD)
+    if few:
+        return two_products(q_BNLD, k_BNLD, v_BNLD)
     if k_BNLD.shape[2] >= MANY * q_BNLD.shape[3]:
         return F.scaled_dot_product_attention(q_BNLD, k_BNLD, v_BNLD)
     return recomputed(q_BNLD, k_BNLD, v_BNLD)
