@@ -13,9 +13,10 @@ from ldmlab.reports.numbers import KNOWN
 from ldmlab.reports.tables import listed
 from ldmlab.studies.advice import Advice, Price, advise
 from ldmlab.studies.best import best
-from ldmlab.studies.cells import Arm, CellTable
+from ldmlab.studies.cells import TREATMENT, Arm, CellTable
 from ldmlab.studies.claims import Verdict, judge
 from ldmlab.studies.components import Interval, Nested
+from ldmlab.studies.pairs import Pair, pairs
 from ldmlab.studies.prediction import predict
 
 FEW_SEEDS = (
@@ -23,6 +24,7 @@ FEW_SEEDS = (
     "seeds.denoiser=2 trains each cell twice."
 )
 COMBINED = "95 % intervals over images and seeds together"
+VERDICTS = {-1: "lower", 0: "cannot be told apart", 1: "higher"}
 HOW = (
     "Nested random effects by the method of moments on ln FID, the variances between seeds pooled over all arms; images by the "
     "bootstrap. A standard deviation of 0.10 is 10 % of a FID."
@@ -35,9 +37,10 @@ def blocks(table: CellTable, study: str) -> tuple[list[doc.Block], list[doc.Sect
     if not table.cells:
         return [], []
     head: list[doc.Block] = [doc.Notes([doc.Note("comparison", text) for text in advice_lines(table)], "verdicts")]
-    head.append(doc.Figures([figure] if (figure := u_figure(table)) is not None else []))
+    head.append(doc.Figures([figure] if table.varies_f and (figure := u_figure(table)) is not None else []))
     sections = [
         doc.Section("What the paper says of f, judged here", claim_blocks(table, study), "claims"),
+        doc.Section("Arms of one f", pair_blocks(table), "pairs"),
         doc.Section("Where the spread comes from", component_blocks(table), "components"),
     ]
     return [block for block in head if block], [section for section in sections if section.blocks]
@@ -53,14 +56,18 @@ def called(arm: Arm, table: CellTable) -> str:
 
 
 def named(arm: Arm, table: CellTable) -> str:
-    """The same, with the family of an arm that is not of the curve: "PCA f = 4"."""
-    return called(arm, table) if arm in table.curve else f"{arm.family.upper()} {called(arm, table)}"
+    """The same, with the family of an arm that is not of the curve's: "PCA f = 4"."""
+    families = {each.family for each in table.curve}
+    return called(arm, table) if arm.family in families else f"{arm.family.upper()} {called(arm, table)}"
 
 
 def advice_lines(table: CellTable) -> list[str]:
     """The paragraph for a person who must choose an f, one sentence a line; for the page and the terminal."""
+    if not table.varies_f:
+        return pair_lines(table)
     if len(table.varied_facts) > 1:
-        return [line for facts in table.varied_facts for line in _of_one_kind(table, facts)]
+        kinds = [line for facts in table.varied_facts for line in _of_one_kind(table, facts)]
+        return [*kinds, *(pair_lines(table) if TREATMENT in table.varied_facts[0] else [])]
     found = advise(table)
     if found is None:
         curve = ", ".join(called(arm, table) for arm in table.curve)
@@ -82,8 +89,8 @@ def advice_lines(table: CellTable) -> list[str]:
 
 
 def _of_one_kind(table: CellTable, facts: dict[str, Any]) -> list[str]:
-    """The first sentence for the pictures of one kind."""
-    said = ", ".join(f"{name} = {value}" for name, value in facts.items())
+    """The first sentence for the pictures of one kind, or for one treatment."""
+    said = ", ".join(str(value) if name == TREATMENT else f"{name} = {value}" for name, value in facts.items())
     return [f"{said}: {line[0].lower()}{line[1:]}" for line in advice_lines(table.where(facts))[:1]]
 
 
@@ -151,7 +158,7 @@ def u_figure(table: CellTable) -> Figure | None:
     last = table.share("last")
     if len(table.varied_facts) > 1 and last is not None:
         for facts in table.varied_facts:
-            name = ", ".join(f"{value} {key}" for key, value in facts.items())
+            name = ", ".join(str(value) if key == TREATMENT else f"{value} {key}" for key, value in facts.items())
             series.append(_line(table, table.where(facts).curve, last, name, len(series), dashed=False))
         return _panel(series, table)
     for name in ("last", "half", "first"):
@@ -233,6 +240,38 @@ def claim_blocks(table: CellTable, study: str) -> list[doc.Block]:
 
 def _claim(verdict: Verdict) -> str:
     return verdict.claim.text
+
+
+# ---- arms of one f --------------------------------------------------------------------------------------------------
+
+
+def pair_lines(table: CellTable) -> list[str]:
+    """A sentence for each f that several arms have: which of them differ."""
+    by_f: dict[int, list[str]] = {}
+    for pair in pairs(table):
+        by_f.setdefault(pair.arm.f, []).append(
+            f"{_beside(pair)}: {VERDICTS[pair.interval.sign]}, {ratio(pair.interval)} ×"
+        )
+    return [f"At f = {f} (FID, {COMBINED}): {'; '.join(texts)}." for f, texts in by_f.items()]
+
+
+def pair_blocks(table: CellTable) -> list[doc.Block]:
+    found = pairs(table)
+    if not found:
+        return []
+    rows = [[str(p.arm.f), p.arm.name, p.beside.name, ratio(p.interval), VERDICTS[p.interval.sign]] for p in found]
+    said = (
+        f"Ratio: the FID of the first over that of the second after all of the training, means over seeds, {COMBINED}, each interval by "
+        "itself: of twenty pairs without a difference one is expected outside 1."
+    )
+    return [
+        doc.Table(["f", "arm", "beside", "ratio of FIDs", "verdict"], doc.entries(rows), left=5),
+        doc.Paragraph(said, "small"),
+    ]
+
+
+def _beside(pair: Pair) -> str:
+    return f"{pair.arm.name} beside {pair.beside.name}"
 
 
 # ---- variance components --------------------------------------------------------------------------------------------

@@ -13,8 +13,9 @@ from ldmlab.reports.collect import read_json
 from ldmlab.reports.first_stage_cells import kind_of
 from ldmlab.reports.numbers import common_card
 from ldmlab.reports.records import Run, StageRecord
-from ldmlab.reports.study_cells import SEEDS, Study, StudyCell, words
-from ldmlab.studies.cells import Arm, Cell, CellTable, Point
+from ldmlab.reports.study_cells import SEEDS, Study, StudyCell, group_of, words
+from ldmlab.studies.cells import TREATMENT, Arm, Cell, CellTable, Point
+from ldmlab.studies.pairs import pairs
 
 KEY = "fid"
 FACTS = ("objects",)  # of the data's options: what a claim may compare
@@ -32,7 +33,7 @@ class TrainingWork(NamedTuple):
 
 def read_table(study: Study, work: TrainingWork, key: str = KEY) -> CellTable:
     """The trained cells with this score under the protocol that most share (a sampling seed may differ). No cells where f is the same
-    for all.
+    for all, but for several arms of one f of which something was trained twice: those can be compared too.
     """
     trained = [cell for cell in study.cells if not cell.closed_form]
     card = common_card([cell.compared for cell in trained], key)
@@ -41,19 +42,16 @@ def read_table(study: Study, work: TrainingWork, key: str = KEY) -> CellTable:
     left_out = len(scored) - len(own)
     shapes = {cell.run.id: shape for cell in own if (shape := shape_of(cell.run)) is not None}
     own = [cell for cell in own if cell.run.id in shapes]
-    if len({shapes[cell.run.id][1] for cell in own}) < 2:
-        return CellTable(())
-    names = _names(own, study)
+    names, treatments = _names(own, study), _treatments(own, study)
     measured = all(
         speed_of(cell.samples) is not None for cell in own
     )  # all or none: two kinds of measurement do not compare
-    return CellTable(
-        tuple(
-            _cell(cell, Arm(names[cell.run.id], *shapes[cell.run.id], _facts(cell)), work, key, measured)
-            for cell in own
-        ),
-        left_out,
-    )
+    arms = {
+        cell.run.id: Arm(names[cell.run.id], *shapes[cell.run.id], _facts(cell) | treatments.get(cell.run.id, {}))
+        for cell in own
+    }
+    table = CellTable(tuple(_cell(cell, arms[cell.run.id], work, key, measured) for cell in own), left_out)
+    return table if table.varies_f or pairs(table) else CellTable(())
 
 
 def shape_of(run: Run) -> tuple[str, int, int] | None:
@@ -76,6 +74,19 @@ def _names(cells: list[StudyCell], study: Study) -> dict[str, str]:
     keys = {cell.run.id: (str(cell.run.choice("ae")), words(cell, knobs, study.knobs)) for cell in cells}
     alike = Counter(ae for ae, _ in set(keys.values()))
     return {id_: ae if alike[ae] == 1 or not text else text for id_, (ae, text) in keys.items()}
+
+
+def _treatments(cells: list[StudyCell], study: Study) -> dict[str, dict[str, Any]]:
+    """What was done beside the choice of a first stage and of data, as a fact of each run's arm; empty where all had the same.
+
+    A knob that follows from the first stage (a patch that grows as f falls) is none.
+    """
+    knobs = tuple(knob for knob in study.knobs if knob not in SEEDS and knob != "ae" and group_of(knob) != "data")
+    values = {knob: {(cell.run.choice("ae"), repr(cell.knobs[knob])) for cell in cells} for knob in knobs}
+    first_stages = {cell.run.choice("ae") for cell in cells}
+    own = tuple(knob for knob in knobs if len(values[knob]) > len(first_stages))
+    found = {cell.run.id: words(cell, own, study.knobs) for cell in cells}
+    return {id_: {TREATMENT: text} for id_, text in found.items()} if len(set(found.values())) > 1 else {}
 
 
 def _cell(cell: StudyCell, arm: Arm, work: TrainingWork, key: str, measured: bool) -> Cell:

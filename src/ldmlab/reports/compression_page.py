@@ -27,11 +27,11 @@ OfF = tuple[CellTable, list[doc.Block], list[doc.Section]]
 
 
 def sections(study: Study, runs: list[Run], work: TrainingWork, name: str) -> OfF:
-    """Nothing for a study that does not vary f."""
+    """Of a study with one f what its arms differ in; nothing where that cannot be said either."""
     table = read_table(study, work)
     head, judged = compression.blocks(table, name)
-    if not table.cells:
-        return table, head, []
+    if not table.cells or not table.varies_f:
+        return table, head, judged
     tables = {key: found for key in SCORES if (found := table if key == KEY else read_table(study, work, key)).cells}
     paper = len(table.curve) > 1
     curves = beside(

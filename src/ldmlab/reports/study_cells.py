@@ -6,6 +6,7 @@ because the samplers do, but is a knob only where it differs within one sampler.
 """
 
 from collections import Counter
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -236,6 +237,7 @@ def options(cell: StudyCell) -> dict[str, Any]:
         for name in ("width", "level_channels", "blocks", "heads", "head_channels"):
             trained.pop(f"ldm.network.{name}", None)
     chosen = {group: cell.run.choice(group) for group in TRAINED}
+    chosen |= {group: name for group, name in cell.run.choices.items() if "/" in group and group_of(group) in TRAINED}
     return chosen | trained | sampled(cell.scores.card)
 
 
@@ -252,28 +254,37 @@ def sampled(card: dict[str, Any]) -> dict[str, Any]:
     return found | flatten({kind: said for kind, said in kinds.items() if kind != "classifier_free"})
 
 
-def owner(knob: str) -> str | None:
-    """The group whose choice may already say it."""
+def group_of(knob: str) -> str:
+    """The first part of its name: "objective" of "objective.schedule.T" and of the group "objective/schedule"."""
+    return knob.replace("/", ".").partition(".")[0]
+
+
+def owners(knob: str, known: Container[str]) -> tuple[str, ...]:
+    """The groups, outermost first, whose choices may already say it: ("ae", "ae/network") of "ae.network.width"."""
     if knob in OF_SAMPLER:
-        return "sampler"
-    group, dot, _ = knob.partition(".")
-    return group if dot and group in (*TRAINED, "sampler") else None
+        return ("sampler",)
+    if group_of(knob) not in (*TRAINED, "sampler"):
+        return ()
+    parts = knob.replace("/", ".").split(".")[:-1]
+    groups = ("/".join(parts[: n + 1]) for n in range(len(parts)))
+    return tuple(group for group in groups if group in known)
 
 
 def is_knob(knob: str, every: list[dict[str, Any]]) -> bool:
-    """Whether it varies, and within one choice of its group where the group's choice varies too."""
-    group = owner(knob)
+    """Whether it varies, and within one choice of its groups where their choices vary too."""
+    groups = owners(knob, {name for each in every for name in each})
     by_choice: dict[str, set[str]] = {}
     for each in every:
         if knob in OF_GUIDANCE and each.get("guidance") == UNGUIDED:
             continue
-        by_choice.setdefault(repr(each.get(group)) if group else "", set()).add(repr(each.get(knob)))
+        chosen = repr([each.get(group) for group in groups])
+        by_choice.setdefault(chosen, set()).add(repr(each.get(knob)))
     return any(len(values) > 1 for values in by_choice.values())
 
 
 def word(knob: str, value: Any, knobs: tuple[str, ...]) -> str:
     """A knob's value as a label says it; "" where it needs no word."""
-    if knob in (*TRAINED, "sampler", "weights", "grid"):
+    if knob in (*TRAINED, "sampler", "weights", "grid") or "/" in knob:
         return "–" if value is None else str(value)
     if knob == "steps":
         return f"{value} steps"
@@ -312,7 +323,7 @@ def label(cell: StudyCell, knobs: tuple[str, ...], axis: Axis | None) -> str:
 
 def trained_label(cell: StudyCell, study: Study) -> str:
     """The cell's label without what does not belong to its denoiser; the denoiser's own name where nothing is left."""
-    own = tuple(knob for knob in study.knobs if knob.partition(".")[0] in (*TRAINED, "seed"))
+    own = tuple(knob for knob in study.knobs if group_of(knob) in (*TRAINED, "seed"))
     named = "" if cell.denoiser is None else cell.denoiser.folder.name.rpartition("-")[0]
     return words(cell, own, study.knobs) or named
 

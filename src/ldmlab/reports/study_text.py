@@ -12,6 +12,7 @@ MANY = 8  # cells beyond which pairs are compared along and across the lines, no
 NAMES = {
     "sampler": "sampler", "steps": "number of steps", "guidance": "guidance scale", "ldm": "network", "data": "data",
     "guidance_interval": "interval of guidance", "objective": "objective", "ae": "first stage", "cond": "condition",
+    "objective/schedule": "noise schedule",
 }  # fmt: skip
 
 

@@ -17,9 +17,12 @@ HALF = (0.35, 0.65)  # shares of training that may be called the half of it
 SAME = 1e-3  # shares nearer than this are one
 
 
+TREATMENT = "treatment"  # a fact of an arm: what was done beside the choice of a first stage, where arms differ in it
+
+
 @dataclass(frozen=True)
 class Arm:
-    """What is compared. f: downsampling factor; c: latent channels; facts: what else a claim may ask for (`objects`)."""
+    """What is compared. f: downsampling factor; c: latent channels; facts: what else a claim may ask for (`objects`, `TREATMENT`)."""
 
     name: str
     family: str  # pixels, or the regulariser: kl, vq, pca …
@@ -98,6 +101,10 @@ class CellTable:
         if not self.cells:
             return ()
         return tuple(p.share for p in self.cells[0].points if all(cell.at(p.share) for cell in self.cells))
+
+    @property
+    def varies_f(self) -> bool:
+        return len({arm.f for arm in self.arms}) > 1
 
     @cached_property
     def curve(self) -> tuple[Arm, ...]:

@@ -57,7 +57,7 @@ def specification(
 def grouping(found: Study) -> list[str]:
     """Paths of the configuration in which cells differ, but for their seeds: runs alike in these are one line."""
     knobs = [knob for knob in found.knobs if knob not in SEEDS]
-    paths = [f"ldmlab.choices.{k}" if k in TRAINED else CONFIGURED.get(k, k) for k in knobs]
+    paths = [f"ldmlab.choices.{k}" if k in TRAINED or "/" in k else CONFIGURED.get(k, k) for k in knobs]
     return list(dict.fromkeys(paths)) or ["ldmlab.choices.ldm"]
 
 
@@ -116,7 +116,7 @@ def study_panels(found: Study, runs: list[Run], name: str) -> dict[str, list[Blo
     lead, others = found.leading, [metric for metric in found.metrics if metric != found.leading]
     answer = [line(f"{lead.head} over training", "scores/images", [f"scores/{lead.key}"])]
     answer.append({"type": "bar", "title": lead.head, "metrics": [f"scores/{lead.key}"], "spread": "stddev"})
-    if table_of([cell.run for cell in found.cells]).cells:
+    if table_of([cell.run for cell in found.cells]).varies_f:
         over_f = {"type": "scatter", "x": "config.ldmlab.f", "log_x": True}
         answer.append(over_f | {"title": f"{lead.label} over f", "y": f"summary.scores/{lead.key}"})
         answer.append({"type": "scatter", "title": "FID of samples over FID of reconstructions", "log_x": False,

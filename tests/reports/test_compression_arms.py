@@ -1,0 +1,95 @@
+"""Studies in which something else than f is varied: what it is called, which lines are drawn, which arms are compared."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from conftest import FakeStore, write_json
+from reports.test_compression_page import trained
+
+from ldmlab.reports import compression, compression_page
+from ldmlab.reports.collect import read_runs
+from ldmlab.reports.compression_cells import TrainingWork, table_of
+from ldmlab.reports.publish import advice, make_report
+from ldmlab.reports.study_cells import owners, read_study
+
+SCHEDULES = {
+    "cosine": {"_target_": "ldmlab.diffusion.schedules.Cosine", "T": 1000},
+    "cosine_shifted": {"_target_": "ldmlab.diffusion.rescaled.Shifted", "base_size": 16, "schedule": {"T": 1000}},
+}
+
+
+def changed(folder: Path, choices: dict[str, str], **config: Any) -> Path:
+    raw = json.loads((folder / "run.json").read_text())
+    raw["choices"] |= choices
+    raw["config"] |= config
+    write_json(folder / "run.json", raw)
+    return folder
+
+
+def schedules(store: FakeStore) -> list[Path]:
+    """Two schedules at f = 1 and 4, two denoisers each: the shifted one is a third better at f = 1."""
+    fids = {("identity", "cosine"): 60.0, ("identity", "cosine_shifted"): 40.0,
+            ("kl_f4_quick", "cosine"): 20.0, ("kl_f4_quick", "cosine_shifted"): 20.2}  # fmt: skip
+    return [
+        changed(
+            trained(store, ae, fid * (0.98, 1.02)[seed], seed, note=schedule),
+            {"objective": "v_cosine", "objective/schedule": schedule},
+            objective={"schedule": SCHEDULES[schedule]}, data={},
+        )
+        for (ae, schedule), fid in fids.items() for seed in range(2)
+    ]  # fmt: skip
+
+
+def test_a_choice_within_a_group_is_named_by_its_word(fake_store: FakeStore) -> None:
+    study = read_study(read_runs(schedules(fake_store)))
+    assert study.knobs == ("ae", "objective/schedule", "ldm.seed")
+    assert {cell.label for cell in study.cells} == {
+        f"{ae} {schedule} seed={seed}"
+        for ae in ("identity", "kl_f4_quick")
+        for schedule in SCHEDULES
+        for seed in (0, 1)
+    }
+
+
+def test_an_option_follows_from_the_choices_of_all_groups_around_it() -> None:
+    known = {"ae", "ae/network", "objective"}
+    assert owners("ae.network.width", known) == ("ae", "ae/network")
+    assert owners("ae/network", known) == ("ae",)
+    assert owners("objective.schedule.T", known) == ("objective",)
+    assert owners("ae", known) == owners("seed", known) == owners("guidance", known) == ()
+
+
+def test_treatments_have_a_line_each_and_are_compared_at_each_f(fake_store: FakeStore, tmp_path: Path) -> None:
+    folders = schedules(fake_store)
+    table = table_of(read_runs(folders))
+    figure = compression.u_figure(table)
+    assert figure is not None and [line.split for line in figure.series] == ["cosine", "cosine_shifted"]
+    said = advice(folders)
+    assert said[0].startswith("cosine: for these pictures") and said[1].startswith("cosine_shifted: for these pictures")
+    assert "identity cosine_shifted beside identity cosine: lower, 0.667 [" in said[2]
+    assert "kl_f4_quick cosine_shifted beside kl_f4_quick cosine: cannot be told apart, 1.01 [" in said[3]
+    page = make_report(folders, tmp_path / "page", fake_store.root, "schedule")
+    text = (page.parent / "report.md").read_text().replace("\\", "")
+    assert "## Arms of one f" in text and "PIXELS" not in text
+    assert text.startswith("# First stages and noise schedules on ")
+    rows = (page.parent / "cells.csv").read_text().splitlines()
+    assert "treatment" in rows[0] and sum("cosine_shifted" in row for row in rows) == 4
+
+
+def test_arms_of_one_f_alone_are_compared_and_nothing_is_said_of_f(fake_store: FakeStore, tmp_path: Path) -> None:
+    fids = {"kl_f4_quick": 20.0, "vq_f4_quick": 20.3}
+    folders = [
+        trained(fake_store, ae, fid * (0.995, 1.005)[seed], seed) for ae, fid in fids.items() for seed in range(2)
+    ]
+    table, _, sections = compression_page.sections(
+        read_study(read_runs(folders)), read_runs(folders), TrainingWork(), "kl_or_vq"
+    )
+    assert not table.varies_f and len(table.cells) == 4
+    assert [section.id for section in sections] == ["claims", "pairs", "components"]
+    assert len(advice(folders)) == 1 and "vq_f4_quick beside kl_f4_quick: cannot be told apart" in advice(folders)[0]
+    text = (make_report(folders, tmp_path / "page", fake_store.root, "kl_or_vq").parent / "report.md").read_text()
+    assert "KL and VQ at equal f do not differ in FID by more than a tenth. | supported" in text
+    assert "fid-over-f" not in text
+    alone = table_of(read_runs(folders[::2]))
+    assert not alone.cells  # one seed each: no interval says how another training would end
