@@ -222,3 +222,14 @@ def test_the_extractor_costs_what_its_own_forward_pass_counts(tmp_path: Path) ->
     assert net is not None and {p.device.type for p in net.parameters()} == {"cpu"}
     costs = {stage.name: row.flops for stage, row in plan.rows}
     assert costs["extractor"] == 3 * flops_of(lambda: net(torch.zeros(1, 3, size, size)))
+
+
+def test_a_schedule_that_is_shifted_by_nothing_is_noted(tmp_path: Path) -> None:
+    words = ["data.resolution=32", "ae=kl_f2_quick", "objective/schedule=cosine_shifted"]
+    same = plan_of(*words, "objective.schedule.base_size=16", root=tmp_path)
+    assert any("base_size=16 is this latent's own size, so nothing is shifted" in note for note in same.notes)
+    for other in (
+        ["objective.schedule.base_size=8"],
+        ["objective.schedule.base_size=null", "objective.schedule.factor=1"],
+    ):
+        assert not any("shifted" in note for note in plan_of(*words, *other, root=tmp_path).notes)

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 from ldmlab import build
+from ldmlab.diffusion.rescaled import Shifted
 from ldmlab.errors import ConfigError
 from ldmlab.pipeline.chain import ChainStage
 from ldmlab.pipeline.cooldown import CooldownStage
@@ -49,6 +50,14 @@ UNTIL = ("autoencoder", "latents", "denoiser", "samples", "scores", "report")
 S = TypeVar("S", bound=Stage)
 
 
+def nothing_shifted(resolved: Resolved) -> str | None:
+    """A shifted schedule that leaves this latent as it is: the run would only repeat the one without it."""
+    schedule, own = resolved.objective.schedule, resolved.cfg.objective.schedule
+    if not isinstance(schedule, Shifted) or schedule.factor != 1 or own.base_size is None:
+        return None
+    return f"objective.schedule.base_size={own.base_size} is this latent's own size, so nothing is shifted"
+
+
 class Plan:
     """The stages of a run, each made once, and what the user should read with them (`notes`)."""
 
@@ -60,6 +69,8 @@ class Plan:
         for stage in self.order:
             stage.check()
         if note := self._extractor_note():
+            self.notes.append(note)
+        if note := nothing_shifted(resolved):
             self.notes.append(note)
         self.notes += [
             why for stage in self.order if not begun(stage) and stage.continuation for why in stage.continuation.refused
