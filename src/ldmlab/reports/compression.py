@@ -259,13 +259,24 @@ def pair_blocks(table: CellTable) -> list[doc.Block]:
     found = pairs(table)
     if not found:
         return []
-    rows = [[str(p.arm.f), p.arm.name, p.beside.name, ratio(p.interval), VERDICTS[p.interval.sign]] for p in found]
+    rows = [
+        [
+            str(p.arm.f),
+            p.arm.name,
+            p.beside.name,
+            ratio(p.interval),
+            VERDICTS[p.interval.sign],
+            "yes" if p.by_seed else "no",
+        ]
+        for p in found
+    ]
     said = (
         f"Ratio: the FID of the first over that of the second after all of the training, means over seeds, {COMBINED}, each interval by "
-        "itself: of twenty pairs without a difference one is expected outside 1."
+        "itself: of twenty pairs without a difference one is expected outside 1. Seed by seed: of one first stage cells of equal seeds are "
+        "compared, which begin from the same weights and see the same batches; other arms are compared as unpaired means."
     )
     return [
-        doc.Table(["f", "arm", "beside", "ratio of FIDs", "verdict"], doc.entries(rows), left=5),
+        doc.Table(["f", "arm", "beside", "ratio of FIDs", "verdict", "seed by seed"], doc.entries(rows), left=6),
         doc.Paragraph(said, "small"),
     ]
 

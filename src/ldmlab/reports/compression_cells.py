@@ -47,7 +47,12 @@ def read_table(study: Study, work: TrainingWork, key: str = KEY) -> CellTable:
         speed_of(cell.samples) is not None for cell in own
     )  # all or none: two kinds of measurement do not compare
     arms = {
-        cell.run.id: Arm(names[cell.run.id], *shapes[cell.run.id], _facts(cell) | treatments.get(cell.run.id, {}))
+        cell.run.id: Arm(
+            names[cell.run.id],
+            *shapes[cell.run.id],
+            _facts(cell) | treatments.get(cell.run.id, {}),
+            cell.run.choice("ae") or "",
+        )
         for cell in own
     }
     table = CellTable(tuple(_cell(cell, arms[cell.run.id], work, key, measured) for cell in own), left_out)

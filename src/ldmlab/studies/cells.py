@@ -22,13 +22,16 @@ TREATMENT = "treatment"  # a fact of an arm: what was done beside the choice of 
 
 @dataclass(frozen=True)
 class Arm:
-    """What is compared. f: downsampling factor; c: latent channels; facts: what else a claim may ask for (`objects`, `TREATMENT`)."""
+    """What is compared. f: downsampling factor; c: latent channels; facts: what else a claim may ask for (`objects`, `TREATMENT`);
+    first_stage: the choice of it, "" where nobody knows.
+    """
 
     name: str
     family: str  # pixels, or the regulariser: kl, vq, pca …
     f: int
     c: int
     facts: dict[str, Any] = field(default_factory=dict, hash=False)
+    first_stage: str = ""
 
 
 @dataclass(frozen=True)

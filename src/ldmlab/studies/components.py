@@ -158,7 +158,7 @@ class Nested:
         if not self.retrained:
             return None
         w_N = self.weights(by_arm)
-        value, sd = float(w_N @ self.y_N), float(np.sqrt(w_N @ self.variance_NN() @ w_N))
+        value, sd = float(w_N @ self.y_N), float(np.sqrt(max(0.0, w_N @ self.variance_NN() @ w_N)))
         df = self.df_of(w_N)
         half = float(stats.t.ppf((1 + LEVEL) / 2, min(df, 1e6))) * sd
         return Interval(value, value - half, value + half, df)
