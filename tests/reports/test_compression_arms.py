@@ -93,3 +93,12 @@ def test_arms_of_one_f_alone_are_compared_and_nothing_is_said_of_f(fake_store: F
     assert "fid-over-f" not in text
     alone = table_of(read_runs(folders[::2]))
     assert not alone.cells  # one seed each: no interval says how another training would end
+
+
+def test_cells_stand_by_rising_f_whichever_ended_first(fake_store: FakeStore, tmp_path: Path) -> None:
+    order = ["kl_f8_quick", "identity", "vq_f4_quick", "kl_f2_quick"]
+    folders = [trained(fake_store, ae, 20.0 + n, 0) for n, ae in enumerate(order)]
+    page = make_report(folders, tmp_path / "page", fake_store.root, "compression")
+    rows = (page.parent / "table.csv").read_text().splitlines()[1:]
+    found = [next(ae for ae in order if ae in row) for row in rows]
+    assert list(dict.fromkeys(found)) == ["identity", "kl_f2_quick", "kl_f8_quick", "vq_f4_quick"]

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,6 +58,19 @@ def read_table(study: Study, work: TrainingWork, key: str = KEY) -> CellTable:
     }
     table = CellTable(tuple(_cell(cell, arms[cell.run.id], work, key, measured) for cell in own), left_out)
     return table if table.varies_f or pairs(table) else CellTable(())
+
+
+def by_f(study: Study, table: CellTable) -> Study:
+    """Of a study of f the cells in the order of its arms: pixels, then each family by rising f; what is not compared comes last."""
+    if not table.varies_f:
+        return study
+    places = {cell.denoiser: table.arms.index(cell.arm) for cell in table.cells}
+
+    def place(cell: StudyCell) -> tuple[bool, int]:
+        return cell.closed_form, places.get(cell.denoiser.id if cell.denoiser else "", len(table.arms))
+
+    cells, lines = sorted(study.cells, key=place), sorted(study.lines, key=lambda line: place(line.cells[0]))
+    return replace(study, cells=tuple(cells), lines=tuple(lines))
 
 
 def shape_of(run: Run) -> tuple[str, int, int] | None:

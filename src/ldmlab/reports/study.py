@@ -15,7 +15,7 @@ from ldmlab.metrics.protocol import leaf_differences
 from ldmlab.reports import compression_page, explore, figures, numbers, sizes, tables
 from ldmlab.reports import document as doc
 from ldmlab.reports.collect import read_runs
-from ldmlab.reports.compression_cells import TrainingWork
+from ldmlab.reports.compression_cells import TrainingWork, by_f
 from ldmlab.reports.compression_cells import csv_rows as compression_csv
 from ldmlab.reports.figures import HEIGHT, ROW, ROW_MARGIN, Figure, round_ticks, score_line, score_panel
 from ldmlab.reports.numbers import MetricDeclaration, common_card
@@ -86,7 +86,7 @@ def scored_study(runs: list[Run], name: str, counted: Counted) -> tuple[Study, c
     compared = compression_page.sections(study, runs, TrainingWork(counted.work, counted.before), name)
     if study.ladder and not compared[0].cells:  # not a study of f: no cell may stand apart
         study = read_study(runs, laddered=False)
-    return study, compared
+    return by_f(study, compared[0]), compared
 
 
 def missing_notes(missing: list[tuple[str, str]], runs: list[Run]) -> list[doc.Note]:
