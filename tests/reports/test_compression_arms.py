@@ -1,9 +1,11 @@
 """Studies in which something else than f is varied: what it is called, which lines are drawn, which arms are compared."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import pytest
 from conftest import FakeStore, write_json
 from reports.test_compression_page import trained
 
@@ -12,6 +14,7 @@ from ldmlab.reports.collect import read_runs
 from ldmlab.reports.compression_cells import TrainingWork, table_of
 from ldmlab.reports.publish import advice, make_report
 from ldmlab.reports.study_cells import owners, read_study
+from ldmlab.studies.claims import judge
 
 SCHEDULES = {
     "cosine": {"_target_": "ldmlab.diffusion.schedules.Cosine", "T": 1000},
@@ -102,3 +105,34 @@ def test_cells_stand_by_rising_f_whichever_ended_first(fake_store: FakeStore, tm
     rows = (page.parent / "table.csv").read_text().splitlines()[1:]
     found = [next(ae for ae in order if ae in row) for row in rows]
     assert list(dict.fromkeys(found)) == ["identity", "kl_f2_quick", "kl_f8_quick", "vq_f4_quick"]
+
+
+def rescored(folder: Path, store: FakeStore, **card: Any) -> Path:
+    """Its scores have another card."""
+    path = next(store.root.glob(f"scores/shapes-{folder.name.removeprefix('run-')}/scores.json"))
+    raw = json.loads(path.read_text())
+    write_json(path, raw | {"card": raw["card"] | card})
+    return folder
+
+
+def test_pictures_of_two_kinds_may_have_references_and_extractors_of_their_own(fake_store: FakeStore) -> None:
+    fids = {1: {"kl_f2_quick": 20.0, "kl_f4_quick": 20.0, "kl_f8_quick": 20.0},
+            4: {"kl_f2_quick": 20.0, "kl_f4_quick": 40.0, "kl_f8_quick": 80.0}}  # fmt: skip
+    folders = [
+        rescored(trained(fake_store, ae, fid * (0.99, 1.01)[seed], seed, objects=objects), fake_store,
+                 extractor_hash=f"hash-{objects}", reference=f"reference-{objects}")
+        for objects, of_f in fids.items() for ae, fid in of_f.items() for seed in range(2)
+    ]  # fmt: skip
+    table = table_of(read_runs(folders))
+    assert len(table.cells) == 12 and table.left_out == 0 and table.own_scales
+    (verdict,) = judge(table, "complexity")
+    assert verdict.judgement == "supported" and verdict.interval is not None
+    assert verdict.interval.value == pytest.approx(
+        math.log(2), rel=0.1
+    )  # twice as high an octave further, beside no rise
+    figure = compression.u_figure(table)
+    assert figure is not None and "not their heights" in figure.note
+    assert [line.split for line in figure.series] == ["objects = 1", "objects = 4"]
+    other = rescored(trained(fake_store, "kl_f16_quick", 20.0, 0, objects=4), fake_store, samples=50)
+    more = table_of(read_runs([*folders, other]))
+    assert more.left_out == 1 and more.cells == table.cells

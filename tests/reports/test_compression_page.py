@@ -114,7 +114,7 @@ def test_pictures_of_two_kinds_are_judged_apart(fake_store: FakeStore) -> None:
     table = table_of(read_runs(folders))
     assert [each.judgement for each in judge(table, "complexity")] == ["supported"]
     figure = compression.u_figure(table)
-    assert figure is not None and [line.split for line in figure.series] == ["1 objects", "4 objects"]
+    assert figure is not None and [line.split for line in figure.series] == ["objects = 1", "objects = 4"]
 
 
 def test_a_study_that_does_not_vary_f_has_nothing_of_it(fake_store: FakeStore) -> None:

@@ -24,6 +24,9 @@ FEW_SEEDS = (
     "seeds.denoiser=2 trains each cell twice."
 )
 COMBINED = "95 % intervals over images and seeds together"
+OWN_SCALES = (
+    " Each kind of pictures has its own reference and extractor: compare the shapes of the lines, not their heights."
+)
 VERDICTS = {-1: "lower", 0: "cannot be told apart", 1: "higher"}
 HOW = (
     "Nested random effects by the method of moments on ln FID, the variances between seeds pooled over all arms; images by the "
@@ -158,7 +161,7 @@ def u_figure(table: CellTable) -> Figure | None:
     last = table.share("last")
     if len(table.varied_facts) > 1 and last is not None:
         for facts in table.varied_facts:
-            name = ", ".join(str(value) if key == TREATMENT else f"{value} {key}" for key, value in facts.items())
+            name = ", ".join(str(value) if key == TREATMENT else f"{key} = {value}" for key, value in facts.items())
             series.append(_line(table, table.where(facts).curve, last, name, len(series), dashed=False))
         return _panel(series, table)
     for name in ("last", "half", "first"):
@@ -180,6 +183,7 @@ def _panel(series: list[Series], table: CellTable) -> Figure | None:
     several = len(table.shares) > 1
     note = f"Bands: {COMBINED}." if last is not None and last.retrained else "Points alone: nothing was trained twice."
     note += " In per cent: after this share of training." if several else ""
+    note += OWN_SCALES if table.own_scales else ""
     return Figure("fid-over-f", "FID of generated images over f", KNOWN["fid"].head, tuple(series), note, True, False,
                   "down-sampling factor f", "log", tuple(xs))  # fmt: skip
 

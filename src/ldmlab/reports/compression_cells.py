@@ -20,6 +20,7 @@ from ldmlab.studies.pairs import pairs
 
 KEY = "fid"
 FACTS = ("objects",)  # of the data's options: what a claim may compare
+OF_PICTURES = ("reference", "extractor_hash")  # of the protocol: what other pictures have other ones of
 PIXELS = "pixels"
 
 
@@ -33,13 +34,13 @@ class TrainingWork(NamedTuple):
 
 
 def read_table(study: Study, work: TrainingWork, key: str = KEY) -> CellTable:
-    """The trained cells with this score under the protocol that most share (a sampling seed may differ). No cells where f is the same
+    """The trained cells with this score under the protocol that most share (a sampling seed may differ, and pictures of another kind have
+    their own reference and extractor). No cells where f is the same
     for all, but for several arms of one f of which something was trained twice: those can be compared too.
     """
     trained = [cell for cell in study.cells if not cell.closed_form]
-    card = common_card([cell.compared for cell in trained], key)
     scored = [cell for cell in trained if key in cell.scores.scores]
-    own = [cell for cell in scored if not leaf_differences(cell.compared.protocol(key), card)]
+    own, scales = _comparable(scored, key)
     left_out = len(scored) - len(own)
     shapes = {cell.run.id: shape for cell in own if (shape := shape_of(cell.run)) is not None}
     own = [cell for cell in own if cell.run.id in shapes]
@@ -56,8 +57,29 @@ def read_table(study: Study, work: TrainingWork, key: str = KEY) -> CellTable:
         )
         for cell in own
     }
-    table = CellTable(tuple(_cell(cell, arms[cell.run.id], work, key, measured) for cell in own), left_out)
+    table = CellTable(tuple(_cell(cell, arms[cell.run.id], work, key, measured) for cell in own), left_out, scales > 1)
     return table if table.varies_f or pairs(table) else CellTable(())
+
+
+def _comparable(scored: list[StudyCell], key: str) -> tuple[list[StudyCell], int]:
+    """(the cells of one protocol, in how many sets of reference and extractor: one for each kind of pictures at most)."""
+
+    def usual(cells: list[StudyCell]) -> list[StudyCell]:
+        card = common_card([cell.compared for cell in cells], key)
+        return [cell for cell in cells if not leaf_differences(cell.compared.protocol(key), card)]
+
+    shared = common_card([_without_pictures(cell) for cell in scored], key)
+    kinds: dict[str, list[StudyCell]] = {}
+    for cell in scored:
+        if not leaf_differences(_without_pictures(cell).protocol(key), shared):
+            kinds.setdefault(repr(_facts(cell)), []).append(cell)
+    own = [cell for cells in kinds.values() for cell in usual(cells)]
+    return own, len({repr([cell.scores.card.get(name) for name in OF_PICTURES]) for cell in own})
+
+
+def _without_pictures(cell: StudyCell) -> StageRecord:
+    card = {name: value for name, value in cell.compared.card.items() if name not in OF_PICTURES}
+    return replace(cell.compared, card=card)
 
 
 def by_f(study: Study, table: CellTable) -> Study:

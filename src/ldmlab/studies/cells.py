@@ -86,10 +86,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class CellTable:
-    """The finished cells of a study. left_out: how many more were scored by another protocol, so that nothing here compares them."""
+    """The finished cells of a study. left_out: how many more were scored by another protocol, so that nothing here compares them.
+    own_scales: whether each kind of pictures has its own reference and extractor, so that only differences within a kind compare.
+    """
 
     cells: tuple[Cell, ...]
     left_out: int = 0
+    own_scales: bool = False
 
     @cached_property
     def arms(self) -> tuple[Arm, ...]:
