@@ -233,3 +233,12 @@ def test_a_schedule_that_is_shifted_by_nothing_is_noted(tmp_path: Path) -> None:
         ["objective.schedule.base_size=null", "objective.schedule.factor=1"],
     ):
         assert not any("shifted" in note for note in plan_of(*words, *other, root=tmp_path).notes)
+
+
+def test_tokens_of_more_numbers_than_the_network_has_features_are_noted(tmp_path: Path) -> None:
+    words = ["data.resolution=32", "ae=identity", "ldm=dit_tiny"]
+    (note,) = [n for n in plan_of(*words, "ldm.network.patch=8", root=tmp_path).notes if "a token holds" in n]
+    assert "holds 192 numbers and the network has ldm.network.width=96" in note and "a width of 192 or more" in note
+    for enough in (["ldm.network.patch=4"], ["ldm.network.patch=8", "ldm.network.width=192"],
+                   ["ldm.network.patch=8", "objective=z0_linear"]):  # fmt: skip
+        assert not any("a token holds" in n for n in plan_of(*words, *enough, root=tmp_path).notes)

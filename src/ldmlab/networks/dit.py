@@ -67,7 +67,8 @@ class DiT(nn.Module):
     ):
         super().__init__()
         check_shape(width, blocks, heads, patch)
-        self.patch = patch
+        self.patch, self.width = patch, width
+        self.values = patch * patch * out_channels  # of a token's prediction
         self._width_step = math.lcm(4, 2 * heads)
         if latent_size is not None:
             self.check_latent(latent_size, latent_size)
@@ -78,7 +79,7 @@ class DiT(nn.Module):
         if vector_dim is not None:
             self.vector_embed = nn.Identity() if vector_dim == width else xavier(nn.Linear(vector_dim, width))
         self.blocks = nn.ModuleList(Block(width, heads, context_dim) for _ in range(blocks))
-        self.final_layer = FinalLayer(width, patch * patch * out_channels)
+        self.final_layer = FinalLayer(width, self.values)
 
     def forward(self, z_BCHW: Tensor, t_B: Tensor, cond: Condition) -> Tensor:
         """Prediction [B, out_channels, H, W] at times `t_B` (0 … T-1, whole or fractional).

@@ -6,7 +6,9 @@ from typing import Any, TypeVar
 
 from ldmlab import build
 from ldmlab.diffusion.rescaled import Shifted
+from ldmlab.diffusion.targets import Z0
 from ldmlab.errors import ConfigError
+from ldmlab.networks.dit import DiT
 from ldmlab.pipeline.chain import ChainStage
 from ldmlab.pipeline.cooldown import CooldownStage
 from ldmlab.pipeline.costs import UTILISATION, machine_speed
@@ -58,6 +60,18 @@ def nothing_shifted(resolved: Resolved) -> str | None:
     return f"objective.schedule.base_size={own.base_size} is this latent's own size, so nothing is shifted"
 
 
+def narrow_tokens(resolved: Resolved) -> str | None:
+    """A transformer whose tokens hold more numbers than it has features, and a target that holds noise, which fills all of them."""
+    network = resolved.denoiser.network
+    if not isinstance(network, DiT) or network.values <= network.width or isinstance(resolved.objective.target, Z0):
+        return None
+    return (
+        f"a token holds {network.values} numbers and the network has ldm.network.width={network.width} features, through which noise in "
+        f"all of them cannot pass: use a width of {network.values} or more, a smaller ldm.network.patch, or a target without noise "
+        "(objective=z0_…)"
+    )
+
+
 class Plan:
     """The stages of a run, each made once, and what the user should read with them (`notes`)."""
 
@@ -70,8 +84,7 @@ class Plan:
             stage.check()
         if note := self._extractor_note():
             self.notes.append(note)
-        if note := nothing_shifted(resolved):
-            self.notes.append(note)
+        self.notes += filter(None, (nothing_shifted(resolved), narrow_tokens(resolved)))
         self.notes += [
             why for stage in self.order if not begun(stage) and stage.continuation for why in stage.continuation.refused
         ]
