@@ -28,7 +28,7 @@ def attend(q_BNLD: Tensor, k_BNLD: Tensor, v_BNLD: Tensor, seen_BL: Tensor | Non
 
     PyTorch's fused kernel everywhere except for low precision on a CPU (`bench.py compare=attention`):
 
-    - training: its backward pass is slow there. Up to 64 positions two matrix products are 1.2 to 10 times as fast and
+    - training: its backward pass is slow there. Up to 64 positions two matrix products are 1.2 to 5.6 times as fast and
       keep their L² weights; with more positions they are up to 2.5 times as fast and make the weights again, but not
       where there are far more positions than features, where the fused kernel is as fast and lighter.
     - nothing trained and more than 64 positions: two products are up to 3.7 times as fast. A CPU that multiplies tiles

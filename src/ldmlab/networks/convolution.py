@@ -30,8 +30,8 @@ class Conv3x3(nn.Conv2d):
 def is_product(h_BCHW: Tensor, stride: int = 1) -> bool:
     """Whether the convolution of this map is faster as a product: in bfloat16, on a CPU with AMX, with few positions.
 
-    PyTorch's convolution there spends its time on rearranging the weights; a step at 2×2 positions is 1.3 to 6 times as
-    fast without it, at 4×4 with wide maps 1.2 to 2 times (`bench.py compare=convolution`). Everywhere else it stays.
+    PyTorch's convolution there spends its time on rearranging the weights; a pass of training at 1×1 and 2×2 positions
+    is 1.5 to 4.4 times as fast without it, at 4×4 with wide maps 1.8 times (`bench.py compare=convolution`). Everywhere else it stays.
     """
     if h_BCHW.device.type != "cpu" or computed_in(h_BCHW) != torch.bfloat16 or not has_amx():
         return False
@@ -59,7 +59,7 @@ def positions(h_BCHW: Tensor) -> Tensor:
     """[B, C, H, W] → [B, L, C] for a linear map over channels, copied where that map would be slow without.
 
     Without gradients `F.linear` of a transposed [B, L, C] is a batched product with B copies of the weights: in
-    bfloat16 1.1 to 200 times slower on a CPU than one product of B·L rows, in float32 up to 20 times where L is small
+    bfloat16 up to 26 times slower on a CPU than one product of B·L rows, in float32 up to 19 times where L is small
     and as fast where it is not (`bench.py compare=convolution`). With gradients PyTorch copies by itself.
     """
     x_BLC = h_BCHW.flatten(2).transpose(1, 2)

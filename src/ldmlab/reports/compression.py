@@ -16,7 +16,7 @@ from ldmlab.studies.best import best
 from ldmlab.studies.cells import TREATMENT, Arm, CellTable
 from ldmlab.studies.claims import Verdict, judge
 from ldmlab.studies.components import Interval, Nested
-from ldmlab.studies.pairs import Pair, pairs
+from ldmlab.studies.pairs import pairs
 from ldmlab.studies.prediction import predict
 
 FEW_SEEDS = (
@@ -91,10 +91,14 @@ def advice_lines(table: CellTable) -> list[str]:
     return lines
 
 
+def kind_name(facts: dict[str, Any]) -> str:
+    """ "objects = 4", or a treatment's own words."""
+    return ", ".join(str(value) if name == TREATMENT else f"{name} = {value}" for name, value in facts.items())
+
+
 def _of_one_kind(table: CellTable, facts: dict[str, Any]) -> list[str]:
     """The first sentence for the pictures of one kind, or for one treatment."""
-    said = ", ".join(str(value) if name == TREATMENT else f"{name} = {value}" for name, value in facts.items())
-    return [f"{said}: {line[0].lower()}{line[1:]}" for line in advice_lines(table.where(facts))[:1]]
+    return [f"{kind_name(facts)}: {line[0].lower()}{line[1:]}" for line in advice_lines(table.where(facts))[:1]]
 
 
 def _choice(found: Advice, table: CellTable) -> str:
@@ -161,8 +165,7 @@ def u_figure(table: CellTable) -> Figure | None:
     last = table.share("last")
     if len(table.varied_facts) > 1 and last is not None:
         for facts in table.varied_facts:
-            name = ", ".join(str(value) if key == TREATMENT else f"{key} = {value}" for key, value in facts.items())
-            series.append(_line(table, table.where(facts).curve, last, name, len(series), dashed=False))
+            series.append(_line(table, table.where(facts).curve, last, kind_name(facts), len(series), dashed=False))
         return _panel(series, table)
     for name in ("last", "half", "first"):
         share = table.share(name)
@@ -254,7 +257,7 @@ def pair_lines(table: CellTable) -> list[str]:
     by_f: dict[int, list[str]] = {}
     for pair in pairs(table):
         by_f.setdefault(pair.arm.f, []).append(
-            f"{_beside(pair)}: {VERDICTS[pair.interval.sign]}, {ratio(pair.interval)} ×"
+            f"{pair.arm.name} beside {pair.beside.name}: {VERDICTS[pair.interval.sign]}, {ratio(pair.interval)} ×"
         )
     return [f"At f = {f} (FID, {COMBINED}): {'; '.join(texts)}." for f, texts in by_f.items()]
 
@@ -270,7 +273,7 @@ def pair_blocks(table: CellTable) -> list[doc.Block]:
             p.beside.name,
             ratio(p.interval),
             VERDICTS[p.interval.sign],
-            "yes" if p.by_seed else "no",
+            ("no", "yes")[p.by_seed],
         ]
         for p in found
     ]
@@ -283,10 +286,6 @@ def pair_blocks(table: CellTable) -> list[doc.Block]:
         doc.Table(["f", "arm", "beside", "ratio of FIDs", "verdict", "seed by seed"], doc.entries(rows), left=6),
         doc.Paragraph(said, "small"),
     ]
-
-
-def _beside(pair: Pair) -> str:
-    return f"{pair.arm.name} beside {pair.beside.name}"
 
 
 # ---- variance components --------------------------------------------------------------------------------------------

@@ -35,8 +35,7 @@ class TrainingWork(NamedTuple):
 
 def read_table(study: Study, work: TrainingWork, key: str = KEY) -> CellTable:
     """The trained cells with this score under the protocol that most share (a sampling seed may differ, and pictures of another kind have
-    their own reference and extractor). No cells where f is the same
-    for all, but for several arms of one f of which something was trained twice: those can be compared too.
+    their own reference and extractor). No cells where f is the same for all and nothing was trained twice.
     """
     trained = [cell for cell in study.cells if not cell.closed_form]
     scored = [cell for cell in trained if key in cell.scores.scores]

@@ -60,13 +60,9 @@ class Blocks:
         rows = [row for row in self._contrasts(table) if _differs(row[2], nested)]
         self._nested: Nested | None = None
         if rows:
-            names, cells, w_MN = (
-                [row[0] for row in rows],
-                [table.cells[row[1]] for row in rows],
-                np.array([row[2] for row in rows]),
-            )
+            cells, w_MN = [table.cells[row[1]] for row in rows], np.array([row[2] for row in rows])
             self._nested = Nested(
-                tuple(names),
+                tuple(row[0] for row in rows),
                 tuple(str(cell.first_seed) if cell.trained else "closed form" for cell in cells),
                 tuple(str(cell.denoiser_seed) for cell in cells),
                 tuple(cell.trained for cell in cells),
